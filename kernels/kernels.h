@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Backends of tensor operations: kernels.def is the table of them; ref/ is the plain C oracle, cpu/ is
+ * oneDNN and vectorised loops, cuda/ is the GPU. A backend has every row or is refused at start.
+ *
+ * Tensors are dense and row-major in the backend's memory. Operations run in order on the backend's one
+ * queue; on the GPU they return before they are done (sync waits). Shapes and types are checked with
+ * CHECK: a wrong call is a bug of the caller, not an operating error. A device error ends the process
+ * (die, exit status KERNEL_EXIT_DEVICE): only workers use kernels. */
+#ifndef KERNELS_KERNELS_H
+#define KERNELS_KERNELS_H
+
+#include "lib/err.h"
+#include "lib/philox.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define KERNEL_EXIT_DEVICE 40   /* exit status after a device error */
+#define TENSOR_RANK_MAX 4
+
+enum dtype { DT_F32, DT_BF16, DT_I32, DT_I64, DT_U8 };
+
+static inline size_t dtype_bytes(enum dtype t)
+{
+	return t == DT_I64 ? 8 : t == DT_F32 || t == DT_I32 ? 4 : t == DT_BF16 ? 2 : 1;
+}
+
+struct tensor {
+	void *data;                       /* backend memory, 64-byte aligned at allocation */
+	enum dtype type;
+	int rank;
+	int64_t dim[TENSOR_RANK_MAX];     /* unused ones are 1 */
+};
+
+/* Views: no memory is touched. */
+struct tensor tensor_1d(void *data, enum dtype type, int64_t n);
+struct tensor tensor_2d(void *data, enum dtype type, int64_t rows, int64_t columns);
+struct tensor tensor_3d(void *data, enum dtype type, int64_t a, int64_t b, int64_t c);
+struct tensor tensor_4d(void *data, enum dtype type, int64_t a, int64_t b, int64_t c, int64_t d);
+int64_t tensor_count(const struct tensor *t);
+size_t tensor_bytes(const struct tensor *t);
+
+static inline float bf16_to_float(uint16_t x)
+{
+	union { uint32_t u; float f; } v = { (uint32_t)x << 16 };
+	return v.f;
+}
+
+static inline uint16_t bf16_from_float(float f)   /* round to nearest even; NaN stays NaN */
+{
+	union { float f; uint32_t u; } v = { f };
+	if ((v.u & 0x7fffffffu) > 0x7f800000u)
+		return (uint16_t)(v.u >> 16 | 0x40);
+	return (uint16_t)((v.u + 0x7fffu + (v.u >> 16 & 1)) >> 16);
+}
+
+/* AdamW over flat arrays; all parameters of a net lie in one array, matrices (which decay) first.
+ * g = grad * grad_scale * min(1, clip / (norm * grad_scale)), norm = sqrt(*grad_norm2) (device memory);
+ * m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; p -= lr (m / c1 / (sqrt(v / c2) + eps) + wd p),
+ * c1 = 1 - b1^step, c2 = 1 - b2^step, wd only below `decayed` (Loshchilov & Hutter 2019). */
+struct adamw {
+	float *master, *grad, *m, *v;      /* [n] f32 */
+	uint16_t *resident;                /* [n] bf16 copy to refresh, or NULL */
+	const float *grad_norm2;           /* one f32: sum of squares of grad */
+	int64_t n, decayed, step;          /* step counts from 1 */
+	float lr, beta1, beta2, eps, weight_decay, grad_scale, clip;   /* clip 0: none */
+};
+
+/* One denoising update, elementwise over [images, elements] f32 (recipe: Inference, Exact choices).
+ * eps = guided noise = eps_u + guidance (eps_c - eps_u), or eps_c when eps_u is NULL;
+ * x0 = clamp((x - sqrt(1-a) eps) / sqrt(a), +-clamp); eps again from x0 (clamp 0: none);
+ * x = c_x0 x0 + c_eps eps + c_x x + sigma noise. */
+struct denoise {
+	float *x;                          /* in and out */
+	const float *eps_c, *eps_u;
+	const float *noise;                /* NULL when sigma is 0 */
+	int64_t n;
+	float sqrt_abar, sqrt_one_minus_abar, guidance, clamp, c_x0, c_eps, c_x, sigma;
+};
+
+struct conv { int stride, pad_before, pad_after; };   /* same for both axes */
+
+struct kernels;
+
+struct kernel_ops {
+#define K(ret, name, args) ret (*name) args;
+#include "kernels/kernels.def"
+#undef K
+};
+
+/* A backend opened on one device. The fields are read-only to callers. */
+struct kernels {
+	const struct kernel_ops *ops;
+	const char *backend;      /* "ref", "cpu", "cuda" */
+	int threads;              /* CPU backends */
+	bool has_bf16;            /* bf16 matrix products are native here */
+	bool has_graphs;          /* graph_* may be called */
+	void *state;              /* the backend's own */
+};
+
+/* Opens backend "ref", "cpu" or "cuda" (device "cuda:N"); threads 0 means all of the process's CPUs.
+ * TF_EUNSUPPORTED with a sentence when it is not built in, lacks a row, or finds no device. */
+int kernels_open(const char *device, int threads, struct kernels **out, struct err *e);
+void kernels_close(struct kernels *k);
+/* Words about the device for logs: "oneDNN 2.6.3, AVX-512, 2 threads". Valid until close. */
+const char *kernels_describe(const struct kernels *k);
+
+#endif

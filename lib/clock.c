@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Clocks and their text forms; see clock.h. */
+#include "config.h"
+#include "lib/clock.h"
+
+#include <stdio.h>
+#include <time.h>
+
+int64_t clock_wall_ms(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_REALTIME, &t);
+	return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+int64_t clock_mono_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+int64_t clock_mono_ms(void)
+{
+	return clock_mono_ns() / 1000000;
+}
+
+void clock_format_ms(int64_t wall_ms, char out[CLOCK_TEXT_MAX])
+{
+	time_t seconds = wall_ms / 1000;
+	struct tm tm;
+	size_t n;
+
+	gmtime_r(&seconds, &tm);
+	n = strftime(out, CLOCK_TEXT_MAX, "%Y-%m-%dT%H:%M:%S", &tm);
+	snprintf(out + n, CLOCK_TEXT_MAX - n, ".%03dZ", (int)(wall_ms % 1000));
+}
+
+void clock_format_span(double seconds, char out[CLOCK_TEXT_MAX])
+{
+	long s = (long)(seconds + 0.5);
+
+	if (seconds < 1)
+		snprintf(out, CLOCK_TEXT_MAX, "%d ms", (int)(seconds * 1000 + 0.5));
+	else if (seconds < 60)
+		snprintf(out, CLOCK_TEXT_MAX, "%.1f s", seconds);
+	else if (s < 3600)
+		snprintf(out, CLOCK_TEXT_MAX, "%ld min %02ld s", s / 60, s % 60);
+	else
+		snprintf(out, CLOCK_TEXT_MAX, "%ld h %02ld min", s / 3600, s / 60 % 60);
+}
+
+void clock_sleep_ms(int64_t ms)
+{
+	struct timespec t = { ms / 1000, ms % 1000 * 1000000 };
+
+	nanosleep(&t, NULL);
+}

@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Every bound of the wire, the queue and the store, by name. What exceeds one is answered with
+ * TF_ELIMIT naming it; only LIMIT_MESSAGE_BYTES closes the connection. tests/ reach each of them. */
+#ifndef PROTO_LIMITS_H
+#define PROTO_LIMITS_H
+
+#define TF_PROTOCOL_VERSION 1u
+#define TF_STORE_VERSION 1u
+
+#define LIMIT_MESSAGE_BYTES (4u << 20)        /* one frame, both ways (ZMQ_MAXMSGSIZE) */
+#define LIMIT_UNPACK_FACTOR 8u                /* unpacked size: at most so many times the message */
+#define LIMIT_FRAMES 4u                       /* frames of a multipart message */
+#define LIMIT_NAME_BYTES 100u                 /* names of jobs, artefacts, users */
+#define LIMIT_PATH_BYTES 1024u
+#define LIMIT_TEXT_BYTES (64u << 10)          /* a prompt, a reason */
+#define LIMIT_EXPERIMENT_BYTES (256u << 10)
+#define LIMIT_PROMPTS 4096u                   /* per generate job */
+#define LIMIT_IMAGES_PER_PROMPT 1024u
+#define LIMIT_HELDOUT_NAMES 20000u
+#define LIMIT_SOURCES 4096u                   /* paths or uploads of an import */
+#define LIMIT_AFTER 256u                      /* dependencies of a job */
+#define LIMIT_JOBS_QUEUED 1000000u
+#define LIMIT_JOBS_LISTED 10000u              /* in one reply */
+#define LIMIT_CLIENTS 1024u
+#define LIMIT_WAITS 4096u                     /* open long polls */
+#define LIMIT_WAIT_MS 30000u
+#define LIMIT_CHUNK_BYTES (1u << 20)          /* file and upload chunks */
+#define LIMIT_UPLOAD_CREDIT 4u
+#define LIMIT_UPLOADS 256u                    /* open at once */
+#define LIMIT_UPLOAD_BYTES (1ull << 42)
+#define LIMIT_ARTEFACTS 100000u
+#define LIMIT_RETRIES 10u
+#define LIMIT_SLOTS 64u
+#define LIMIT_METRICS 64u                     /* in one progress report */
+#define LIMIT_LOG_BYTES (256ull << 20)        /* of one job; then a last line says so */
+
+#endif
