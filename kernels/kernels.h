@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Backends of tensor operations: kernels.def is the table of them; ref/ is the plain C oracle, cpu/ is
- * oneDNN and vectorised loops, cuda/ is the GPU. A backend has every row or is refused at start.
+ * Backends of tensor operations: kernels.def is the table of them; ref/ is the plain C oracle,
+ * cpu/ is oneDNN and vectorised loops, cuda/ is the GPU. A backend has every row or is refused at
+ * start.
  *
- * Tensors are dense and row-major in the backend's memory. Operations run in order on the backend's one
- * queue; on the GPU they return before they are done (sync waits). Shapes and types are checked with
- * CHECK: a wrong call is a bug of the caller, not an operating error. A device error ends the process
- * (die, exit status KERNEL_EXIT_DEVICE): only workers use kernels. */
+ * Tensors are dense and row-major in the backend's memory. Operations run in order on the
+ * backend's one queue; on the GPU they return before they are done (sync waits). Shapes and types
+ * are checked with CHECK: a wrong call is a bug of the caller, not an operating error. A device
+ * error ends the process (die, exit status KERNEL_EXIT_DEVICE): only workers use kernels. */
 #ifndef KERNELS_KERNELS_H
 #define KERNELS_KERNELS_H
 
@@ -56,9 +57,9 @@ static inline uint16_t bf16_from_float(float f)   /* round to nearest even; NaN 
 }
 
 /* AdamW over flat arrays; all parameters of a net lie in one array, matrices (which decay) first.
- * g = grad * grad_scale * min(1, clip / (norm * grad_scale)), norm = sqrt(*grad_norm2) (device memory);
- * m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; p -= lr (m / c1 / (sqrt(v / c2) + eps) + wd p),
- * c1 = 1 - b1^step, c2 = 1 - b2^step, wd only below `decayed` (Loshchilov & Hutter 2019). */
+ * g = grad * grad_scale * min(1, clip / (norm * grad_scale)), norm = sqrt(*grad_norm2) (device
+ * memory); m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; p -= lr (m / c1 / (sqrt(v / c2) + eps) + wd
+ * p), c1 = 1 - b1^step, c2 = 1 - b2^step, wd only below `decayed` (Loshchilov & Hutter 2019). */
 struct adamw {
 	float *master, *grad, *m, *v;      /* [n] f32 */
 	uint16_t *resident;                /* [n] bf16 copy to refresh, or NULL */
@@ -99,7 +100,8 @@ struct kernels {
 	void *state;              /* the backend's own */
 };
 
-/* Opens backend "ref", "cpu" or "cuda" (device "cuda:N"); threads 0 means all of the process's CPUs.
+/* Opens backend "ref", "cpu" or "cuda" (device "cuda:N"); threads 0 means all of the process's
+ * CPUs.
  * TF_EUNSUPPORTED with a sentence when it is not built in, lacks a row, or finds no device. */
 int kernels_open(const char *device, int threads, struct kernels **out, struct err *e);
 void kernels_close(struct kernels *k);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * A growing byte buffer. data is always followed by a zero byte, so text can be read as a C string. */
+ * A growing byte buffer. data is always followed by a zero byte, so text can be read as a C
+ * string. */
 #ifndef LIB_BUF_H
 #define LIB_BUF_H
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Errors: functions return 0 or a negative TF_E* code (errors.def); the sentence for the person goes
- * into a struct err that the caller owns and may pass as NULL.
+ * Errors: functions return 0 or a negative TF_E* code (errors.def); the sentence for the person
+ * goes into a struct err that the caller owns and may pass as NULL.
  *
  * Three severities: BUG() for what cannot be (aborts); die() in main functions, at startup and in
  * workers; everything else returns. */
@@ -52,6 +52,7 @@ void bug_at(const char *file, int line, const char *fmt, ...)
 /* Leaves the function with the code of a failed call. */
 #define TRY(expr) do { int try_rc_ = (expr); if (try_rc_ < 0) return try_rc_; } while (0)
 /* Leaves the function with code and a sentence when cond holds. */
-#define FAIL_IF(cond, e, code, ...) do { if (cond) return err_set((e), (code), __VA_ARGS__); } while (0)
+#define FAIL_IF(cond, e, code, ...) \
+	do { if (cond) return err_set((e), (code), __VA_ARGS__); } while (0)
 
 #endif

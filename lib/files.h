@@ -11,7 +11,8 @@
 
 /* Reads a whole regular file of at most max bytes (TF_ELIMIT beyond) and appends it to out. */
 int file_read(const char *path, size_t max, struct buf *out, struct err *e);
-/* Writes path whole or not at all: <path>.tmp, fsync, rename, fsync of the folder. mode as chmod. */
+/* Writes path whole or not at all: <path>.tmp, fsync, rename, fsync of the folder. mode as chmod.
+ * */
 int file_write(const char *path, const void *data, size_t len, unsigned mode, struct err *e);
 /* All bytes to a descriptor; retries short writes and EINTR. name is for the error. */
 int file_write_all(int fd, const void *data, size_t len, const char *name, struct err *e);
@@ -20,7 +21,8 @@ int file_fsync(const char *path, struct err *e);         /* a file or a folder *
 int file_rename(const char *from, const char *to, struct err *e);
 bool file_exists(const char *path);
 int64_t file_size(const char *path);                     /* -1 when it cannot be had */
-int dir_make(const char *path, unsigned mode, struct err *e);  /* with its parents; exists is fine */
+/* with its parents; exists is fine */
+int dir_make(const char *path, unsigned mode, struct err *e);
 int dir_remove(const char *path, struct err *e);         /* the whole tree, no link followed */
 int64_t dir_size(const char *path);                      /* bytes of the regular files below */
 /* Calls fn for each entry (not . and ..), in name order; a negative return ends the walk and is

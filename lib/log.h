@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Logs: one line to stderr, `LEVEL time component job=ID text key=value ...`; nothing secret goes in.
+ * Logs: one line to stderr, `LEVEL time component job=ID text key=value ...`; nothing secret goes
+ * in.
  * An error is logged once, where it is handled. Safe from any thread (one write per line). */
 #ifndef LIB_LOG_H
 #define LIB_LOG_H

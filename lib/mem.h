@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Memory that is always there: these abort the program when the system has none left. For sizes that
- * come from outside, check the bound first (proto/limits.h). Pair every call with xfree. */
+ * Memory that is always there: these abort the program when the system has none left. For sizes
+ * that come from outside, check the bound first (proto/limits.h). Pair every call with xfree. */
 #ifndef LIB_MEM_H
 #define LIB_MEM_H
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The safetensors file format (8-byte little-endian header length, JSON header, data): reading through a
- * read-only map with every bound checked, and writing whole or not at all. */
+ * The safetensors file format (8-byte little-endian header length, JSON header, data): reading
+ * through a read-only map with every bound checked, and writing whole or not at all. */
 #ifndef LIB_SAFETENSORS_H
 #define LIB_SAFETENSORS_H
 
@@ -14,7 +14,8 @@
 #define ST_HEADER_MAX (100u << 20)
 #define ST_TENSORS_MAX 100000
 
-enum st_type { ST_F64, ST_F32, ST_F16, ST_BF16, ST_I64, ST_I32, ST_I16, ST_I8, ST_U8, ST_U16, ST_BOOL,
+enum st_type { ST_F64, ST_F32, ST_F16, ST_BF16, ST_I64, ST_I32, ST_I16, ST_I8, ST_U8, ST_U16,
+	       ST_BOOL,
 	       ST_TYPES };
 
 size_t st_type_bytes(enum st_type type);
@@ -25,7 +26,8 @@ struct st_tensor {
 	enum st_type type;
 	int rank;
 	int64_t dim[ST_RANK_MAX];
-	const void *data;      /* in the map of an opened file; the caller's when writing. Maybe unaligned */
+	/* in the map of an opened file; the caller's when writing. Maybe unaligned */
+	const void *data;
 	size_t bytes;
 };
 
@@ -38,17 +40,19 @@ struct st_file {
 	size_t map_bytes;
 };
 
-/* Opens and checks path: header, names, types, shapes, offsets (no overlap, no hole, inside the file).
+/* Opens and checks path: header, names, types, shapes, offsets (no overlap, no hole, inside the
+ * file).
  * On success f is released by st_close; tensors' data lives as long. */
 int st_open(const char *path, struct st_file *f, struct err *e);
 void st_close(struct st_file *f);
 const struct st_tensor *st_find(const struct st_file *f, const char *name);
 const char *st_meta(const struct st_file *f, const char *key);   /* NULL when absent */
 /* Finds name and demands type (ST_TYPES: any), rank and dims; a sentence says what differs. */
-int st_need(const struct st_file *f, const char *path, const char *name, enum st_type type, int rank,
-	    const int64_t *dim, const struct st_tensor **out, struct err *e);
+int st_need(const struct st_file *f, const char *path, const char *name, enum st_type type,
+	    int rank, const int64_t *dim, const struct st_tensor **out, struct err *e);
 
-/* A writer: declare all tensors, then write. Writes <path>.tmp, fsyncs, renames, fsyncs the folder. */
+/* A writer: declare all tensors, then write. Writes <path>.tmp, fsyncs, renames, fsyncs the
+ * folder. */
 struct st_writer {
 	struct st_tensor *tensors;
 	size_t count, room;

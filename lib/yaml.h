@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * YAML for people's files: a tree of nodes with line numbers, strict scalars, `--set a.b=c` overrides, and
- * a table of fields that fills a struct. Every mistake is one sentence with file, line, field, what was
- * found and what was expected. Aliases, anchors, tags, several documents and duplicate keys are refused;
- * depth, nodes and size are bounded. */
+ * YAML for people's files: a tree of nodes with line numbers, strict scalars, `--set a.b=c`
+ * overrides, and a table of fields that fills a struct. Every mistake is one sentence with file,
+ * line, field, what was found and what was expected. Aliases, anchors, tags, several documents and
+ * duplicate keys are refused; depth, nodes and size are bounded. */
 #ifndef LIB_YAML_H
 #define LIB_YAML_H
 
@@ -45,14 +45,15 @@ struct yaml_node *yaml_get(const struct yaml_node *map, const char *key);
 /* Appends the tree as YAML that yaml_parse reads back to the same tree. */
 void yaml_write(const struct yaml *y, struct buf *out);
 
-/* Strict scalars; path is the dotted name for the message. YAML 1.2 core forms only: decimal integers
- * without leading zeros (with an optional k, M or G suffix meaning 1000s), plain floats and exponents,
- * true/false. */
-int yaml_int(const struct yaml *y, struct yaml_node *n, const char *path, int64_t least, int64_t most,
-	     int64_t *out, struct err *e);
-int yaml_float(const struct yaml *y, struct yaml_node *n, const char *path, double least, double most,
-	       double *out, struct err *e);
-int yaml_bool(const struct yaml *y, struct yaml_node *n, const char *path, bool *out, struct err *e);
+/* Strict scalars; path is the dotted name for the message. YAML 1.2 core forms only: decimal
+ * integers without leading zeros (with an optional k, M or G suffix meaning 1000s), plain floats
+ * and exponents, true/false. */
+int yaml_int(const struct yaml *y, struct yaml_node *n, const char *path, int64_t least,
+	     int64_t most, int64_t *out, struct err *e);
+int yaml_float(const struct yaml *y, struct yaml_node *n, const char *path, double least,
+	       double most, double *out, struct err *e);
+int yaml_bool(const struct yaml *y, struct yaml_node *n, const char *path, bool *out,
+	      struct err *e);
 
 enum yaml_type {
 	YAML_INT,     /* int64_t */
@@ -70,8 +71,10 @@ struct yaml_ints {
 	int64_t value[YAML_INTS_MAX];
 };
 
-/* One field: dotted name, where it lies in the struct, its type, default and range, and help for people.
- * `fallback` is YAML text; NULL makes the field required. For YAML_TEXT, least..most bounds the length. */
+/* One field: dotted name, where it lies in the struct, its type, default and range, and help for
+ * people.
+ * `fallback` is YAML text; NULL makes the field required. For YAML_TEXT, least..most bounds the
+ * length. */
 struct yaml_field {
 	const char *name;
 	enum yaml_type type;
@@ -82,11 +85,13 @@ struct yaml_field {
 	const char *help;
 };
 
-/* Fills the struct at `to` from y by the table; unknown fields are errors that name the nearest known. */
+/* Fills the struct at `to` from y by the table; unknown fields are errors that name the nearest
+ * known. */
 int yaml_fields_read(const struct yaml *y, const struct yaml_field *table, size_t count, void *to,
 		     struct err *e);
 void yaml_fields_release(const struct yaml_field *table, size_t count, void *from);
 /* The struct at `from` as YAML text with every field, in table order. */
-void yaml_fields_write(const struct yaml_field *table, size_t count, const void *from, struct buf *out);
+void yaml_fields_write(const struct yaml_field *table, size_t count, const void *from,
+		       struct buf *out);
 
 #endif

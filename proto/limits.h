@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Every bound of the wire, the queue and the store, by name. What exceeds one is answered with
- * TF_ELIMIT naming it; only LIMIT_MESSAGE_BYTES closes the connection. tests/ reach each of them. */
+ * TF_ELIMIT naming it; only LIMIT_MESSAGE_BYTES closes the connection. tests/ reach each of them.
+ * */
 #ifndef PROTO_LIMITS_H
 #define PROTO_LIMITS_H
 
