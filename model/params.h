@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The parameters of a convolutional net: declared by name and shape while the net is laid out, then
+ * carved from one allocation each for values, gradients and AdamW moments. Matrices and filters, which
+ * decay, come first; every tensor starts at a multiple of 64 bytes and the gaps stay zero.
+ *
+ * Master values are f32. With act DT_BF16 a bf16 copy lies beside them and filters are read from it;
+ * biases and norm weights are f32 always. Memory belongs to the backend `k`, which outlives this. */
+#ifndef MODEL_PARAMS_H
+#define MODEL_PARAMS_H
+
+#include "kernels/kernels.h"
+#include "lib/err.h"
+#include "lib/safetensors.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define PARAM_NAME_MAX 64
+
+enum param_init { PARAM_ZERO, PARAM_ONE, PARAM_UNIFORM };
+
+struct param {
+	char name[PARAM_NAME_MAX];
+	int rank;
+	int64_t dim[TENSOR_RANK_MAX];
+	int64_t at, count;               /* place in the flat arrays, in elements */
+	enum param_init init;
+	float bound;                     /* PARAM_UNIFORM: values in [-bound, bound) */
+};
+
+struct params {
+	struct kernels *k;
+	enum dtype act;
+	struct param *list;
+	int count, room;
+	int64_t total, decayed;          /* elements with gaps; the first `decayed` of them decay */
+	float *master, *grad, *m, *v;    /* backend memory; the last three only when training */
+	uint16_t *resident;              /* bf16 copy, or NULL */
+	float *grad_norm2;               /* one element */
+	int64_t step;                    /* updates made */
+};
+
+/* What one update is made with; the formula is that of struct adamw. */
+struct params_update {
+	float lr, beta1, beta2, eps, weight_decay, clip, grad_scale;
+};
+
+void params_init(struct params *p, struct kernels *k, enum dtype act);
+void params_release(struct params *p);
+/* Declares a parameter, or finds it when the same net is laid out again (another batch size): the shape
+ * must be the same then. Rank 1 does not decay. New names only before params_alloc. Returns its index. */
+int params_add(struct params *p, const char *name, int rank, const int64_t *dim, enum param_init init,
+	       float bound);
+/* Places and allocates everything, zeroed. TF_ENOMEM. */
+int params_alloc(struct params *p, bool training, struct err *e);
+bool params_allocated(const struct params *p);
+/* Initial values; parameter i is the stream (seed, PHILOX_INIT, i). */
+void params_draw(struct params *p, uint64_t seed);
+/* Views: filters (rank > 1) in the act type, the rest f32; gradients f32. */
+struct tensor params_value(const struct params *p, int i);
+struct tensor params_gradient(const struct params *p, int i);
+void params_zero_gradients(struct params *p);
+/* Sum of squares of all gradients, on the host (waits). */
+float params_gradient_norm2(struct params *p);
+/* One AdamW step (norm, clipping, update, bf16 copy). */
+void params_step(struct params *p, const struct params_update *u);
+/* Number of values, gaps not counted. */
+int64_t params_count(const struct params *p);
+
+/* Which flat array a file holds. Tensors are named <prefix><parameter>. */
+enum params_array { PARAMS_MASTER, PARAMS_M, PARAMS_V };
+
+/* Declares all tensors of one array to a writer; *copy is the host memory they lie in (free with xfree
+ * once saved). */
+void params_write(struct params *p, enum params_array which, const char *prefix, struct st_writer *w,
+		  float **copy);
+/* Reads one array, checking every name and shape; path is for messages. */
+int params_read(struct params *p, enum params_array which, const char *prefix, const struct st_file *f,
+		const char *path, struct err *e);
+
+#endif
