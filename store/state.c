@@ -1,0 +1,313 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The environment under the daemon's records; see state.h. At most one transaction is open: a read-only
+ * one for lookups, replaced by the writing one at the first change. */
+#include "config.h"
+#include "store/state.h"
+#include "lib/fault.h"
+#include "lib/files.h"
+#include "lib/mem.h"
+#include "proto/limits.h"
+
+#include <lmdb.h>
+#include <errno.h>
+#include <string.h>
+
+static const char *const table_names[STATE_TABLES] = {
+	"meta", "jobs", "specs", "live", "tokens", "attempts", "users", "names", "artefacts", "uses",
+	"uploads",
+};
+
+struct state {
+	MDB_env *env;
+	MDB_dbi table[STATE_TABLES];
+	MDB_txn *read;       /* kept reset between turns */
+	bool reading;        /* `read` is live */
+	MDB_txn *write;      /* NULL: nothing changed */
+	bool spoiled;        /* a change failed: do not commit */
+	char *folder;
+};
+
+static int mdb_error(struct err *e, const struct state *s, const char *what, int rc)
+{
+	int code = rc == MDB_MAP_FULL || rc == ENOSPC ? TF_ENOSPACE :
+		rc == MDB_CORRUPTED || rc == MDB_PAGE_NOTFOUND || rc == MDB_INVALID ? TF_ECORRUPT :
+		rc == MDB_VERSION_MISMATCH ? TF_EVERSION : TF_EIO;
+
+	return err_set(e, code, "%s: %s: %s", s->folder, what, mdb_strerror(rc));
+}
+
+void state_key(uint64_t number, uint8_t out[8])
+{
+	for (int i = 7; i >= 0; i--, number >>= 8)
+		out[i] = (uint8_t)number;
+}
+
+uint64_t state_key_number(const void *key)
+{
+	const uint8_t *p = key;
+	uint64_t number = 0;
+
+	for (int i = 0; i < 8; i++)
+		number = number << 8 | p[i];
+	return number;
+}
+
+/* The transaction to read with. */
+static int reader(struct state *s, MDB_txn **out, struct err *e)
+{
+	int rc = 0;
+
+	if (!s->write && !s->reading) {
+		rc = s->read ? mdb_txn_renew(s->read) :
+			mdb_txn_begin(s->env, NULL, MDB_RDONLY, &s->read);
+		if (rc)
+			return mdb_error(e, s, "begin of reading", rc);
+		s->reading = true;
+	}
+	*out = s->write ? s->write : s->read;
+	return 0;
+}
+
+static void reader_rest(struct state *s)
+{
+	if (s->reading)
+		mdb_txn_reset(s->read);
+	s->reading = false;
+}
+
+static int writer(struct state *s, struct err *e)
+{
+	int rc;
+
+	if (s->write)
+		return 0;
+	reader_rest(s);
+	rc = fault_hit("store-begin") ? EIO : mdb_txn_begin(s->env, NULL, 0, &s->write);
+	if (rc)
+		return mdb_error(e, s, "begin of writing", rc);
+	s->spoiled = false;
+	return 0;
+}
+
+static int open_tables(struct state *s, struct err *e)
+{
+	uint64_t version;
+
+	TRY(writer(s, e));
+	for (int i = 0; i < STATE_TABLES; i++) {
+		int rc = mdb_dbi_open(s->write, table_names[i], MDB_CREATE, &s->table[i]);
+
+		if (rc)
+			return mdb_error(e, s, table_names[i], rc);
+	}
+	TRY(state_number(s, "version", &version, e));
+	FAIL_IF(version > TF_STORE_VERSION, e, TF_EVERSION,
+		"%s: written by a newer program (store version %llu, this one knows %u)", s->folder,
+		(unsigned long long)version, TF_STORE_VERSION);
+	if (version != TF_STORE_VERSION)
+		TRY(state_set_number(s, "version", TF_STORE_VERSION, e));
+	return state_commit(s, e);
+}
+
+int state_open(const char *folder, uint64_t map_bytes, struct state **out, struct err *e)
+{
+	struct state *s = xcalloc(1, sizeof *s);
+	int rc, code;
+
+	s->folder = xstrdup(folder);
+	code = dir_make(folder, 0700, e);
+	rc = code ? 0 : mdb_env_create(&s->env);
+	if (!code && !rc)
+		rc = mdb_env_set_maxdbs(s->env, STATE_TABLES);
+	if (!code && !rc)
+		rc = mdb_env_set_mapsize(s->env, map_bytes);
+	if (!code && !rc)
+		rc = mdb_env_open(s->env, folder, MDB_NOTLS, 0600);
+	if (!code && rc)
+		code = mdb_error(e, s, "open", rc);
+	if (!code)
+		state_reader_check(s);
+	if (!code)
+		code = open_tables(s, e);
+	if (code) {
+		state_close(s);
+		return code;
+	}
+	*out = s;
+	return 0;
+}
+
+void state_close(struct state *s)
+{
+	if (!s)
+		return;
+	state_abort(s);
+	if (s->read)
+		mdb_txn_abort(s->read);
+	if (s->env)
+		mdb_env_close(s->env);
+	xfree(s->folder);
+	xfree_(s);
+}
+
+int state_get(struct state *s, enum state_table table, const void *key, size_t key_len,
+	      struct state_value *out, struct err *e)
+{
+	MDB_val k = { key_len, (void *)key }, v;
+	MDB_txn *txn;
+	int rc;
+
+	TRY(reader(s, &txn, e));
+	rc = mdb_get(txn, s->table[table], &k, &v);
+	if (rc == MDB_NOTFOUND)
+		return TF_ENOTFOUND;
+	if (rc)
+		return mdb_error(e, s, table_names[table], rc);
+	*out = (struct state_value){ v.mv_data, v.mv_size };
+	return 0;
+}
+
+int state_put(struct state *s, enum state_table table, const void *key, size_t key_len,
+	      const void *data, size_t len, struct err *e)
+{
+	MDB_val k = { key_len, (void *)key }, v = { len, (void *)data };
+	int rc;
+
+	CHECK(key_len > 0 && key_len <= 511);
+	TRY(writer(s, e));
+	rc = fault_hit("store-put") ? MDB_MAP_FULL : mdb_put(s->write, s->table[table], &k, &v, 0);
+	if (rc) {
+		s->spoiled = true;
+		return mdb_error(e, s, table_names[table], rc);
+	}
+	return 0;
+}
+
+int state_delete(struct state *s, enum state_table table, const void *key, size_t key_len,
+		 struct err *e)
+{
+	MDB_val k = { key_len, (void *)key };
+	int rc;
+
+	TRY(writer(s, e));
+	rc = mdb_del(s->write, s->table[table], &k, NULL);
+	if (rc && rc != MDB_NOTFOUND) {
+		s->spoiled = true;
+		return mdb_error(e, s, table_names[table], rc);
+	}
+	return 0;
+}
+
+/* Puts the cursor on the first entry of the walk; MDB_NOTFOUND when there is none. */
+static int walk_first(MDB_cursor *c, const void *from, size_t from_len, bool backward, MDB_val *k,
+		      MDB_val *v)
+{
+	int rc;
+
+	*k = (MDB_val){ from_len, (void *)from };
+	if (!from_len)
+		return mdb_cursor_get(c, k, v, backward ? MDB_LAST : MDB_FIRST);
+	rc = mdb_cursor_get(c, k, v, MDB_SET_RANGE);
+	if (!backward)
+		return rc;
+	return mdb_cursor_get(c, k, v, rc == MDB_NOTFOUND ? MDB_LAST : MDB_PREV);
+}
+
+int state_each(struct state *s, enum state_table table, const void *from, size_t from_len,
+	       bool backward, state_fn fn, void *arg, struct err *e)
+{
+	MDB_cursor *c = NULL;
+	MDB_val k, v;
+	MDB_txn *txn;
+	int rc, code = 0;
+
+	TRY(reader(s, &txn, e));
+	rc = mdb_cursor_open(txn, s->table[table], &c);
+	if (rc)
+		return mdb_error(e, s, table_names[table], rc);
+	rc = walk_first(c, from, from_len, backward, &k, &v);
+	while (rc == 0 && code == 0) {
+		code = fn(arg, (struct state_value){ k.mv_data, k.mv_size },
+			  (struct state_value){ v.mv_data, v.mv_size });
+		if (code == 0)
+			rc = mdb_cursor_get(c, &k, &v, backward ? MDB_PREV : MDB_NEXT);
+	}
+	mdb_cursor_close(c);
+	if (rc && rc != MDB_NOTFOUND)
+		return mdb_error(e, s, table_names[table], rc);
+	return code < 0 ? code : 0;
+}
+
+uint64_t state_count(struct state *s, enum state_table table)
+{
+	MDB_stat st;
+	MDB_txn *txn;
+
+	if (reader(s, &txn, NULL) < 0 || mdb_stat(txn, s->table[table], &st))
+		return 0;
+	return st.ms_entries;
+}
+
+bool state_changed(const struct state *s)
+{
+	return s->write != NULL;
+}
+
+int state_commit(struct state *s, struct err *e)
+{
+	MDB_txn *txn = s->write;
+	int rc;
+
+	reader_rest(s);
+	if (!txn)
+		return 0;
+	s->write = NULL;
+	if (s->spoiled || fault_hit("store-commit")) {
+		mdb_txn_abort(txn);
+		return err_set(e, TF_EIO, "%s: commit: a change before it failed", s->folder);
+	}
+	rc = mdb_txn_commit(txn);
+	if (rc)
+		return mdb_error(e, s, "commit", rc);
+	if (fault_hit("store-committed"))
+		return err_set(e, TF_EIO, "%s: commit: no answer from the disk", s->folder);
+	return 0;
+}
+
+void state_abort(struct state *s)
+{
+	reader_rest(s);
+	if (s->write)
+		mdb_txn_abort(s->write);
+	s->write = NULL;
+}
+
+void state_reader_check(struct state *s)
+{
+	int dead;
+
+	mdb_reader_check(s->env, &dead);
+}
+
+int state_number(struct state *s, const char *name, uint64_t *out, struct err *e)
+{
+	struct state_value v;
+	int rc = state_get(s, STATE_META, name, strlen(name), &v, e);
+
+	*out = 0;
+	if (rc == TF_ENOTFOUND)
+		return 0;
+	TRY(rc);
+	FAIL_IF(v.len != 8, e, TF_ECORRUPT, "%s: meta: %s has %zu bytes instead of 8", s->folder, name,
+		v.len);
+	*out = state_key_number(v.data);
+	return 0;
+}
+
+int state_set_number(struct state *s, const char *name, uint64_t value, struct err *e)
+{
+	uint8_t data[8];
+
+	state_key(value, data);
+	return state_put(s, STATE_META, name, strlen(name), data, sizeof data, e);
+}
