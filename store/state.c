@@ -154,7 +154,7 @@ int state_get(struct state *s, enum state_table table, const void *key, size_t k
 	      struct state_value *out, struct err *e)
 {
 	MDB_val k = { key_len, (void *)key }, v;
-	MDB_txn *txn;
+	MDB_txn *txn = NULL;
 	int rc;
 
 	TRY(reader(s, &txn, e));
@@ -218,7 +218,7 @@ int state_each(struct state *s, enum state_table table, const void *from, size_t
 {
 	MDB_cursor *c = NULL;
 	MDB_val k, v;
-	MDB_txn *txn;
+	MDB_txn *txn = NULL;
 	int rc, code = 0;
 
 	TRY(reader(s, &txn, e));
@@ -241,7 +241,7 @@ int state_each(struct state *s, enum state_table table, const void *from, size_t
 uint64_t state_count(struct state *s, enum state_table table)
 {
 	MDB_stat st;
-	MDB_txn *txn;
+	MDB_txn *txn = NULL;
 
 	if (reader(s, &txn, NULL) < 0 || mdb_stat(txn, s->table[table], &st))
 		return 0;

@@ -1,0 +1,229 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Jobs in the store; see jobs.h. */
+#include "config.h"
+#include "store/jobs.h"
+#include "lib/mem.h"
+#include "proto/limits.h"
+
+#include <string.h>
+
+bool job_state_ended(Tf__JobState state)
+{
+	return state == TF__JOB_STATE__DONE || state == TF__JOB_STATE__FAILED ||
+		state == TF__JOB_STATE__CANCELLED;
+}
+
+bool job_state_active(Tf__JobState state)
+{
+	return state == TF__JOB_STATE__STARTING || state == TF__JOB_STATE__RUNNING ||
+		state == TF__JOB_STATE__STOPPING;
+}
+
+const char *job_state_name(Tf__JobState state)
+{
+	static const char *const names[] = {
+		[TF__JOB_STATE__QUEUED] = "queued", [TF__JOB_STATE__WAITING] = "waiting",
+		[TF__JOB_STATE__HELD] = "held", [TF__JOB_STATE__STARTING] = "starting",
+		[TF__JOB_STATE__RUNNING] = "running", [TF__JOB_STATE__STOPPING] = "stopping",
+		[TF__JOB_STATE__DONE] = "done", [TF__JOB_STATE__FAILED] = "failed",
+		[TF__JOB_STATE__CANCELLED] = "cancelled",
+	};
+
+	return (size_t)state < ARRAY_LEN(names) && names[state] ? names[state] : "unknown";
+}
+
+const char *job_kind_name(Tf__JobKind kind)
+{
+	switch (kind) {
+#define J(id, ENUM, field, artefact, resumable, help) case TF__JOB_KIND__##ENUM: return #id;
+#include "proto/jobs.def"
+#undef J
+	default: return "unknown";
+	}
+}
+
+const char *stop_reason_name(Tf__StopReason reason)
+{
+	static const char *const names[] = { "none", "cancel", "preempt", "limit", "shutdown" };
+
+	return (size_t)reason < ARRAY_LEN(names) ? names[reason] : "unknown";
+}
+
+int jobs_next_id(struct state *s, uint64_t *out, struct err *e)
+{
+	uint64_t last;
+
+	TRY(state_number(s, "last-job", &last, e));
+	TRY(state_set_number(s, "last-job", last + 1, e));
+	*out = last + 1;
+	return 0;
+}
+
+/* What must hold of a record, before it is put and after it is got. */
+static bool record_is_whole(const Tf__JobRecord *r)
+{
+	const Tf__Job *j = r->job;
+
+	return j->id != 0 && r->token.len == JOB_TOKEN_BYTES &&
+		j->state >= TF__JOB_STATE__QUEUED && j->state <= TF__JOB_STATE__CANCELLED &&
+		j->kind >= TF__JOB_KIND__INGEST && j->kind <= TF__JOB_KIND__NOOP &&
+		(!job_state_active(j->state) || j->attempt > 0) &&
+		(j->state == TF__JOB_STATE__STOPPING) == (j->stopping != TF__STOP_REASON__STOP_NONE);
+}
+
+int job_put(struct state *s, Tf__JobRecord *record, struct err *e)
+{
+	uint8_t key[8];
+
+	CHECK(record_is_whole(record));
+	state_key(record->job->id, key);
+	TRY(record_put(s, STATE_JOBS, key, sizeof key, &record->base, e));
+	if (job_state_ended(record->job->state))
+		TRY(state_delete(s, STATE_LIVE, key, sizeof key, e));
+	else
+		TRY(state_put(s, STATE_LIVE, key, sizeof key, "", 0, e));
+	return state_put(s, STATE_TOKENS, record->token.data, JOB_TOKEN_BYTES, key, sizeof key, e);
+}
+
+static int unpack_job(struct state_value value, uint64_t id, Tf__JobRecord **out, struct err *e)
+{
+	TRY(record_unpack(value, &tf__job_record__descriptor, out, e));
+	if ((*out)->job->id == id && record_is_whole(*out))
+		return 0;
+	record_free(*out);
+	return err_set(e, TF_ECORRUPT, "store: the record of job %llu contradicts itself",
+		       (unsigned long long)id);
+}
+
+int job_get(struct state *s, uint64_t id, Tf__JobRecord **out, struct err *e)
+{
+	struct state_value v;
+	uint8_t key[8];
+	int rc;
+
+	state_key(id, key);
+	rc = state_get(s, STATE_JOBS, key, sizeof key, &v, e);
+	FAIL_IF(rc == TF_ENOTFOUND, e, TF_ENOTFOUND, "no job %llu", (unsigned long long)id);
+	TRY(rc);
+	return unpack_job(v, id, out, e);
+}
+
+int job_spec_put(struct state *s, uint64_t id, Tf__SpecRecord *record, struct err *e)
+{
+	uint8_t key[8];
+
+	state_key(id, key);
+	return record_put(s, STATE_SPECS, key, sizeof key, &record->base, e);
+}
+
+int job_spec_get(struct state *s, uint64_t id, Tf__SpecRecord **out, struct err *e)
+{
+	uint8_t key[8];
+	int rc;
+
+	state_key(id, key);
+	rc = record_get(s, STATE_SPECS, key, sizeof key, &tf__spec_record__descriptor, out, e);
+	FAIL_IF(rc == TF_ENOTFOUND, e, TF_ENOTFOUND, "no job %llu", (unsigned long long)id);
+	return rc;
+}
+
+int job_by_token(struct state *s, const uint8_t token[JOB_TOKEN_BYTES], uint64_t *out, struct err *e)
+{
+	struct state_value v;
+
+	TRY(state_get(s, STATE_TOKENS, token, JOB_TOKEN_BYTES, &v, e));
+	FAIL_IF(v.len != 8, e, TF_ECORRUPT, "store: a token leads to %zu bytes instead of 8", v.len);
+	*out = state_key_number(v.data);
+	return 0;
+}
+
+struct walk {
+	struct state *state;
+	job_fn job;
+	attempt_fn attempt;
+	void *arg;
+	struct err *e;
+};
+
+static int walk_job(void *arg, struct state_value key, struct state_value value)
+{
+	struct walk *w = arg;
+	Tf__JobRecord *r = NULL;
+	int rc;
+
+	TRY(unpack_job(value, state_key_number(key.data), &r, w->e));
+	rc = w->job(w->arg, r);
+	record_free(r);
+	return rc;
+}
+
+static int walk_live(void *arg, struct state_value key, struct state_value value)
+{
+	struct walk *w = arg;
+
+	(void)value;
+	TRY(state_get(w->state, STATE_JOBS, key.data, key.len, &value, w->e));
+	return walk_job(w, key, value);
+}
+
+int jobs_each(struct state *s, uint64_t before, job_fn fn, void *arg, struct err *e)
+{
+	struct walk w = { .state = s, .job = fn, .arg = arg, .e = e };
+	uint8_t key[8];
+
+	state_key(before, key);
+	return state_each(s, STATE_JOBS, key, before ? sizeof key : 0, true, walk_job, &w, e);
+}
+
+int jobs_each_live(struct state *s, uint64_t before, bool oldest_first, job_fn fn, void *arg,
+		   struct err *e)
+{
+	struct walk w = { .state = s, .job = fn, .arg = arg, .e = e };
+	uint8_t key[8];
+
+	state_key(before, key);
+	return state_each(s, STATE_LIVE, key, before ? sizeof key : 0, !oldest_first, walk_live, &w, e);
+}
+
+static void attempt_key(uint64_t job, uint32_t attempt, uint8_t key[16])
+{
+	state_key(job, key);
+	state_key(attempt, key + 8);
+}
+
+int attempt_put(struct state *s, Tf__AttemptRecord *record, struct err *e)
+{
+	uint8_t key[16];
+
+	CHECK(record->job && record->attempt && record->pid);
+	attempt_key(record->job, record->attempt, key);
+	return record_put(s, STATE_ATTEMPTS, key, sizeof key, &record->base, e);
+}
+
+int attempt_delete(struct state *s, uint64_t job, uint32_t attempt, struct err *e)
+{
+	uint8_t key[16];
+
+	attempt_key(job, attempt, key);
+	return state_delete(s, STATE_ATTEMPTS, key, sizeof key, e);
+}
+
+static int walk_attempt(void *arg, struct state_value key, struct state_value value)
+{
+	struct walk *w = arg;
+	Tf__AttemptRecord *r = NULL;
+	int rc;
+
+	(void)key;
+	TRY(record_unpack(value, &tf__attempt_record__descriptor, &r, w->e));
+	rc = w->attempt(w->arg, r);
+	record_free(r);
+	return rc;
+}
+
+int attempts_each(struct state *s, attempt_fn fn, void *arg, struct err *e)
+{
+	struct walk w = { .state = s, .attempt = fn, .arg = arg, .e = e };
+
+	return state_each(s, STATE_ATTEMPTS, NULL, 0, false, walk_attempt, &w, e);
+}

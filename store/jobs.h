@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Jobs in the store: the record a list shows, the spec beside it, the attempts that may have a live
+ * process. The indexes (live jobs, tokens) follow the record by themselves. */
+#ifndef STORE_JOBS_H
+#define STORE_JOBS_H
+
+#include "store/record.h"
+#include "store/store.pb-c.h"
+
+#define JOB_TOKEN_BYTES 16u
+
+bool job_state_ended(Tf__JobState state);             /* done, failed, cancelled */
+bool job_state_active(Tf__JobState state);            /* starting, running, stopping: has an attempt */
+const char *job_state_name(Tf__JobState state);       /* "queued" ...; never NULL */
+const char *job_kind_name(Tf__JobKind kind);          /* "ingest" ...; never NULL */
+const char *stop_reason_name(Tf__StopReason reason);  /* "cancel" ...; never NULL */
+
+/* The next job's number; counted in the transaction that is open. */
+int jobs_next_id(struct state *s, uint64_t *out, struct err *e);
+/* Puts a record after checking it. */
+int job_put(struct state *s, Tf__JobRecord *record, struct err *e);
+/* TF_ENOTFOUND "no job N". The caller frees *out with record_free. */
+int job_get(struct state *s, uint64_t id, Tf__JobRecord **out, struct err *e);
+int job_spec_put(struct state *s, uint64_t id, Tf__SpecRecord *record, struct err *e);
+int job_spec_get(struct state *s, uint64_t id, Tf__SpecRecord **out, struct err *e);
+/* The job a token was given to; TF_ENOTFOUND without a sentence. */
+int job_by_token(struct state *s, const uint8_t token[JOB_TOKEN_BYTES], uint64_t *out, struct err *e);
+
+typedef int (*job_fn)(void *arg, const Tf__JobRecord *record);
+/* Each job, newest first, from those below `before` (0: all). fn as in state_each. */
+int jobs_each(struct state *s, uint64_t before, job_fn fn, void *arg, struct err *e);
+/* Each job that has not ended: newest first below `before`, or oldest first. */
+int jobs_each_live(struct state *s, uint64_t before, bool oldest_first, job_fn fn, void *arg,
+		   struct err *e);
+
+int attempt_put(struct state *s, Tf__AttemptRecord *record, struct err *e);
+int attempt_delete(struct state *s, uint64_t job, uint32_t attempt, struct err *e);
+typedef int (*attempt_fn)(void *arg, const Tf__AttemptRecord *record);
+int attempts_each(struct state *s, attempt_fn fn, void *arg, struct err *e);
+
+#endif
