@@ -47,7 +47,8 @@ int st_open(const char *path, struct st_file *f, struct err *e);
 void st_close(struct st_file *f);
 const struct st_tensor *st_find(const struct st_file *f, const char *name);
 const char *st_meta(const struct st_file *f, const char *key);   /* NULL when absent */
-/* Finds name and demands type (ST_TYPES: any), rank and dims; a sentence says what differs. */
+/* Finds name and demands type (ST_TYPES: any), rank and dims (negative: any); a sentence says what
+ * differs. */
 int st_need(const struct st_file *f, const char *path, const char *name, enum st_type type,
 	    int rank, const int64_t *dim, const struct st_tensor **out, struct err *e);
 

@@ -45,6 +45,20 @@ struct yaml_node *yaml_get(const struct yaml_node *map, const char *key);
 /* Appends the tree as YAML that yaml_parse reads back to the same tree. */
 void yaml_write(const struct yaml *y, struct buf *out);
 
+/* A value left out: nothing, ~ or null without quotes. */
+bool yaml_is_null(const struct yaml_node *n);
+/* Takes into y what base says and y does not; lists are taken whole. base is released. What was taken
+ * has line 0. */
+void yaml_inherit(struct yaml *y, struct yaml *base);
+/* Pieces of yaml_write: a node after its "key:" or "-" (with its newline); a text, quoted where it must. */
+void yaml_write_node(const struct yaml_node *n, int indent, struct buf *out);
+void yaml_write_text(const char *text, bool quoted, struct buf *out);
+
+/* "FILE:LINE: PATH: " and the sentence; without ":LINE" for what came from --set or a preset. n may be
+ * NULL. Returns TF_EINVALID. */
+int yaml_error(const struct yaml *y, const struct yaml_node *n, const char *path, struct err *e,
+	       const char *fmt, ...) __attribute__((format(printf, 5, 6)));
+
 /* Strict scalars; path is the dotted name for the message. YAML 1.2 core forms only: decimal
  * integers without leading zeros (with an optional k, M or G suffix meaning 1000s), plain floats
  * and exponents, true/false. */
@@ -62,7 +76,7 @@ enum yaml_type {
 	YAML_TEXT,    /* char *, owned by the struct (yaml_fields_release) */
 	YAML_ENUM,    /* int: index into `choices`, words divided by '|' */
 	YAML_INTS,    /* struct yaml_ints: list of integers in [least, most] */
-	YAML_NODE,    /* struct yaml_node *: borrowed, for the caller to read; marked used */
+	YAML_NODE,    /* struct yaml_node *: borrowed, for the caller to read; NULL when absent */
 };
 
 #define YAML_INTS_MAX 16
@@ -84,6 +98,9 @@ struct yaml_field {
 	const char *choices;
 	const char *help;
 };
+
+/* The node of a dotted name, or NULL. Marks it and the maps on the way as used. */
+struct yaml_node *yaml_find(const struct yaml *y, const char *name);
 
 /* Fills the struct at `to` from y by the table; unknown fields are errors that name the nearest
  * known. */
