@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The safetensors format; see safetensors.h. A file from outside is believed in nothing: the header's
- * length, JSON, types, shapes and offsets are checked before a tensor is handed out. */
+ * The safetensors format; see safetensors.h. A file from outside is believed in nothing: the
+ * header's length, JSON, types, shapes and offsets are checked before a tensor is handed out. */
 #include "config.h"
 #include "lib/safetensors.h"
 #include "lib/files.h"
@@ -17,14 +17,17 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define PREFIX_BYTES 8          /* length of the header, little-endian */
-#define DATA_ALIGNMENT 64       /* of our own files */
+#define PREFIX_BYTES 8    /* length of the header, little-endian */
+#define DATA_ALIGNMENT 64 /* of our own files */
 
-static const struct { const char *name; size_t bytes; } types[ST_TYPES] = {
-	[ST_F64] = { "F64", 8 }, [ST_F32] = { "F32", 4 }, [ST_F16] = { "F16", 2 },
-	[ST_BF16] = { "BF16", 2 }, [ST_I64] = { "I64", 8 }, [ST_I32] = { "I32", 4 },
-	[ST_I16] = { "I16", 2 }, [ST_I8] = { "I8", 1 }, [ST_U8] = { "U8", 1 },
-	[ST_U16] = { "U16", 2 }, [ST_BOOL] = { "BOOL", 1 },
+static const struct {
+	const char *name;
+	size_t bytes;
+} types[ST_TYPES] = {
+	[ST_F64] = { "F64", 8 },   [ST_F32] = { "F32", 4 },   [ST_F16] = { "F16", 2 },
+	[ST_BF16] = { "BF16", 2 }, [ST_I64] = { "I64", 8 },   [ST_I32] = { "I32", 4 },
+	[ST_I16] = { "I16", 2 },   [ST_I8] = { "I8", 1 },     [ST_U8] = { "U8", 1 },
+	[ST_U16] = { "U16", 2 },   [ST_BOOL] = { "BOOL", 1 },
 };
 
 size_t st_type_bytes(enum st_type type)
@@ -64,14 +67,16 @@ static int read_type(const char *path, const char *name, const json_t *dtype, en
 			*out = (enum st_type)i;
 			return 0;
 		}
-	return err_set(e, TF_EUNSUPPORTED, "%s: tensor '%s' has dtype '%.20s', which is not supported",
-		       path, name, word);
+	return err_set(e, TF_EUNSUPPORTED,
+		       "%s: tensor '%s' has dtype '%.20s', which is not supported", path, name,
+		       word);
 }
 
 static int read_shape(const char *path, const json_t *shape, struct st_tensor *t, struct err *e)
 {
 	FAIL_IF(!json_is_array(shape) || json_array_size(shape) > ST_RANK_MAX, e, TF_ECORRUPT,
-		"%s: tensor '%s' has no shape of at most %d dimensions", path, t->name, ST_RANK_MAX);
+		"%s: tensor '%s' has no shape of at most %d dimensions", path, t->name,
+		ST_RANK_MAX);
 	t->rank = (int)json_array_size(shape);
 	for (int i = 0; i < t->rank; i++) {
 		const json_t *d = json_array_get(shape, (size_t)i);
@@ -121,7 +126,7 @@ static int read_metadata(const char *path, const json_t *map, struct st_file *f,
 		"%s: __metadata__ is not a map of texts", path);
 	f->meta_key = xcalloc(count, sizeof *f->meta_key);
 	f->meta_value = xcalloc(count, sizeof *f->meta_value);
-	json_object_foreach((json_t *)map, key, value) {
+	json_object_foreach ((json_t *)map, key, value) {
 		FAIL_IF(!json_is_string(value), e, TF_ECORRUPT,
 			"%s: __metadata__: '%.100s' is not a text", path, key);
 		f->meta_key[f->meta_count] = xstrdup(key);
@@ -160,8 +165,8 @@ static int check_places(const char *path, struct st_file *f, const char *data, s
 	return 0;
 }
 
-static int read_header(const char *path, const json_t *root, size_t header_bytes, struct st_file *f,
-		       struct err *e)
+static int read_header(const char *path, const json_t *root, size_t header_bytes,
+		       struct st_file *f, struct err *e)
 {
 	const char *data = (const char *)f->map + PREFIX_BYTES + header_bytes;
 	size_t data_bytes = f->map_bytes - PREFIX_BYTES - header_bytes;
@@ -171,7 +176,7 @@ static int read_header(const char *path, const json_t *root, size_t header_bytes
 	FAIL_IF(!json_is_object(root) || json_object_size(root) > ST_TENSORS_MAX, e, TF_ECORRUPT,
 		"%s: the header is not a map of at most %d tensors", path, ST_TENSORS_MAX);
 	f->tensors = xcalloc(json_object_size(root), sizeof *f->tensors);
-	json_object_foreach((json_t *)root, name, entry) {
+	json_object_foreach ((json_t *)root, name, entry) {
 		if (strcmp(name, "__metadata__") == 0) {
 			TRY(read_metadata(path, entry, f, e));
 			continue;
@@ -198,7 +203,8 @@ static int parse_file(const char *path, struct st_file *f, struct err *e)
 		"%s: not safetensors: the header does not begin with '{'", path);
 	root = json_loadb((const char *)p + PREFIX_BYTES, header_bytes, JSON_REJECT_DUPLICATES,
 			  &error);
-	FAIL_IF(!root, e, TF_ECORRUPT, "%s: header, byte %d: %s", path, error.position, error.text);
+	FAIL_IF(!root, e, TF_ECORRUPT, "%s: header, byte %d: %s", path, error.position,
+		error.text);
 	rc = read_header(path, root, header_bytes, f, e);
 	json_decref(root);
 	return rc;
@@ -285,8 +291,8 @@ static void shape_text(int rank, const int64_t *dim, char out[256])
 	snprintf(out + at, 256 - at, "]");
 }
 
-int st_need(const struct st_file *f, const char *path, const char *name, enum st_type type, int rank,
-	    const int64_t *dim, const struct st_tensor **out, struct err *e)
+int st_need(const struct st_file *f, const char *path, const char *name, enum st_type type,
+	    int rank, const int64_t *dim, const struct st_tensor **out, struct err *e)
 {
 	const struct st_tensor *t = st_find(f, name);
 	bool fits = t && (type == ST_TYPES || t->type == type) && t->rank == rank;

@@ -14,12 +14,23 @@
 #define ST_HEADER_MAX (100u << 20)
 #define ST_TENSORS_MAX 100000
 
-enum st_type { ST_F64, ST_F32, ST_F16, ST_BF16, ST_I64, ST_I32, ST_I16, ST_I8, ST_U8, ST_U16,
-	       ST_BOOL,
-	       ST_TYPES };
+enum st_type {
+	ST_F64,
+	ST_F32,
+	ST_F16,
+	ST_BF16,
+	ST_I64,
+	ST_I32,
+	ST_I16,
+	ST_I8,
+	ST_U8,
+	ST_U16,
+	ST_BOOL,
+	ST_TYPES
+};
 
 size_t st_type_bytes(enum st_type type);
-const char *st_type_name(enum st_type type);   /* "F32", "BF16", ... */
+const char *st_type_name(enum st_type type); /* "F32", "BF16", ... */
 
 struct st_tensor {
 	char *name;
@@ -34,7 +45,7 @@ struct st_tensor {
 struct st_file {
 	struct st_tensor *tensors;
 	size_t count;
-	char **meta_key, **meta_value;   /* the "__metadata__" map */
+	char **meta_key, **meta_value; /* the "__metadata__" map */
 	size_t meta_count;
 	void *map;
 	size_t map_bytes;
@@ -46,7 +57,7 @@ struct st_file {
 int st_open(const char *path, struct st_file *f, struct err *e);
 void st_close(struct st_file *f);
 const struct st_tensor *st_find(const struct st_file *f, const char *name);
-const char *st_meta(const struct st_file *f, const char *key);   /* NULL when absent */
+const char *st_meta(const struct st_file *f, const char *key); /* NULL when absent */
 /* Finds name and demands type (ST_TYPES: any), rank and dims (negative: any); a sentence says what
  * differs. */
 int st_need(const struct st_file *f, const char *path, const char *name, enum st_type type,
@@ -62,7 +73,7 @@ struct st_writer {
 };
 
 void st_writer_init(struct st_writer *w);
-void st_writer_meta(struct st_writer *w, const char *key, const char *value);   /* copies both */
+void st_writer_meta(struct st_writer *w, const char *key, const char *value); /* copies both */
 /* data is borrowed until st_writer_save. */
 void st_writer_add(struct st_writer *w, const char *name, enum st_type type, int rank,
 		   const int64_t *dim, const void *data);

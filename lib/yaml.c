@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The tree of a YAML file: reading by libyaml's events with every bound checked, overrides, inheritance
- * and writing; see yaml.h. Scalars and field tables are in yaml_fields.c. No global state. */
+ * The tree of a YAML file: reading by libyaml's events with every bound checked, overrides,
+ * inheritance and writing; see yaml.h. Scalars and field tables are in yaml_fields.c. No global
+ * state. */
 #include "config.h"
 #include "lib/yaml.h"
 #include "lib/mem.h"
@@ -39,7 +40,8 @@ static int syntax_error(struct reading *r)
 	if (p->error == YAML_READER_ERROR)
 		return err_set(r->e, TF_EINVALID, "%s: byte %zu: %s", r->file, p->problem_offset,
 			       problem);
-	return err_set(r->e, TF_EINVALID, "%s:%zu: %s", r->file, p->problem_mark.line + 1, problem);
+	return err_set(r->e, TF_EINVALID, "%s:%zu: %s", r->file, p->problem_mark.line + 1,
+		       problem);
 }
 
 static int next_event(struct reading *r, yaml_event_t *event)
@@ -77,8 +79,7 @@ static int check_plain(struct reading *r, const yaml_event_t *event)
 		anchor = event->data.mapping_start.anchor;
 		tag = event->data.mapping_start.tag;
 		break;
-	default:
-		break;
+	default: break;
 	}
 	if (anchor)
 		return refuse(r, event, "anchors (&name) are not supported");
@@ -194,8 +195,7 @@ static int read_node(struct reading *r, yaml_event_t *event, int depth, struct y
 			n->kind = YAML_MAP;
 			rc = read_map(r, n, depth);
 			break;
-		default:
-			rc = refuse(r, event, "not a value");
+		default: rc = refuse(r, event, "not a value");
 		}
 	}
 	yaml_event_delete(event);
@@ -236,8 +236,8 @@ static int read_tree(const char *file, const char *text, size_t len, struct yaml
 	int rc;
 
 	*out = NULL;
-	FAIL_IF(len > YAML_BYTES_MAX, e, TF_ELIMIT, "%s: %zu bytes, at most %d are read", file, len,
-		YAML_BYTES_MAX);
+	FAIL_IF(len > YAML_BYTES_MAX, e, TF_ELIMIT, "%s: %zu bytes, at most %d are read", file,
+		len, YAML_BYTES_MAX);
 	if (!yaml_parser_initialize(&r.parser))
 		BUG("out of memory");
 	yaml_parser_set_encoding(&r.parser, YAML_UTF8_ENCODING);
@@ -262,7 +262,7 @@ static struct yaml_node *node_new(enum yaml_kind kind)
 bool yaml_is_null(const struct yaml_node *n)
 {
 	return n->kind == YAML_SCALAR && !n->quoted &&
-		(!*n->text || strcmp(n->text, "~") == 0 || strcmp(n->text, "null") == 0);
+	       (!*n->text || strcmp(n->text, "~") == 0 || strcmp(n->text, "null") == 0);
 }
 
 int yaml_parse(const char *file, const char *text, size_t len, struct yaml *out, struct err *e)
@@ -275,7 +275,8 @@ int yaml_parse(const char *file, const char *text, size_t len, struct yaml *out,
 		root = NULL;
 	}
 	if (root && root->kind != YAML_MAP) {
-		err_set(e, TF_EINVALID, "%s:%d: expected settings, `name: value`", file, root->line);
+		err_set(e, TF_EINVALID, "%s:%d: expected settings, `name: value`", file,
+			root->line);
 		node_free(root);
 		return TF_EINVALID;
 	}
@@ -316,7 +317,8 @@ static bool is_index(const char *word, size_t len)
 	return len > 0 && len < 6 && strspn(word, "0123456789") >= len;
 }
 
-/* Makes n a container fit for the word that follows on the path: a list for an index, else a map. */
+/* Makes n a container fit for the word that follows on the path: a list for an index, else a map.
+ */
 static void become_container(struct yaml_node *n, bool list)
 {
 	if (n->kind != YAML_SCALAR || !yaml_is_null(n))
@@ -338,13 +340,14 @@ static struct yaml_node *append_null(struct yaml_node *parent, const char *key, 
 }
 
 /* The entry of parent that the first len bytes of word name, made when it is not there. */
-static int step_into(struct yaml_node *parent, const char *assignment, const char *word, size_t len,
-		     struct yaml_node **out, struct err *e)
+static int step_into(struct yaml_node *parent, const char *assignment, const char *word,
+		     size_t len, struct yaml_node **out, struct err *e)
 {
 	char *name;
 
 	FAIL_IF(parent->kind == YAML_SCALAR, e, TF_EINVALID,
-		"--set %s: what stands before '%.*s' is a single value", assignment, (int)len, word);
+		"--set %s: what stands before '%.*s' is a single value", assignment, (int)len,
+		word);
 	if (parent->kind == YAML_LIST) {
 		long index = is_index(word, len) ? strtol(word, NULL, 10) : -1, count = 0;
 
@@ -377,8 +380,9 @@ static int find_place(struct yaml *y, const char *assignment, const char *equals
 	while (word <= equals) {
 		size_t len = strcspn(word, ".=");
 
-		FAIL_IF(len == 0 || len > KEY_BYTES_MAX || ++depth > YAML_DEPTH_MAX, e, TF_EINVALID,
-			"--set %s: expected name=value or section.name=value", assignment);
+		FAIL_IF(len == 0 || len > KEY_BYTES_MAX || ++depth > YAML_DEPTH_MAX, e,
+			TF_EINVALID, "--set %s: expected name=value or section.name=value",
+			assignment);
 		become_container(at, is_index(word, len));
 		TRY(step_into(at, assignment, word, len, &at, e));
 		word += len + 1;
@@ -393,8 +397,8 @@ int yaml_set(struct yaml *y, const char *assignment, struct err *e)
 	struct yaml_node *value = NULL, *place = NULL;
 	int rc;
 
-	FAIL_IF(!equals || equals == assignment, e, TF_EINVALID,
-		"--set %s: expected name=value", assignment);
+	FAIL_IF(!equals || equals == assignment, e, TF_EINVALID, "--set %s: expected name=value",
+		assignment);
 	rc = read_tree("--set", equals + 1, strlen(equals + 1), &value, e);
 	if (rc == 0)
 		rc = find_place(y, assignment, equals, &place, e);
@@ -462,15 +466,15 @@ static bool is_plain_text(const char *text)
 	for (size_t i = 0; i < len; i++) {
 		unsigned char c = (unsigned char)text[i];
 
-		if (!(c >= 'a' && c <= 'z') && !(c >= 'A' && c <= 'Z') && !(c >= '0' && c <= '9') &&
-		    !strchr("_-.+/ ", c))
+		if (!(c >= 'a' && c <= 'z') && !(c >= 'A' && c <= 'Z') &&
+		    !(c >= '0' && c <= '9') && !strchr("_-.+/ ", c))
 			return false;
 	}
 	return true;
 }
 
-/* One character of UTF-8 that YAML does not take as it is, as an escape; others as they are. Returns
- * the bytes read. */
+/* One character of UTF-8 that YAML does not take as it is, as an escape; others as they are.
+ * Returns the bytes read. */
 static size_t write_character(const unsigned char *p, struct buf *out)
 {
 	uint32_t c = p[0];
@@ -506,8 +510,10 @@ void yaml_write_text(const char *text, bool quoted, struct buf *out)
 	buf_text(out, "\"");
 }
 
-/* The entries of a map, each on its line; the first goes on after "- " when it begins a list's entry. */
-static void write_entries(const struct yaml_node *map, int indent, bool after_dash, struct buf *out)
+/* The entries of a map, each on its line; the first goes on after "- " when it begins a list's
+ * entry. */
+static void write_entries(const struct yaml_node *map, int indent, bool after_dash,
+			  struct buf *out)
 {
 	for (const struct yaml_node *c = map->child; c; c = c->next) {
 		if (!after_dash || c != map->child)

@@ -21,18 +21,18 @@ enum yaml_kind { YAML_SCALAR, YAML_LIST, YAML_MAP };
 
 struct yaml_node {
 	enum yaml_kind kind;
-	int line;                    /* 1-based; 0 when it came from --set */
-	bool quoted;                 /* scalar written in quotes: always text */
-	bool used;                   /* read by somebody: what is left over is an unknown field */
-	char *key;                   /* in a map: its key; else NULL */
-	char *text;                  /* scalar */
-	struct yaml_node *child;     /* list or map: first entry */
-	struct yaml_node *next;      /* sibling */
+	int line;                /* 1-based; 0 when it came from --set */
+	bool quoted;             /* scalar written in quotes: always text */
+	bool used;               /* read by somebody: what is left over is an unknown field */
+	char *key;               /* in a map: its key; else NULL */
+	char *text;              /* scalar */
+	struct yaml_node *child; /* list or map: first entry */
+	struct yaml_node *next;  /* sibling */
 };
 
 struct yaml {
-	char *file;                  /* name for messages */
-	struct yaml_node *root;      /* a map (an empty file gives an empty map) */
+	char *file;             /* name for messages */
+	struct yaml_node *root; /* a map (an empty file gives an empty map) */
 };
 
 /* Parses text (len bytes) of a file called `file`. On success *out is owned by the caller. */
@@ -47,15 +47,16 @@ void yaml_write(const struct yaml *y, struct buf *out);
 
 /* A value left out: nothing, ~ or null without quotes. */
 bool yaml_is_null(const struct yaml_node *n);
-/* Takes into y what base says and y does not; lists are taken whole. base is released. What was taken
- * has line 0. */
+/* Takes into y what base says and y does not; lists are taken whole. base is released. What was
+ * taken has line 0. */
 void yaml_inherit(struct yaml *y, struct yaml *base);
-/* Pieces of yaml_write: a node after its "key:" or "-" (with its newline); a text, quoted where it must. */
+/* Pieces of yaml_write: a node after its "key:" or "-" (with its newline); a text, quoted where it
+ * must. */
 void yaml_write_node(const struct yaml_node *n, int indent, struct buf *out);
 void yaml_write_text(const char *text, bool quoted, struct buf *out);
 
-/* "FILE:LINE: PATH: " and the sentence; without ":LINE" for what came from --set or a preset. n may be
- * NULL. Returns TF_EINVALID. */
+/* "FILE:LINE: PATH: " and the sentence; without ":LINE" for what came from --set or a preset. n
+ * may be NULL. Returns TF_EINVALID. */
 int yaml_error(const struct yaml *y, const struct yaml_node *n, const char *path, struct err *e,
 	       const char *fmt, ...) __attribute__((format(printf, 5, 6)));
 
@@ -70,13 +71,13 @@ int yaml_bool(const struct yaml *y, struct yaml_node *n, const char *path, bool 
 	      struct err *e);
 
 enum yaml_type {
-	YAML_INT,     /* int64_t */
-	YAML_FLOAT,   /* double */
-	YAML_BOOL,    /* bool */
-	YAML_TEXT,    /* char *, owned by the struct (yaml_fields_release) */
-	YAML_ENUM,    /* int: index into `choices`, words divided by '|' */
-	YAML_INTS,    /* struct yaml_ints: list of integers in [least, most] */
-	YAML_NODE,    /* struct yaml_node *: borrowed, for the caller to read; NULL when absent */
+	YAML_INT,   /* int64_t */
+	YAML_FLOAT, /* double */
+	YAML_BOOL,  /* bool */
+	YAML_TEXT,  /* char *, owned by the struct (yaml_fields_release) */
+	YAML_ENUM,  /* int: index into `choices`, words divided by '|' */
+	YAML_INTS,  /* struct yaml_ints: list of integers in [least, most] */
+	YAML_NODE,  /* struct yaml_node *: borrowed, for the caller to read; NULL when absent */
 };
 
 #define YAML_INTS_MAX 16

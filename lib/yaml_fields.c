@@ -99,8 +99,8 @@ static bool parse_float(const char *text, double *out)
 	return isfinite(*out);
 }
 
-int yaml_int(const struct yaml *y, struct yaml_node *n, const char *path, int64_t least, int64_t most,
-	     int64_t *out, struct err *e)
+int yaml_int(const struct yaml *y, struct yaml_node *n, const char *path, int64_t least,
+	     int64_t most, int64_t *out, struct err *e)
 {
 	char expected[100];
 	int64_t value;
@@ -114,8 +114,8 @@ int yaml_int(const struct yaml *y, struct yaml_node *n, const char *path, int64_
 	return 0;
 }
 
-int yaml_float(const struct yaml *y, struct yaml_node *n, const char *path, double least, double most,
-	       double *out, struct err *e)
+int yaml_float(const struct yaml *y, struct yaml_node *n, const char *path, double least,
+	       double most, double *out, struct err *e)
 {
 	char expected[100];
 	double value;
@@ -128,7 +128,8 @@ int yaml_float(const struct yaml *y, struct yaml_node *n, const char *path, doub
 	return 0;
 }
 
-int yaml_bool(const struct yaml *y, struct yaml_node *n, const char *path, bool *out, struct err *e)
+int yaml_bool(const struct yaml *y, struct yaml_node *n, const char *path, bool *out,
+	      struct err *e)
 {
 	n->used = true;
 	if (is_plain_scalar(n) && strcmp(n->text, "true") == 0)
@@ -140,8 +141,8 @@ int yaml_bool(const struct yaml *y, struct yaml_node *n, const char *path, bool 
 	return 0;
 }
 
-static int read_text(const struct yaml *y, struct yaml_node *n, const struct yaml_field *f, char **out,
-		     struct err *e)
+static int read_text(const struct yaml *y, struct yaml_node *n, const struct yaml_field *f,
+		     char **out, struct err *e)
 {
 	char expected[100];
 	size_t len;
@@ -173,8 +174,8 @@ static int choice_index(const char *choices, const char *text)
 	}
 }
 
-static int read_enum(const struct yaml *y, struct yaml_node *n, const struct yaml_field *f, int *out,
-		     struct err *e)
+static int read_enum(const struct yaml *y, struct yaml_node *n, const struct yaml_field *f,
+		     int *out, struct err *e)
 {
 	char expected[PATH_BYTES_MAX] = "one of ";
 	int index = n->kind == YAML_SCALAR ? choice_index(f->choices, n->text) : -1;
@@ -242,24 +243,18 @@ struct yaml_node *yaml_find(const struct yaml *y, const char *name)
 	return at;
 }
 
-static int read_value(const struct yaml *y, struct yaml_node *n, const struct yaml_field *f, void *to,
-		      struct err *e)
+static int read_value(const struct yaml *y, struct yaml_node *n, const struct yaml_field *f,
+		      void *to, struct err *e)
 {
 	void *at = (char *)to + f->offset;
 
 	switch (f->type) {
-	case YAML_INT:
-		return yaml_int(y, n, f->name, (int64_t)f->least, (int64_t)f->most, at, e);
-	case YAML_FLOAT:
-		return yaml_float(y, n, f->name, f->least, f->most, at, e);
-	case YAML_BOOL:
-		return yaml_bool(y, n, f->name, at, e);
-	case YAML_TEXT:
-		return read_text(y, n, f, at, e);
-	case YAML_ENUM:
-		return read_enum(y, n, f, at, e);
-	case YAML_INTS:
-		return read_ints(y, n, f, at, e);
+	case YAML_INT: return yaml_int(y, n, f->name, (int64_t)f->least, (int64_t)f->most, at, e);
+	case YAML_FLOAT: return yaml_float(y, n, f->name, f->least, f->most, at, e);
+	case YAML_BOOL: return yaml_bool(y, n, f->name, at, e);
+	case YAML_TEXT: return read_text(y, n, f, at, e);
+	case YAML_ENUM: return read_enum(y, n, f, at, e);
+	case YAML_INTS: return read_ints(y, n, f, at, e);
 	case YAML_NODE:
 		mark_all(n);
 		*(struct yaml_node **)at = n;
@@ -462,14 +457,14 @@ static void write_value(const struct yaml_field *f, const void *from, int indent
 			buf_printf(out, "%s%lld", i ? ", " : "[", (long long)ints->value[i]);
 		buf_text(out, ints->count ? "]" : "[]");
 		break;
-	default:
-		BUG("field %s has type %d", f->name, f->type);
+	default: BUG("field %s has type %d", f->name, f->type);
 	}
 	buf_text(out, "\n");
 }
 
 /* Fields of one section stand together in a table, so its heading is written where it changes. */
-void yaml_fields_write(const struct yaml_field *table, size_t count, const void *from, struct buf *out)
+void yaml_fields_write(const struct yaml_field *table, size_t count, const void *from,
+		       struct buf *out)
 {
 	const char *section = "";
 	size_t section_len = 0;
@@ -479,7 +474,7 @@ void yaml_fields_write(const struct yaml_field *table, size_t count, const void 
 		const char *word = dot ? dot + 1 : table[i].name;
 		size_t len = dot ? (size_t)(dot - table[i].name) : 0;
 
-		CHECK(!strchr(word, '.'));   /* tables have two levels */
+		CHECK(!strchr(word, '.')); /* tables have two levels */
 		if (len && (len != section_len || memcmp(table[i].name, section, len) != 0))
 			buf_printf(out, "%.*s:\n", (int)len, table[i].name);
 		section = table[i].name;

@@ -15,11 +15,17 @@
 
 #define SECTION(section)
 #define END(section)
-#define F(section, name, type, fallback, least, most, choices, help) \
-	{ #section "." #name, YAML_##type, offsetof(struct EXPERIMENT, section.name), fallback, least, \
-	  most, choices, help },
+#define F(section, name, type, fallback, least, most, choices, help)                              \
+	{ #section "." #name,                                                                     \
+	  YAML_##type,                                                                            \
+	  offsetof(struct EXPERIMENT, section.name),                                              \
+	  fallback,                                                                               \
+	  least,                                                                                  \
+	  most,                                                                                   \
+	  choices,                                                                                \
+	  help },
 
-struct train_file {             /* train_experiment as the table fills it */
+struct train_file { /* train_experiment as the table fills it */
 	struct train_experiment x;
 	struct yaml_node *data;
 };
@@ -28,8 +34,11 @@ struct vae_file {
 	struct yaml_node *data;
 };
 
-#define DATA_FIELD(file) { "data", YAML_NODE, offsetof(struct file, data), "[]", 0, 0, NULL, \
-	"datasets: a list of {name: NAME, weight: WEIGHT}" }
+#define DATA_FIELD(file)                                                                          \
+	{                                                                                         \
+		"data", YAML_NODE, offsetof(struct file, data), "[]", 0, 0, NULL,                 \
+			"datasets: a list of {name: NAME, weight: WEIGHT}"                        \
+	}
 
 #define EXPERIMENT train_experiment
 static const struct yaml_field train_table[] = {
@@ -67,7 +76,8 @@ static int unknown_preset(const struct yaml *y, const struct yaml_node *n, struc
 
 	for (const struct experiment_preset *p = experiment_presets; p->name; p++)
 		buf_printf(&known, "%s%s", known.len ? ", " : "", p->name);
-	rc = yaml_error(y, n, "preset", e, "found '%.60s', expected one of %s", n->text, known.data);
+	rc = yaml_error(y, n, "preset", e, "found '%.60s', expected one of %s", n->text,
+			known.data);
 	buf_release(&known);
 	return rc;
 }
@@ -115,8 +125,8 @@ static int load(enum experiment_kind kind, const char *file, const char *text, s
 {
 	int rc;
 
-	FAIL_IF(len > LIMIT_EXPERIMENT_BYTES, e, TF_ELIMIT, "%s: %zu bytes, at most %u are read", file,
-		len, LIMIT_EXPERIMENT_BYTES);
+	FAIL_IF(len > LIMIT_EXPERIMENT_BYTES, e, TF_ELIMIT, "%s: %zu bytes, at most %u are read",
+		file, len, LIMIT_EXPERIMENT_BYTES);
 	TRY(yaml_parse(file, text, len, y, e));
 	rc = 0;
 	for (size_t i = 0; rc == 0 && i < n; i++)
@@ -139,7 +149,8 @@ static int read_source(const struct yaml *y, struct yaml_node *n, int index,
 	snprintf(path, sizeof path, "data.%d", index);
 	snprintf(weight, sizeof weight, "data.%d.weight", index);
 	if (n->kind != YAML_MAP || !name)
-		return yaml_error(y, n, path, e, "expected a dataset, {name: NAME, weight: WEIGHT}");
+		return yaml_error(y, n, path, e,
+				  "expected a dataset, {name: NAME, weight: WEIGHT}");
 	for (struct yaml_node *c = n->child; c; c = c->next)
 		if (c != name && c != share)
 			return yaml_error(y, c, path, e, "'%.60s': a dataset has name and weight",
@@ -162,8 +173,8 @@ static void release_sources(struct experiment_source *data, int count)
 	xfree(data);
 }
 
-static int read_sources(const struct yaml *y, struct yaml_node *list, struct experiment_source **out,
-			int *count, struct err *e)
+static int read_sources(const struct yaml *y, struct yaml_node *list,
+			struct experiment_source **out, int *count, struct err *e)
 {
 	int rc = 0;
 
@@ -215,8 +226,10 @@ static int check_model(const struct train_experiment *x, struct err *e)
 				  "found %" PRId64 ", expected a multiple of heads (%" PRId64 ")",
 				  x->model.dim, x->model.heads);
 	if (x->model.dim / x->model.heads % 2)
-		return yaml_error(y, at(y, "model.heads"), "model.heads", e, "%" PRId64 " heads of a"
-				  " width of %" PRId64 " have %" PRId64 " each, expected an even number",
+		return yaml_error(y, at(y, "model.heads"), "model.heads", e,
+				  "%" PRId64 " heads of a"
+				  " width of %" PRId64 " have %" PRId64
+				  " each, expected an even number",
 				  x->model.heads, x->model.dim, x->model.dim / x->model.heads);
 	if (patch & (patch - 1))
 		return yaml_error(y, at(y, "model.patch"), "model.patch", e,
@@ -229,12 +242,12 @@ static int check_steps(const struct yaml *y, int64_t steps, int64_t warmup, int6
 {
 	if (warmup >= steps)
 		return yaml_error(y, at(y, "train.warmup"), "train.warmup", e,
-				  "found %" PRId64 ", expected fewer than steps (%" PRId64 ")", warmup,
-				  steps);
+				  "found %" PRId64 ", expected fewer than steps (%" PRId64 ")",
+				  warmup, steps);
 	if (micro_batch && batch % micro_batch)
-		return yaml_error(y, at(y, "train.micro_batch"), "train.micro_batch", e, "found %"
-				  PRId64 ", expected a divisor of batch (%" PRId64 ")", micro_batch,
-				  batch);
+		return yaml_error(y, at(y, "train.micro_batch"), "train.micro_batch", e,
+				  "found %" PRId64 ", expected a divisor of batch (%" PRId64 ")",
+				  micro_batch, batch);
 	if (lr_end > lr)
 		return yaml_error(y, at(y, "train.lr_end"), "train.lr_end", e,
 				  "found %g, expected at most lr (%g)", lr_end, lr);
@@ -286,8 +299,8 @@ static int fill_train(struct yaml *tree, struct train_experiment *out, struct er
 	return rc;
 }
 
-int train_experiment_read(const char *file, const char *text, size_t len, struct train_experiment *out,
-			  struct err *e)
+int train_experiment_read(const char *file, const char *text, size_t len,
+			  struct train_experiment *out, struct err *e)
 {
 	struct yaml tree = { 0 };
 
@@ -314,14 +327,16 @@ int train_experiment_fits(const struct train_experiment *x, const struct experim
 	if (!facts->latent_height)
 		return 0;
 	if (facts->latent_height % patch || facts->latent_width % patch)
-		return yaml_error(y, at(y, "model.patch"), "model.patch", e, "found %" PRId64
-				  ", expected a divisor of the latents' %" PRId64 " x %" PRId64
-				  " pixels", patch, facts->latent_height, facts->latent_width);
+		return yaml_error(y, at(y, "model.patch"), "model.patch", e,
+				  "found %" PRId64 ", expected a divisor of the latents' %" PRId64
+				  " x %" PRId64 " pixels",
+				  patch, facts->latent_height, facts->latent_width);
 	/* BOS BOI picture EOI EOS */
 	positions = facts->latent_height / patch * (facts->latent_width / patch) + 4;
 	if (positions > x->train.sequence)
-		return yaml_error(y, at(y, "train.sequence"), "train.sequence", e, "found %" PRId64
-				  ", a picture with its marks takes %" PRId64 " positions",
+		return yaml_error(y, at(y, "train.sequence"), "train.sequence", e,
+				  "found %" PRId64 ", a picture with its marks takes %" PRId64
+				  " positions",
 				  x->train.sequence, positions);
 	return 0;
 }
@@ -338,13 +353,15 @@ static int check_channels(const struct vae_experiment *x, struct err *e)
 		return yaml_error(y, at(y, "model.downsample"), "model.downsample", e,
 				  "found %" PRId64 ", expected 4, 8 or 16", factor);
 	if (factor != (int64_t)1 << channels->count)
-		return yaml_error(y, at(y, "model.channels"), "model.channels", e, "%d levels make "
-				  "latents %d times smaller, downsample says %" PRId64, channels->count,
-				  1 << channels->count, factor);
+		return yaml_error(y, at(y, "model.channels"), "model.channels", e,
+				  "%d levels make "
+				  "latents %d times smaller, downsample says %" PRId64,
+				  channels->count, 1 << channels->count, factor);
 	for (int i = 0; i < channels->count; i++)
 		if (channels->value[i] % x->model.groups)
-			return yaml_error(y, at(y, "model.channels"), "model.channels", e, "found %"
-					  PRId64 ", expected multiples of groups (%" PRId64 ")",
+			return yaml_error(y, at(y, "model.channels"), "model.channels", e,
+					  "found %" PRId64
+					  ", expected multiples of groups (%" PRId64 ")",
 					  channels->value[i], x->model.groups);
 	return 0;
 }
@@ -433,19 +450,18 @@ int experiment_detect(const char *file, const char *text, size_t len, enum exper
 static void describe_range(const struct yaml_field *f, struct buf *out)
 {
 	switch (f->type) {
-	case YAML_INT: case YAML_FLOAT: case YAML_INTS:
-		buf_printf(out, "%s%.15g to %.15g", f->type == YAML_INTS ? "list of " : "", f->least,
-			   f->most);
+	case YAML_INT:
+	case YAML_FLOAT:
+	case YAML_INTS:
+		buf_printf(out, "%s%.15g to %.15g", f->type == YAML_INTS ? "list of " : "",
+			   f->least, f->most);
 		break;
-	case YAML_BOOL:
-		buf_text(out, "true, false");
-		break;
+	case YAML_BOOL: buf_text(out, "true, false"); break;
 	case YAML_ENUM:
 		for (const char *p = f->choices; *p; p++)
 			buf_append(out, *p == '|' ? ", " : p, *p == '|' ? 2 : 1);
 		break;
-	default:
-		buf_text(out, "list");
+	default: buf_text(out, "list");
 	}
 }
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Experiment files: what a training run or an autoencoder is made with, as YAML. A file may begin with
- * `preset: NAME` (a file of etc/, built in): its settings are taken where the file says nothing. The
- * tables experiment_train.def and experiment_vae.def give every setting with range, default and help.
- * The client checks a file with its line numbers and sends the text; the daemon checks again; the worker
- * reads it. */
+ * Experiment files: what a training run or an autoencoder is made with, as YAML. A file may begin
+ * with `preset: NAME` (a file of etc/, built in): its settings are taken where the file says
+ * nothing. The tables experiment_train.def and experiment_vae.def give every setting with range,
+ * default and help. The client checks a file with its line numbers and sends the text; the daemon
+ * checks again; the worker reads it. */
 #ifndef PROTO_EXPERIMENT_H
 #define PROTO_EXPERIMENT_H
 
@@ -37,7 +37,9 @@ enum experiment_sampler { SAMPLER_DDPM, SAMPLER_DDIM };
 #define EXPERIMENT_C_NODE struct yaml_node *
 #define SECTION(section) struct {
 #define F(section, name, type, fallback, least, most, choices, help) EXPERIMENT_C_##type name;
-#define END(section) } section;
+#define END(section)                                                                              \
+	}                                                                                         \
+	section;
 
 /* An entry of `data:`, a list of {name: DATASET, weight: W}; weight defaults to 1. */
 struct experiment_source {
@@ -45,13 +47,13 @@ struct experiment_source {
 	double weight;
 };
 
-struct train_experiment {       /* x.model.layers, x.train.lr, x.images.noise_limit ... */
+struct train_experiment { /* x.model.layers, x.train.lr, x.images.noise_limit ... */
 #include "proto/experiment_train.def"
 	struct experiment_source *data;
 	int data_count;
-	char **prompt;          /* sample.prompts */
+	char **prompt; /* sample.prompts */
 	int prompt_count;
-	struct yaml tree;       /* the file as it was read, preset included */
+	struct yaml tree; /* the file as it was read, preset included */
 };
 
 struct vae_experiment {
@@ -65,27 +67,30 @@ struct vae_experiment {
 #undef F
 #undef END
 
-/* Read and check text (len bytes) of a file called `file` in messages. On success the caller releases
- * *out; on failure nothing is owned. Every mistake names file, line, field, value and expectation. */
-int train_experiment_read(const char *file, const char *text, size_t len, struct train_experiment *out,
-			  struct err *e);
+/* Read and check text (len bytes) of a file called `file` in messages. On success the caller
+ * releases *out; on failure nothing is owned. Every mistake names file, line, field, value and
+ * expectation. */
+int train_experiment_read(const char *file, const char *text, size_t len,
+			  struct train_experiment *out, struct err *e);
 void train_experiment_release(struct train_experiment *x);
 int vae_experiment_read(const char *file, const char *text, size_t len, struct vae_experiment *out,
 			struct err *e);
 void vae_experiment_release(struct vae_experiment *x);
 
-/* What a run of `kind` with this file and these "a.b=c" overrides (n of them) is made with: the preset
- * filled in, overrides applied, everything checked, as YAML that stands for itself. Appended to *out. */
+/* What a run of `kind` with this file and these "a.b=c" overrides (n of them) is made with: the
+ * preset filled in, overrides applied, everything checked, as YAML that stands for itself.
+ * Appended to *out. */
 int experiment_resolve(enum experiment_kind kind, const char *file, const char *text, size_t len,
 		       const char *const *set, size_t n, struct buf *out, struct err *e);
-/* Whether the text has the sections of an autoencoder (`model.channels` or `loss`) or of a training run. */
+/* Whether the text has the sections of an autoencoder (`model.channels` or `loss`) or of a
+ * training run. */
 int experiment_detect(const char *file, const char *text, size_t len, enum experiment_kind *out,
 		      struct err *e);
 
 /* What is known of the data when a training run is submitted (dry run, worker). Latent dims 0: no
  * pictures among the data. */
 struct experiment_facts {
-	int64_t pieces;                 /* V0: pieces of the tokenizer */
+	int64_t pieces; /* V0: pieces of the tokenizer */
 	int64_t latent_height, latent_width, latent_channels;
 };
 /* Patch divides the latent, a picture with its marks fits into a sequence. */
@@ -99,7 +104,8 @@ struct experiment_preset {
 };
 extern const struct experiment_preset experiment_presets[];
 
-/* Every setting with type, range, default and help, as text for people (`transfuse check --settings`). */
+/* Every setting with type, range, default and help, as text for people (`transfuse check
+ * --settings`). */
 void experiment_describe(enum experiment_kind kind, struct buf *out);
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Naming, finding, publishing and pruning checkpoints; see checkpoints.h. One process writes a folder
- * (the job that trains); others only read. */
+ * Naming, finding, publishing and pruning checkpoints; see checkpoints.h. One process writes a
+ * folder (the job that trains); others only read. */
 #include "config.h"
 #include "store/checkpoints.h"
 #include "lib/buf.h"
@@ -65,7 +65,7 @@ static int list_entry(void *arg, const char *name)
 	if (!checkpoint_parse(name, &step))
 		return 0;
 	l->entry = xrealloc(l->entry, l->count + 1, sizeof *l->entry);
-	l->entry[l->count++] = (struct checkpoint_entry){ step, read_score(l->folder, name) };
+	l->entry[l->count++] = (struct checkpoint_entry) { step, read_score(l->folder, name) };
 	return 0;
 }
 
@@ -77,7 +77,8 @@ static int by_step(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-int checkpoints_list(const char *folder, struct checkpoint_entry **out, size_t *count, struct err *e)
+int checkpoints_list(const char *folder, struct checkpoint_entry **out, size_t *count,
+		     struct err *e)
 {
 	struct listing l = { folder, NULL, 0 };
 	int rc = dir_each(folder, list_entry, &l, e);
@@ -128,8 +129,10 @@ static int find_in(const char *folder, const struct checkpoint_entry *entry, siz
 			*step = wanted;
 			return 0;
 		}
-	return err_set(e, TF_ENOTFOUND, "no checkpoint of step %" PRIu64 ": there are %zu, of steps %"
-		       PRIu64 " to %" PRIu64, wanted, count, entry[0].step, entry[count - 1].step);
+	return err_set(e, TF_ENOTFOUND,
+		       "no checkpoint of step %" PRIu64 ": there are %zu, of steps %" PRIu64
+		       " to %" PRIu64,
+		       wanted, count, entry[0].step, entry[count - 1].step);
 }
 
 int checkpoints_find(const char *folder, const char *which, uint64_t *step, struct err *e)
@@ -205,7 +208,8 @@ static int sync_entry(void *arg, const char *name)
 	return rc;
 }
 
-int checkpoint_commit(const char *folder, uint64_t step, const char *path, double score, struct err *e)
+int checkpoint_commit(const char *folder, uint64_t step, const char *path, double score,
+		      struct err *e)
 {
 	struct sweep s = { path, e };
 	char name[CHECKPOINT_NAME_MAX];
@@ -240,7 +244,7 @@ static int remove_one(const char *folder, uint64_t step, struct err *e)
 	checkpoint_name(step, name);
 	from = xasprintf("%s/%s", folder, name);
 	aside = xasprintf("%s/" REPLACED_PREFIX "%s", folder, name);
-	rc = file_rename(from, aside, e);     /* never half a checkpoint under its name */
+	rc = file_rename(from, aside, e); /* never half a checkpoint under its name */
 	if (rc == 0)
 		rc = dir_remove(aside, e);
 	xfree(aside);

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The vocabulary of transfuse-worker: one process runs one attempt of one job.
  *
- * main.c says hello to the daemon, fills struct job from the Assignment and calls the job's function
- * (proto/jobs.def has a row for each kind; its work is job_<kind>.c). The function returns 0 when the
- * work is done, TF_ECANCELLED when it left because job_should_stop said so, or another TF_E* with a
- * sentence. main.c then writes the outcome, tells the daemon and exits.
+ * main.c says hello to the daemon, fills struct job from the Assignment and calls the job's
+ * function (proto/jobs.def has a row for each kind; its work is job_<kind>.c). The function
+ * returns 0 when the work is done, TF_ECANCELLED when it left because job_should_stop said so, or
+ * another TF_E* with a sentence. main.c then writes the outcome, tells the daemon and exits.
  *
- * A job's function runs in the main thread. A thread of its own (link.c) speaks with the daemon, so
- * that no function of this header ever waits for the daemon. */
+ * A job's function runs in the main thread. A thread of its own (link.c) speaks with the daemon,
+ * so that no function of this header ever waits for the daemon. */
 #ifndef WORKER_WORKER_H
 #define WORKER_WORKER_H
 
@@ -21,13 +21,13 @@
 
 /* Exit statuses (the daemon takes them for hints: the outcome file counts). */
 enum worker_exit {
-	WORKER_DONE = 0,          /* outcome written: done */
-	WORKER_FAILED = 1,        /* outcome written: failed */
-	WORKER_USAGE = 2,         /* wrong arguments; no outcome */
-	WORKER_NO_DAEMON = 3,     /* no Assignment came; no outcome */
-	WORKER_FENCED = 4,        /* another attempt took over; no outcome */
-	WORKER_STOPPED = 5,       /* outcome written: stopped as asked */
-	WORKER_DEVICE = KERNEL_EXIT_DEVICE,   /* a device error */
+	WORKER_DONE = 0,                    /* outcome written: done */
+	WORKER_FAILED = 1,                  /* outcome written: failed */
+	WORKER_USAGE = 2,                   /* wrong arguments; no outcome */
+	WORKER_NO_DAEMON = 3,               /* no Assignment came; no outcome */
+	WORKER_FENCED = 4,                  /* another attempt took over; no outcome */
+	WORKER_STOPPED = 5,                 /* outcome written: stopped as asked */
+	WORKER_DEVICE = KERNEL_EXIT_DEVICE, /* a device error */
 };
 
 struct link;
@@ -36,17 +36,17 @@ struct report;
 struct job {
 	uint64_t id;
 	uint32_t attempt;
-	const Tf__JobSpec *spec;                 /* as submitted */
-	const Tf__Assignment *assignment;        /* inputs with paths, source files, map_bytes */
-	const char *folder;                      /* jobs/<id>: log, metrics.jsonl */
-	const char *attempt_folder;              /* scratch of this attempt; outcome.pb */
-	const char *results;                     /* <folder>/results, exists */
-	const char *output;                      /* where a new artefact is made, exists; NULL: none */
-	const char *device;                      /* "cpu", "ref", "cuda:0" */
-	int threads;                             /* 0: all of the process's */
-	struct kernels *kernels;                 /* NULL until job_kernels */
-	struct link *link;                       /* NULL in tests: reports go nowhere */
-	struct report *state;                    /* of report.c */
+	const Tf__JobSpec *spec;          /* as submitted */
+	const Tf__Assignment *assignment; /* inputs with paths, source files, map_bytes */
+	const char *folder;               /* jobs/<id>: log, metrics.jsonl */
+	const char *attempt_folder;       /* scratch of this attempt; outcome.pb */
+	const char *results;              /* <folder>/results, exists */
+	const char *output;               /* where a new artefact is made, exists; NULL: none */
+	const char *device;               /* "cpu", "ref", "cuda:0" */
+	int threads;                      /* 0: all of the process's */
+	struct kernels *kernels;          /* NULL until job_kernels */
+	struct link *link;                /* NULL in tests: reports go nowhere */
+	struct report *state;             /* of report.c */
 };
 
 /* One function for each row of jobs.def. */
@@ -56,7 +56,8 @@ struct job {
 
 /* ---- job.c: what every kind of job needs ---- */
 
-/* Makes a job of an Assignment (borrowed; it must outlive the job). link may be NULL. Makes results/. */
+/* Makes a job of an Assignment (borrowed; it must outlive the job). link may be NULL. Makes
+ * results/. */
 int job_init(struct job *job, const Tf__Assignment *assignment, struct link *link, struct err *e);
 /* Closes metrics and kernels. */
 void job_release(struct job *job);
@@ -64,32 +65,35 @@ void job_release(struct job *job);
 /* Opens the kernels of the job's device once; job->kernels then. Logs what they are. */
 int job_kernels(struct job *job, struct err *e);
 
-/* The number-th input of a role ("data", "tokenizer", "vae", "model", "init"), or NULL. Inputs keep the
- * order in which the experiment names them. */
+/* The number-th input of a role ("data", "tokenizer", "vae", "model", "init"), or NULL. Inputs
+ * keep the order in which the experiment names them. */
 const Tf__Input *job_input(const struct job *job, const char *role, size_t number);
 /* The only input of a role; TF_EINVALID with a sentence when there is none. */
 int job_need_input(const struct job *job, const char *role, const Tf__Input **out, struct err *e);
 
-/* Why the job should leave now, or TF__STOP_REASON__STOP_NONE. Cheap: ask at every step or sample. */
+/* Why the job should leave now, or TF__STOP_REASON__STOP_NONE. Cheap: ask at every step or sample.
+ */
 Tf__StopReason job_should_stop(const struct job *job);
 /* The usual way out: sets "stopped: <reason>" and returns TF_ECANCELLED. */
 int job_stopped(const struct job *job, struct err *e);
 
 /* ---- report.c: progress, metrics, results ---- */
 
-/* Progress of a phase ("reading", "training"): done of total (0: unknown) in units ("step", "sample").
- * Call it as often as you like: it sends at most four a second, computes rate and ETA, and never waits.
- * A new phase, and done == total, are sent at once. */
-void job_report(struct job *job, const char *phase, uint64_t done, uint64_t total, const char *unit);
-/* Sets a figure that goes with the progress from now on ("loss", "psnr"): the last value counts. */
+/* Progress of a phase ("reading", "training"): done of total (0: unknown) in units ("step",
+ * "sample"). Call it as often as you like: it sends at most four a second, computes rate and ETA,
+ * and never waits. A new phase, and done == total, are sent at once. */
+void job_report(struct job *job, const char *phase, uint64_t done, uint64_t total,
+		const char *unit);
+/* Sets a figure that goes with the progress from now on ("loss", "psnr"): the last value counts.
+ */
 void job_gauge(struct job *job, const char *name, double value);
 
 struct job_metric {
 	const char *name;
-	double value;          /* not finite: written as null */
+	double value; /* not finite: written as null */
 };
-/* Appends {"step": step, "<name>": value, ...} to <folder>/metrics.jsonl (one write, never synced).
- * A failed write is logged once. */
+/* Appends {"step": step, "<name>": value, ...} to <folder>/metrics.jsonl (one write, never
+ * synced). A failed write is logged once. */
 void job_metrics(struct job *job, uint64_t step, const struct job_metric *metric, size_t count);
 /* Forgets the lines whose step is beyond `step`: a resumed run writes them again. */
 int job_metrics_rewind(struct job *job, uint64_t step, struct err *e);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * safetensors: what is written reads back; each kind of damage is named, nothing is read past the end. */
+ * safetensors: what is written reads back; each kind of damage is named, nothing is read past the
+ * end. */
 #include "tests/test.h"
 #include "lib/buf.h"
 #include "lib/files.h"
@@ -90,8 +91,9 @@ static void put(const char *header, size_t claimed, const char *data, size_t dat
 	buf_release(&b);
 }
 
-#define ONE(dtype, shape, from, to) \
-	"{\"a\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":[" from "," to "]}}"
+#define ONE(dtype, shape, from, to)                                                               \
+	"{\"a\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":[" from "," to "]}" \
+											     "}"
 
 static const struct {
 	const char *header;
@@ -117,11 +119,13 @@ static const struct {
 	{ ONE("F32", "[1]", "4", "8"), 0, 8, "begins at byte 4 of the data, expected 0 (a hole)" },
 	{ ONE("F32", "[1]", "0", "4"), 0, 8, "8 bytes of data, its tensors have 4" },
 	{ "{\"a\":{\"dtype\":\"U8\",\"shape\":[3],\"data_offsets\":[0,3]},"
-	  "\"b\":{\"dtype\":\"U8\",\"shape\":[3],\"data_offsets\":[2,5]}}", 0, 5, "(an overlap)" },
+	  "\"b\":{\"dtype\":\"U8\",\"shape\":[3],\"data_offsets\":[2,5]}}",
+	  0, 5, "(an overlap)" },
 	{ "{\"__metadata__\":{\"k\":1}}", 0, 0, "'k' is not a text" },
 	{ "{\"__metadata__\":[]}", 0, 0, "not a map of texts" },
 	{ "{\"a\":{\"dtype\":1,\"shape\":[2],\"data_offsets\":[0,8]}}", 0, 8, "has no dtype" },
-	{ "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0]}}", 0, 2, "no data_offsets" },
+	{ "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0]}}", 0, 2,
+	  "no data_offsets" },
 };
 
 static void every_damage_is_named(void **state)
@@ -131,7 +135,8 @@ static void every_damage_is_named(void **state)
 		struct err e = ERR_INIT;
 		struct st_file f;
 
-		put(damages[i].header, damages[i].claimed, "0123456789abcdef", damages[i].data_bytes);
+		put(damages[i].header, damages[i].claimed, "0123456789abcdef",
+		    damages[i].data_bytes);
 		if (st_open(path, &f, &e) == 0)
 			fail_msg("accepted: %s", damages[i].header);
 		if (!strstr(e.text, damages[i].complaint))

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * YAML: strictness, the words of each complaint, overrides, inheritance, and writing that reads back. */
+ * YAML: strictness, the words of each complaint, overrides, inheritance, and writing that reads
+ * back. */
 #include "tests/test.h"
 #include "lib/mem.h"
 #include "lib/yaml.h"
@@ -17,12 +18,15 @@ struct settings {
 };
 
 static const struct yaml_field table[] = {
-	{ "train.steps", YAML_INT, offsetof(struct settings, steps), NULL, 1, 5000000, NULL, "steps" },
+	{ "train.steps", YAML_INT, offsetof(struct settings, steps), NULL, 1, 5000000, NULL,
+	  "steps" },
 	{ "train.rate", YAML_FLOAT, offsetof(struct settings, rate), "3e-4", 0, 10, NULL, "rate" },
 	{ "train.flip", YAML_BOOL, offsetof(struct settings, flip), "false", 0, 0, NULL, "flip" },
 	{ "model.name", YAML_TEXT, offsetof(struct settings, name), "none", 1, 20, NULL, "name" },
-	{ "model.mode", YAML_ENUM, offsetof(struct settings, mode), "fast", 0, 0, "fast|slow", "mode" },
-	{ "model.channels", YAML_INTS, offsetof(struct settings, channels), "[1, 2]", 1, 99, NULL, "" },
+	{ "model.mode", YAML_ENUM, offsetof(struct settings, mode), "fast", 0, 0, "fast|slow",
+	  "mode" },
+	{ "model.channels", YAML_INTS, offsetof(struct settings, channels), "[1, 2]", 1, 99, NULL,
+	  "" },
 	{ "data", YAML_NODE, offsetof(struct settings, data), "[]", 0, 0, NULL, "list" },
 };
 
@@ -47,7 +51,9 @@ static void fills_a_struct(void **state)
 	(void)state;
 	assert_ok(read_settings("# comment\ntrain:\n  steps: 2k\n  rate: 1.5e-3\n  flip: true\n"
 				"model:\n  name: \"12\"\n  mode: slow\n  channels: [8, 16, 32]\n"
-				"data: [{name: a}]\n", NULL, &y, &s, &e), &e);
+				"data: [{name: a}]\n",
+				NULL, &y, &s, &e),
+		  &e);
 	assert_int_equal(s.steps, 2000);
 	assert_true(s.rate == 1.5e-3 && s.flip);
 	assert_string_equal(s.name, "12");
@@ -75,9 +81,12 @@ static void fills_in_defaults(void **state)
 }
 
 /* Each text and the complaint it must get. */
-static const struct { const char *text, *complaint; } mistakes[] = {
-	{ "train:\n  steps: 1e3\n", "f.yaml:2: train.steps: found '1e3', expected a whole number from 1"
-				    " to 5000000" },
+static const struct {
+	const char *text, *complaint;
+} mistakes[] = {
+	{ "train:\n  steps: 1e3\n",
+	  "f.yaml:2: train.steps: found '1e3', expected a whole number from 1"
+	  " to 5000000" },
 	{ "train:\n  steps: 010\n", "found '010', expected a whole number" },
 	{ "train:\n  steps: 5x\n", "found '5x'" },
 	{ "train:\n  steps: 5kk\n", "found '5kk'" },
@@ -86,8 +95,9 @@ static const struct { const char *text, *complaint; } mistakes[] = {
 	{ "train:\n  steps: 9223372036854775807k\n", "expected a whole number" },
 	{ "train:\n  steps:\n", "f.yaml:2: train.steps: no value, expected a whole number" },
 	{ "train:\n  steps: [1]\n", "found a list, expected a whole number" },
-	{ "train:\n  steps: 1\n  rate: 3e-4abc\n", "f.yaml:3: train.rate: found '3e-4abc', expected a"
-						   " number from 0 to 10" },
+	{ "train:\n  steps: 1\n  rate: 3e-4abc\n",
+	  "f.yaml:3: train.rate: found '3e-4abc', expected a"
+	  " number from 0 to 10" },
 	{ "train:\n  steps: 1\n  rate: nan\n", "found 'nan'" },
 	{ "train:\n  steps: 1\n  rate: .inf\n", "found '.inf'" },
 	{ "train:\n  steps: 1\n  rate: 0x10\n", "found '0x10'" },
@@ -95,14 +105,18 @@ static const struct { const char *text, *complaint; } mistakes[] = {
 	{ "train:\n  steps: 1\n  rate: ~\n", "no value" },
 	{ "train:\n  steps: 1\n  flip: yes\n", "found 'yes', expected true or false" },
 	{ "train: 5\n", "f.yaml:1: train: found '5', expected a section with settings" },
-	{ "train:\n  steps: 1\nmodel:\n  mode: quick\n", "model.mode: found 'quick', expected one of"
-							 " fast, slow" },
-	{ "train:\n  steps: 1\nmodel:\n  name: a name longer than twenty bytes\n", "expected text of 1"
-										    " to 20 bytes" },
+	{ "train:\n  steps: 1\nmodel:\n  mode: quick\n",
+	  "model.mode: found 'quick', expected one of"
+	  " fast, slow" },
+	{ "train:\n  steps: 1\nmodel:\n  name: a name longer than twenty bytes\n",
+	  "expected text of 1"
+	  " to 20 bytes" },
 	{ "train:\n  steps: 1\nmodel:\n  channels: [1, 100]\n", "model.channels.1: found '100'" },
 	{ "train:\n  steps: 1\nmodel:\n  channels: []\n", "model.channels: found a list" },
-	{ "train:\n  stpes: 1\n", "f.yaml:2: train.stpes: no such setting; did you mean train.steps?" },
-	{ "train:\n  steps: 1\n  name: x\n", "train.name: no such setting; did you mean model.name?" },
+	{ "train:\n  stpes: 1\n",
+	  "f.yaml:2: train.stpes: no such setting; did you mean train.steps?" },
+	{ "train:\n  steps: 1\n  name: x\n",
+	  "train.name: no such setting; did you mean model.name?" },
 	{ "train:\n  steps: 1\nzebra: 4\n", "f.yaml:3: zebra: no such setting" },
 	{ "model:\n  mode: fast\n", "f.yaml: train.steps is missing: steps" },
 	{ "train:\n  steps: 1\n  steps: 2\n", "f.yaml:3: 'steps' is given twice" },
@@ -207,7 +221,8 @@ static void an_override_is_blamed_without_a_line(void **state)
 	struct settings s;
 
 	(void)state;
-	assert_int_equal(read_settings("train: {}\n", "train.steps=many", &y, &s, &e), TF_EINVALID);
+	assert_int_equal(read_settings("train: {}\n", "train.steps=many", &y, &s, &e),
+			 TF_EINVALID);
 	assert_non_null(strstr(e.text, "f.yaml: train.steps: found 'many'"));
 	yaml_release(&y);
 }
@@ -215,7 +230,8 @@ static void an_override_is_blamed_without_a_line(void **state)
 static void a_file_inherits_what_it_does_not_say(void **state)
 {
 	static const char own[] = "train:\n  steps: 3\nmodel:\ndata: [x]\n";
-	static const char base[] = "train: {steps: 9, rate: 2}\nmodel: {mode: slow}\ndata: [a, b]\n";
+	static const char base[] =
+		"train: {steps: 9, rate: 2}\nmodel: {mode: slow}\ndata: [a, b]\n";
 	struct yaml y = { 0 }, b = { 0 };
 	struct buf out = BUF_INIT;
 	struct err e = ERR_INIT;
@@ -235,10 +251,38 @@ static void a_file_inherits_what_it_does_not_say(void **state)
 static void writing_reads_back(void **state)
 {
 	static const char *const words[] = {
-		"plain", "with: colon", "# no comment", "", " padded ", "tab\tand\nline", "\"quoted\"",
-		"back\\slash", "- dash", "-", "---", "-3", "null", "~", "true", "12", "\xC3\xA9t\xC3\xA9",
-		"\xE2\x80\xA8 line separator", "\xC2\x85 next line", "\xF0\x9F\xA6\x8A fox",
-		"\x7F", "{a", "[b", "*c", "&d", "!e", "%f", "@g", "`h", "a: b", "x #y", "\xEF\xBB\xBF",
+		"plain",
+		"with: colon",
+		"# no comment",
+		"",
+		" padded ",
+		"tab\tand\nline",
+		"\"quoted\"",
+		"back\\slash",
+		"- dash",
+		"-",
+		"---",
+		"-3",
+		"null",
+		"~",
+		"true",
+		"12",
+		"\xC3\xA9t\xC3\xA9",
+		"\xE2\x80\xA8 line separator",
+		"\xC2\x85 next line",
+		"\xF0\x9F\xA6\x8A fox",
+		"\x7F",
+		"{a",
+		"[b",
+		"*c",
+		"&d",
+		"!e",
+		"%f",
+		"@g",
+		"`h",
+		"a: b",
+		"x #y",
+		"\xEF\xBB\xBF",
 	};
 	struct buf text = BUF_INIT;
 	struct err e = ERR_INIT;
@@ -275,8 +319,9 @@ static void a_struct_is_written_by_its_table(void **state)
 	struct settings s, t;
 
 	(void)state;
-	assert_ok(read_settings("train: {steps: 4, rate: 0.1}\nmodel: {name: \"a: b\"}\n", NULL, &y, &s,
-				&e), &e);
+	assert_ok(read_settings("train: {steps: 4, rate: 0.1}\nmodel: {name: \"a: b\"}\n", NULL,
+				&y, &s, &e),
+		  &e);
 	yaml_fields_write(table, ARRAY_LEN(table), &s, &first);
 	assert_ok(read_settings(first.data, NULL, &again, &t, &e), &e);
 	yaml_fields_write(table, ARRAY_LEN(table), &t, &second);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Experiment files: presets, overrides, checks across settings, and text that stands for itself. */
+ * Experiment files: presets, overrides, checks across settings, and text that stands for itself.
+ */
 #include "tests/test.h"
 #include "lib/mem.h"
 #include "proto/experiment.h"
@@ -18,7 +19,8 @@ static void every_preset_is_valid(void **state)
 		struct err e = ERR_INIT;
 
 		assert_ok(experiment_detect("x", text, strlen(text), &kind, &e), &e);
-		assert_ok(experiment_resolve(kind, "x", text, strlen(text), NULL, 0, &out, &e), &e);
+		assert_ok(experiment_resolve(kind, "x", text, strlen(text), NULL, 0, &out, &e),
+			  &e);
 		assert_int_equal(kind == EXPERIMENT_VAE, strncmp(p->name, "vae-", 4) == 0);
 		buf_release(&out);
 		xfree(text);
@@ -28,8 +30,9 @@ static void every_preset_is_valid(void **state)
 
 static void settings_arrive(void **state)
 {
-	static const char text[] = "preset: tiny\nmodel: {layers: 3}\ndata:\n- {name: a, weight: 2}\n"
-				   "- name: b\nsample: {prompts: [a fox, \"12\"]}\n";
+	static const char text[] =
+		"preset: tiny\nmodel: {layers: 3}\ndata:\n- {name: a, weight: 2}\n"
+		"- name: b\nsample: {prompts: [a fox, \"12\"]}\n";
 	struct train_experiment x;
 	struct err e = ERR_INIT;
 
@@ -53,14 +56,17 @@ static void settings_arrive(void **state)
 static void resolved_text_stands_for_itself(void **state)
 {
 	static const char text[] = "preset: tiny\nsample: {prompts: ['a: b']}\n";
-	static const char *const set[] = { "train.lr=2e-3", "data.0.name=emoji", "train.steps=3k" };
+	static const char *const set[] = { "train.lr=2e-3", "data.0.name=emoji",
+					   "train.steps=3k" };
 	struct buf one = BUF_INIT, two = BUF_INIT;
 	struct train_experiment x;
 	struct err e = ERR_INIT;
 
 	(void)state;
-	assert_ok(experiment_resolve(EXPERIMENT_TRAIN, "x", text, strlen(text), set, 3, &one, &e), &e);
-	assert_ok(experiment_resolve(EXPERIMENT_TRAIN, "y", one.data, one.len, NULL, 0, &two, &e), &e);
+	assert_ok(experiment_resolve(EXPERIMENT_TRAIN, "x", text, strlen(text), set, 3, &one, &e),
+		  &e);
+	assert_ok(experiment_resolve(EXPERIMENT_TRAIN, "y", one.data, one.len, NULL, 0, &two, &e),
+		  &e);
 	assert_string_equal(one.data, two.data);
 	assert_null(strstr(one.data, "preset"));
 	assert_ok(train_experiment_read("y", two.data, two.len, &x, &e), &e);
@@ -74,7 +80,10 @@ static void resolved_text_stands_for_itself(void **state)
 
 #define DATA "data: [{name: a}]\n"
 
-static const struct { enum experiment_kind kind; const char *text, *complaint; } mistakes[] = {
+static const struct {
+	enum experiment_kind kind;
+	const char *text, *complaint;
+} mistakes[] = {
 	{ EXPERIMENT_TRAIN, "preset: tiny\nmodel:\n  heads: 7\n" DATA,
 	  "x.yaml: model.dim: found 192, expected a multiple of heads (7)" },
 	{ EXPERIMENT_TRAIN, "preset: tiny\nmodel:\n  dim: 18\n" DATA,
@@ -89,17 +98,23 @@ static const struct { enum experiment_kind kind; const char *text, *complaint; }
 	  "train.lr_end: found 1, expected at most lr (0.0015)" },
 	{ EXPERIMENT_TRAIN, "preset: tiny\n", "x.yaml: data: expected at least one dataset" },
 	{ EXPERIMENT_TRAIN, "preset: tiny\ndata: [a]\n", "x.yaml:2: data.0: expected a dataset" },
-	{ EXPERIMENT_TRAIN, "preset: tiny\ndata: [{name: a}, {name: a}]\n", "data: a is given twice" },
-	{ EXPERIMENT_TRAIN, "preset: tiny\ndata: [{name: a, weigth: 1}]\n", "'weigth': a dataset has" },
-	{ EXPERIMENT_TRAIN, "preset: tiny\ndata: [{name: a, weight: 0}]\n", "data.0.weight: found '0'" },
+	{ EXPERIMENT_TRAIN, "preset: tiny\ndata: [{name: a}, {name: a}]\n",
+	  "data: a is given twice" },
+	{ EXPERIMENT_TRAIN, "preset: tiny\ndata: [{name: a, weigth: 1}]\n",
+	  "'weigth': a dataset has" },
+	{ EXPERIMENT_TRAIN, "preset: tiny\ndata: [{name: a, weight: 0}]\n",
+	  "data.0.weight: found '0'" },
 	{ EXPERIMENT_TRAIN, "preset: tiny\nsample: {prompts: [[a]]}\n" DATA,
 	  "sample.prompts: expected a text" },
-	{ EXPERIMENT_TRAIN, "preset: small\n" DATA, "preset: found 'small', expected one of tiny, 0.16b" },
+	{ EXPERIMENT_TRAIN, "preset: small\n" DATA,
+	  "preset: found 'small', expected one of tiny, 0.16b" },
 	{ EXPERIMENT_TRAIN, "preset: vae-tiny\n" DATA, "vae-tiny is a preset for autoencoders" },
 	{ EXPERIMENT_VAE, "preset: tiny\n" DATA, "tiny is a preset for training runs" },
-	{ EXPERIMENT_TRAIN, "preset: tiny\ntrain: {lamda: 5}\n" DATA, "did you mean train.lambda?" },
+	{ EXPERIMENT_TRAIN, "preset: tiny\ntrain: {lamda: 5}\n" DATA,
+	  "did you mean train.lambda?" },
 	{ EXPERIMENT_TRAIN, DATA, "x.yaml: model.layers is missing: transformer blocks" },
-	{ EXPERIMENT_VAE, "preset: vae-tiny\nmodel:\n  downsample: 12\n" DATA, "expected 4, 8 or 16" },
+	{ EXPERIMENT_VAE, "preset: vae-tiny\nmodel:\n  downsample: 12\n" DATA,
+	  "expected 4, 8 or 16" },
 	{ EXPERIMENT_VAE, "preset: vae-tiny\nmodel:\n  downsample: 16\n" DATA,
 	  "3 levels make latents 8 times smaller, downsample says 16" },
 	{ EXPERIMENT_VAE, "preset: vae-tiny\nmodel:\n  channels: [16, 32, 60]\n" DATA,
@@ -139,7 +154,9 @@ static void pictures_must_fit(void **state)
 	err_clear(&e);
 	facts.latent_height = facts.latent_width = 64;
 	assert_int_equal(train_experiment_fits(&x, &facts, &e), TF_EINVALID);
-	assert_non_null(strstr(e.text, "x:3: train.sequence: found 67, a picture with its marks takes 68"));
+	assert_non_null(
+		strstr(e.text,
+		       "x:3: train.sequence: found 67, a picture with its marks takes 68"));
 	train_experiment_release(&x);
 }
 
@@ -151,7 +168,8 @@ static void settings_are_described(void **state)
 	experiment_describe(EXPERIMENT_TRAIN, &out);
 	assert_non_null(strstr(out.data, "model.attention: image: patches"));
 	assert_non_null(strstr(out.data, "\n    image, causal; default image\n"));
-	assert_non_null(strstr(out.data, "train.steps: optimiser steps\n    1 to 1000000000; must be"));
+	assert_non_null(
+		strstr(out.data, "train.steps: optimiser steps\n    1 to 1000000000; must be"));
 	buf_release(&out);
 }
 
