@@ -9,6 +9,7 @@
 #include <string.h>
 
 static const char *program = "transfused";
+static void (*die_hook)(int status, const char *text);
 
 static const struct { int code; const char *name, *text; } table[] = {
 #define E(name, number, text) { number, #name, text },
@@ -96,15 +97,22 @@ void die_set_program(const char *name)
 	program = name;
 }
 
+void die_set_hook(void (*hook)(int status, const char *text))
+{
+	die_hook = hook;
+}
+
 void die(int status, const char *fmt, ...)
 {
+	char text[ERR_TEXT_MAX];
 	va_list ap;
 
-	fprintf(stderr, "%s: ", program);
 	va_start(ap, fmt);
-	vfprintf(stderr, fmt, ap);
+	vsnprintf(text, sizeof text, fmt, ap);
 	va_end(ap);
-	fputc('\n', stderr);
+	fprintf(stderr, "%s: %s\n", program, text);
+	if (die_hook)
+		die_hook(status, text);
 	exit(status);
 }
 

@@ -1,0 +1,517 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The line to the daemon; see link.h. One request is open at a time. The thread alone touches the
+ * socket; the fields under `lock` are how the main thread and it meet. An answer that does not
+ * come in time means that the daemon is away: the socket is made anew and hello is said until one
+ * answers. */
+#include "config.h"
+#include "worker/link.h"
+#include "lib/clock.h"
+#include "lib/log.h"
+#include "lib/mem.h"
+#include "proto/limits.h"
+#include "worker/memory.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+#include <zmq.h>
+
+#define ANSWER_MS 5000     /* an answer that takes longer does not come */
+#define KEEPALIVE_MS 5000  /* silence after which the daemon is asked whether it is there */
+#define PAUSE_MS_FIRST 200 /* between hellos while nobody answers, doubling */
+#define PAUSE_MS_MOST 5000
+#define TURN_MS 100 /* the thread looks around at least so often */
+
+struct message {
+	struct buf bytes; /* a packed Request; empty: none */
+	uint64_t id;
+};
+
+struct link {
+	char *endpoint;
+	char server_key[LINK_KEY_CHARS + 1];
+	char secret_key[LINK_KEY_CHARS + 1], public_key[LINK_KEY_CHARS + 1];
+	uint64_t job;
+	uint32_t attempt;
+	void (*fenced)(const char *);
+
+	pthread_t thread;
+	int wake_fd;     /* eventfd: something is to be sent, or the thread should end */
+	atomic_int stop; /* Tf__StopReason */
+	_Atomic int64_t peak_rss_anon;
+
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	Tf__Reply *assigned; /* the first answer to hello; stays until link_close */
+	struct message progress;
+	bool progress_is_new;
+	struct message done;
+	bool acknowledged;
+	bool closing;
+	char trouble[ERR_TEXT_MAX]; /* what the daemon last answered instead of an assignment */
+	uint64_t last_id;
+
+	/* of the thread alone */
+	void *context, *socket;
+	struct message hello;
+	bool known;       /* this daemon has answered our hello */
+	uint64_t open_id; /* the request whose answer is awaited; 0: none */
+	enum { OPEN_HELLO, OPEN_REPORT, OPEN_DONE } open_kind;
+	int64_t sent_ms, heard_ms, next_hello_ms, pause_ms;
+};
+
+/* ---- messages */
+
+static uint64_t pack_request(struct link *l, Tf__Request *r, struct message *m)
+{
+	size_t len;
+
+	r->version = TF_PROTOCOL_VERSION;
+	r->id = ++l->last_id;
+	len = tf__request__get_packed_size(r);
+	buf_clear(&m->bytes);
+	buf_reserve(&m->bytes, len);
+	tf__request__pack(r, (uint8_t *)m->bytes.data);
+	m->bytes.len = len;
+	m->id = r->id;
+	return r->id;
+}
+
+static void pack_hello(struct link *l)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__WorkerHello hello = TF__WORKER_HELLO__INIT;
+
+	hello.job = l->job;
+	hello.attempt = l->attempt;
+	hello.pid = (uint32_t)getpid();
+	r.body_case = TF__REQUEST__BODY_WORKER_HELLO;
+	r.worker_hello = &hello;
+	pack_request(l, &r, &l->hello);
+}
+
+static void wake(struct link *l)
+{
+	uint64_t one = 1;
+
+	if (write(l->wake_fd, &one, sizeof one) < 0 && errno != EAGAIN)
+		log_warn("cannot wake the link: %s", strerror(errno));
+}
+
+void link_progress(struct link *l, const Tf__Progress *progress)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__WorkerReport report = TF__WORKER_REPORT__INIT;
+
+	report.job = l->job;
+	report.attempt = l->attempt;
+	report.progress = (Tf__Progress *)progress;
+	r.body_case = TF__REQUEST__BODY_WORKER_REPORT;
+	r.worker_report = &report;
+	pthread_mutex_lock(&l->lock);
+	pack_request(l, &r, &l->progress);
+	l->progress_is_new = true;
+	pthread_mutex_unlock(&l->lock);
+	wake(l);
+}
+
+/* ---- the socket */
+
+static int open_socket(struct link *l)
+{
+	int zero = 0, one = 1, few = 16, fast = 100, slow = 2000;
+	int64_t largest = LIMIT_MESSAGE_BYTES;
+	void *s = zmq_socket(l->context, ZMQ_DEALER);
+
+	if (!s)
+		return -1;
+	zmq_setsockopt(s, ZMQ_LINGER, &zero, sizeof zero);
+	zmq_setsockopt(s, ZMQ_IMMEDIATE, &one, sizeof one); /* nothing queues for nobody */
+	zmq_setsockopt(s, ZMQ_SNDHWM, &few, sizeof few);
+	zmq_setsockopt(s, ZMQ_RECONNECT_IVL, &fast, sizeof fast);
+	zmq_setsockopt(s, ZMQ_RECONNECT_IVL_MAX, &slow, sizeof slow);
+	zmq_setsockopt(s, ZMQ_MAXMSGSIZE, &largest, sizeof largest);
+	if (zmq_setsockopt(s, ZMQ_CURVE_SERVERKEY, l->server_key, sizeof l->server_key) < 0 ||
+	    zmq_setsockopt(s, ZMQ_CURVE_PUBLICKEY, l->public_key, sizeof l->public_key) < 0 ||
+	    zmq_setsockopt(s, ZMQ_CURVE_SECRETKEY, l->secret_key, sizeof l->secret_key) < 0 ||
+	    zmq_connect(s, l->endpoint) < 0) {
+		int saved = errno;
+
+		zmq_close(s);
+		errno = saved;
+		return -1;
+	}
+	l->socket = s;
+	return 0;
+}
+
+/* Nobody answers: a new socket, and hello after a pause. */
+static void lose(struct link *l, int64_t now)
+{
+	if (l->known)
+		log_warn("the daemon does not answer; the job goes on");
+	l->known = false;
+	l->open_id = 0;
+	l->next_hello_ms = now + l->pause_ms;
+	l->pause_ms = 2 * l->pause_ms < PAUSE_MS_MOST ? 2 * l->pause_ms : PAUSE_MS_MOST;
+	zmq_close(l->socket);
+	l->socket = NULL;
+	if (open_socket(l) < 0)
+		log_error("%s: %s", l->endpoint, zmq_strerror(errno));
+}
+
+static void send_message(struct link *l, const struct message *m, int kind, int64_t now)
+{
+	if (zmq_send(l->socket, m->bytes.data, m->bytes.len, ZMQ_DONTWAIT) < 0)
+		return; /* not connected: the next turn tries again */
+	l->open_id = m->id;
+	l->open_kind = kind;
+	l->sent_ms = now;
+}
+
+/* Sends what matters most, when no answer is awaited. */
+static void send_next(struct link *l, int64_t now)
+{
+	if (!l->known) {
+		if (now >= l->next_hello_ms) {
+			send_message(l, &l->hello, OPEN_HELLO, now);
+			/* connected or not, give up on this socket after a while */
+			if (!l->open_id && now - l->next_hello_ms > ANSWER_MS)
+				lose(l, now);
+		}
+		return;
+	}
+	pthread_mutex_lock(&l->lock);
+	if (l->done.bytes.len > 0 && !l->acknowledged) {
+		send_message(l, &l->done, OPEN_DONE, now);
+	} else if (l->progress_is_new ||
+		   (l->progress.bytes.len > 0 && now - l->heard_ms > KEEPALIVE_MS)) {
+		send_message(l, &l->progress, OPEN_REPORT, now);
+		l->progress_is_new = l->progress_is_new && !l->open_id;
+	} else if (now - l->heard_ms > KEEPALIVE_MS) {
+		send_message(l, &l->hello, OPEN_HELLO, now);
+	}
+	pthread_mutex_unlock(&l->lock);
+	if (!l->open_id && now - l->heard_ms > KEEPALIVE_MS + ANSWER_MS)
+		lose(l, now);
+}
+
+/* ---- answers */
+
+static void take_stop(struct link *l, Tf__StopReason reason)
+{
+	int none = TF__STOP_REASON__STOP_NONE;
+
+	if (reason != TF__STOP_REASON__STOP_NONE &&
+	    atomic_compare_exchange_strong(&l->stop, &none, (int)reason))
+		log_info("told to stop, reason=%d", (int)reason);
+}
+
+/* Takes the reply when it is kept. */
+static bool take_assignment(struct link *l, Tf__Reply *reply)
+{
+	bool kept = false;
+
+	if (reply->body_case != TF__REPLY__BODY_ASSIGNMENT)
+		return false;
+	if (reply->assignment->has_stop)
+		take_stop(l, reply->assignment->stop);
+	l->known = true;
+	l->pause_ms = PAUSE_MS_FIRST;
+	pthread_mutex_lock(&l->lock);
+	if (!l->assigned) {
+		l->assigned = reply;
+		kept = true;
+		pthread_cond_broadcast(&l->changed);
+	}
+	pthread_mutex_unlock(&l->lock);
+	return kept;
+}
+
+static void take_trouble(struct link *l, const Tf__Reply *reply, int64_t now)
+{
+	const char *text = reply->text && *reply->text ? reply->text : err_text(reply->code);
+
+	if (reply->code == TF_EFENCED)
+		l->fenced(text);
+	pthread_mutex_lock(&l->lock);
+	snprintf(l->trouble, sizeof l->trouble, "%s", text);
+	pthread_mutex_unlock(&l->lock);
+	log_warn("the daemon answers: %s", text);
+	l->known = false;
+	l->next_hello_ms = now + l->pause_ms;
+	l->pause_ms = 2 * l->pause_ms < PAUSE_MS_MOST ? 2 * l->pause_ms : PAUSE_MS_MOST;
+}
+
+/* Returns whether the reply was kept. */
+static bool take_reply(struct link *l, Tf__Reply *reply, int64_t now)
+{
+	l->heard_ms = now;
+	if (reply->body_case == TF__REPLY__BODY_ORDER && reply->order->job == l->job)
+		take_stop(l, reply->order->stop);
+	if (reply->id == 0 || reply->id != l->open_id)
+		return false;
+	l->open_id = 0;
+	if (reply->has_code && reply->code != 0) {
+		take_trouble(l, reply, now);
+		return false;
+	}
+	if (l->open_kind == OPEN_HELLO)
+		return take_assignment(l, reply);
+	if (l->open_kind == OPEN_DONE) {
+		pthread_mutex_lock(&l->lock);
+		l->acknowledged = true;
+		pthread_cond_broadcast(&l->changed);
+		pthread_mutex_unlock(&l->lock);
+	}
+	return false;
+}
+
+static void receive_all(struct link *l, int64_t now)
+{
+	for (;;) {
+		zmq_msg_t part;
+		Tf__Reply *reply;
+
+		zmq_msg_init(&part);
+		if (zmq_msg_recv(&part, l->socket, ZMQ_DONTWAIT) < 0) {
+			zmq_msg_close(&part);
+			return;
+		}
+		reply = tf__reply__unpack(NULL, zmq_msg_size(&part), zmq_msg_data(&part));
+		zmq_msg_close(&part);
+		if (!reply)
+			log_warn("the daemon sent something that is no reply");
+		else if (reply->version != TF_PROTOCOL_VERSION)
+			log_warn("the daemon speaks version %u, expected %u", reply->version,
+				 TF_PROTOCOL_VERSION);
+		else if (take_reply(l, reply, now))
+			continue;
+		if (reply)
+			tf__reply__free_unpacked(reply, NULL);
+	}
+}
+
+/* ---- the thread */
+
+static void wait_for_something(struct link *l)
+{
+	zmq_pollitem_t items[] = { { l->socket, 0, ZMQ_POLLIN, 0 },
+				   { NULL, l->wake_fd, ZMQ_POLLIN, 0 } };
+	uint64_t count;
+
+	zmq_poll(items, 2, TURN_MS);
+	if (items[1].revents & ZMQ_POLLIN && read(l->wake_fd, &count, sizeof count) < 0)
+		log_warn("eventfd: %s", strerror(errno));
+}
+
+static void watch_memory(struct link *l)
+{
+	int64_t now = memory_rss_anon();
+
+	if (now > atomic_load(&l->peak_rss_anon))
+		atomic_store(&l->peak_rss_anon, now);
+}
+
+static void *run_thread(void *arg)
+{
+	struct link *l = arg;
+	bool closing = false;
+
+	l->heard_ms = l->next_hello_ms = clock_mono_ms();
+	l->pause_ms = PAUSE_MS_FIRST;
+	while (!closing) {
+		int64_t now = clock_mono_ms();
+
+		watch_memory(l);
+		if (!l->socket && open_socket(l) < 0) {
+			clock_sleep_ms(TURN_MS);
+		} else {
+			receive_all(l, now);
+			if (l->open_id && now - l->sent_ms > ANSWER_MS)
+				lose(l, now);
+			if (l->socket && !l->open_id)
+				send_next(l, now);
+			if (l->socket)
+				wait_for_something(l);
+		}
+		pthread_mutex_lock(&l->lock);
+		closing = l->closing;
+		pthread_mutex_unlock(&l->lock);
+	}
+	return NULL;
+}
+
+/* Signals are for the main thread. */
+static int start_thread(struct link *l, struct err *e)
+{
+	sigset_t all, before;
+	int rc;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	rc = pthread_create(&l->thread, NULL, run_thread, l);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	errno = rc;
+	return rc ? err_errno(e, "a thread for the daemon's messages") : 0;
+}
+
+static void release(struct link *l)
+{
+	if (l->socket)
+		zmq_close(l->socket);
+	if (l->context)
+		zmq_ctx_term(l->context);
+	if (l->wake_fd >= 0)
+		close(l->wake_fd);
+	if (l->assigned)
+		tf__reply__free_unpacked(l->assigned, NULL);
+	buf_release(&l->hello.bytes);
+	buf_release(&l->progress.bytes);
+	buf_release(&l->done.bytes);
+	pthread_cond_destroy(&l->changed);
+	pthread_mutex_destroy(&l->lock);
+	explicit_bzero(l->secret_key, sizeof l->secret_key);
+	xfree(l->endpoint);
+	xfree(l);
+}
+
+int link_open(const struct link_options *o, struct link **out, struct err *e)
+{
+	struct link *l = xcalloc(1, sizeof *l);
+	pthread_condattr_t monotonic;
+	int rc = 0;
+
+	l->endpoint = xstrdup(o->endpoint);
+	snprintf(l->server_key, sizeof l->server_key, "%s", o->server_key);
+	snprintf(l->secret_key, sizeof l->secret_key, "%s", o->secret_key);
+	l->job = o->job;
+	l->attempt = o->attempt;
+	l->fenced = o->fenced;
+	pthread_mutex_init(&l->lock, NULL);
+	pthread_condattr_init(&monotonic);
+	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+	pthread_cond_init(&l->changed, &monotonic);
+	pthread_condattr_destroy(&monotonic);
+	l->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	l->context = zmq_ctx_new();
+	if (l->wake_fd < 0 || !l->context)
+		rc = err_errno(e, "the link to the daemon");
+	else if (strlen(o->server_key) != LINK_KEY_CHARS ||
+		 strlen(o->secret_key) != LINK_KEY_CHARS ||
+		 zmq_curve_public(l->public_key, l->secret_key) < 0)
+		rc = err_set(e, TF_EINVALID, "a key is not %d characters of Z85", LINK_KEY_CHARS);
+	else if (open_socket(l) < 0)
+		rc = err_set(e, TF_EINVALID, "endpoint '%s': %s", o->endpoint,
+			     zmq_strerror(errno));
+	if (rc == 0) {
+		pack_hello(l);
+		rc = start_thread(l, e);
+	}
+	if (rc < 0)
+		release(l);
+	else
+		*out = l;
+	return rc;
+}
+
+void link_close(struct link *l)
+{
+	if (!l)
+		return;
+	pthread_mutex_lock(&l->lock);
+	l->closing = true;
+	pthread_mutex_unlock(&l->lock);
+	wake(l);
+	pthread_join(l->thread, NULL);
+	release(l);
+}
+
+/* ---- waiting; called with the lock held */
+
+static struct timespec deadline_after(int64_t timeout_ms)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	t.tv_sec += timeout_ms / 1000;
+	t.tv_nsec += timeout_ms % 1000 * 1000000;
+	if (t.tv_nsec >= 1000000000) {
+		t.tv_nsec -= 1000000000;
+		t.tv_sec++;
+	}
+	return t;
+}
+
+int link_assignment(struct link *l, int64_t timeout_ms, const Tf__Assignment **out, struct err *e)
+{
+	struct timespec until = deadline_after(timeout_ms);
+	int rc = 0;
+
+	pthread_mutex_lock(&l->lock);
+	while (!l->assigned && rc == 0)
+		rc = pthread_cond_timedwait(&l->changed, &l->lock, &until);
+	if (l->assigned)
+		*out = l->assigned->assignment;
+	else
+		err_set(e, TF_ENODAEMON, "%s gave no assignment in %" PRId64 " s%s%s", l->endpoint,
+			timeout_ms / 1000, *l->trouble ? ": " : "", l->trouble);
+	rc = l->assigned ? 0 : TF_ENODAEMON;
+	pthread_mutex_unlock(&l->lock);
+	return rc;
+}
+
+int link_done(struct link *l, const struct buf *outcome, int64_t timeout_ms, struct err *e)
+{
+	struct timespec until = deadline_after(timeout_ms);
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__WorkerDone done = TF__WORKER_DONE__INIT;
+	int rc = 0;
+
+	done.job = l->job;
+	done.attempt = l->attempt;
+	done.outcome = tf__outcome__unpack(NULL, outcome->len, (const uint8_t *)outcome->data);
+	CHECK(done.outcome);
+	r.body_case = TF__REQUEST__BODY_WORKER_DONE;
+	r.worker_done = &done;
+	pthread_mutex_lock(&l->lock);
+	pack_request(l, &r, &l->done);
+	wake(l);
+	while (!l->acknowledged && rc == 0)
+		rc = pthread_cond_timedwait(&l->changed, &l->lock, &until);
+	rc = l->acknowledged
+		     ? 0
+		     : err_set(e, TF_ETIMEOUT,
+			       "no daemon took the outcome in %" PRId64 " s: the file counts",
+			       timeout_ms / 1000);
+	pthread_mutex_unlock(&l->lock);
+	tf__outcome__free_unpacked(done.outcome, NULL);
+	return rc;
+}
+
+Tf__StopReason link_stop(const struct link *l)
+{
+	return (Tf__StopReason)atomic_load(&l->stop);
+}
+
+void link_leave(struct link *l)
+{
+	int none = TF__STOP_REASON__STOP_NONE;
+
+	atomic_compare_exchange_strong(&l->stop, &none, (int)TF__STOP_REASON__STOP_SHUTDOWN);
+}
+
+int64_t link_peak_rss_anon(const struct link *l)
+{
+	int64_t now = memory_rss_anon(), peak = atomic_load(&l->peak_rss_anon);
+
+	return now > peak ? now : peak;
+}

@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The worker's line to the daemon: a thread that owns the socket, says hello, hands on progress
+ * and the outcome, and takes orders. The daemon may be away at any time: the thread says hello
+ * again with growing pauses until one answers, keeping of the progress only the newest. Nothing
+ * here waits for the daemon but link_assignment and link_done, which say how long. */
+#ifndef WORKER_LINK_H
+#define WORKER_LINK_H
+
+#include "lib/buf.h"
+#include "lib/err.h"
+#include "proto/transfused.pb-c.h"
+
+#include <stdint.h>
+
+#define LINK_KEY_CHARS 40 /* of a CURVE key in Z85 */
+
+struct link;
+
+struct link_options {
+	const char *endpoint;
+	const char *server_key; /* Z85 */
+	const char *secret_key; /* Z85, of this attempt */
+	uint64_t job;
+	uint32_t attempt;
+	void (*fenced)(
+		const char *); /* another attempt counts: called in the thread, ends the process */
+};
+
+/* Starts the thread; the options' strings are copied. TF_EINVALID for keys that are none. */
+int link_open(const struct link_options *o, struct link **out, struct err *e);
+/* Ends the thread; what was not sent is dropped. NULL is fine. */
+void link_close(struct link *l);
+
+/* Waits for the Assignment, which lives until link_close. TF_ENODAEMON after timeout_ms. */
+int link_assignment(struct link *l, int64_t timeout_ms, const Tf__Assignment **out, struct err *e);
+/* Sends this progress (copied) as soon as the daemon listens; an earlier one not sent yet is
+ * dropped. */
+void link_progress(struct link *l, const Tf__Progress *progress);
+/* Tells the outcome (packed) and waits until the daemon has it on disk. TF_ETIMEOUT after
+ * timeout_ms. */
+int link_done(struct link *l, const struct buf *outcome, int64_t timeout_ms, struct err *e);
+
+/* Why the job should leave; STOP_NONE: it need not. */
+Tf__StopReason link_stop(const struct link *l);
+/* Asks the job to leave as if the daemon had (for a SIGTERM; safe in a signal handler). */
+void link_leave(struct link *l);
+/* The most private memory (RssAnon) the process was seen with, in bytes. */
+int64_t link_peak_rss_anon(const struct link *l);
+
+#endif

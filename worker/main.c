@@ -1,0 +1,261 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * transfuse-worker: one process runs one attempt of one job. The daemon starts it; it says hello,
+ * gets its Assignment, runs the job's function, writes the outcome, tells the daemon and exits.
+ *
+ * The main thread runs the job; link.c has a thread for the daemon's messages. SIGTERM asks the
+ * job to leave in order. worker.h lists the exit statuses. */
+#include "config.h"
+#include "lib/files.h"
+#include "lib/log.h"
+#include "lib/mem.h"
+#include "worker/link.h"
+#include "worker/report.h"
+#include "worker/worker.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define HELLO_MS 60000 /* how long an assignment is waited for */
+#define DONE_MS 180000 /* how long a daemon is waited for once the outcome is on disk */
+
+static struct link *line; /* for the signal handler */
+static struct {
+	struct job *job;      /* NULL: nothing to leave an outcome for */
+	pthread_mutex_t lock; /* whoever dies first writes it */
+} dying = { NULL, PTHREAD_MUTEX_INITIALIZER };
+
+static const struct {
+	Tf__JobKind kind;
+	const char *name;
+	int (*run)(struct job *job, struct err *e);
+} kinds[] = {
+	{ TF__JOB_KIND__NOOP, "noop", job_noop },
+};
+
+static const char usage[] =
+	"Usage: transfuse-worker --endpoint E --server-key KEY --job N --attempt N --key-fd FD\n"
+	"Runs one attempt of one job; started by transfused.\n\n"
+	"  --endpoint E        where the daemon listens\n"
+	"  --server-key KEY    its public key, Z85\n"
+	"  --job N             the job\n"
+	"  --attempt N         which attempt of it\n"
+	"  --key-fd FD         descriptor to read this attempt's secret key from, one line of "
+	"Z85\n"
+	"  --help, --version\n\n"
+	"Example: transfuse-worker --endpoint ipc:///run/transfused/worker --server-key KEY --job "
+	"1"
+	" --attempt 1 --key-fd 3\n";
+
+struct arguments {
+	struct link_options link;
+	char secret[LINK_KEY_CHARS + 1];
+	int key_fd;
+};
+
+static uint64_t number(const char *option, const char *text, uint64_t most)
+{
+	char *end;
+	unsigned long long n;
+
+	errno = 0;
+	n = strtoull(text, &end, 10);
+	if (errno || end == text || *end || *text == '-' || n > most)
+		die(WORKER_USAGE, "%s %s: expected a number up to %llu", option, text,
+		    (unsigned long long)most);
+	return n;
+}
+
+static void read_key(struct arguments *a)
+{
+	size_t have = 0;
+
+	while (have < LINK_KEY_CHARS) {
+		ssize_t n = read(a->key_fd, a->secret + have, LINK_KEY_CHARS - have);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			die(WORKER_USAGE, "--key-fd %d: expected a line of %d characters of Z85",
+			    a->key_fd, LINK_KEY_CHARS);
+		have += (size_t)n;
+	}
+	close(a->key_fd);
+	a->link.secret_key = a->secret;
+}
+
+static void parse_arguments(int argc, char **argv, struct arguments *a)
+{
+	static const struct option options[] = {
+		{ "endpoint", required_argument, NULL, 'e' },
+		{ "server-key", required_argument, NULL, 's' },
+		{ "job", required_argument, NULL, 'j' },
+		{ "attempt", required_argument, NULL, 'a' },
+		{ "key-fd", required_argument, NULL, 'k' },
+		{ "help", no_argument, NULL, 'h' },
+		{ "version", no_argument, NULL, 'v' },
+		{ NULL, 0, NULL, 0 },
+	};
+	int c;
+
+	a->key_fd = -1;
+	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
+		switch (c) {
+		case 'e': a->link.endpoint = optarg; break;
+		case 's': a->link.server_key = optarg; break;
+		case 'j': a->link.job = number("--job", optarg, UINT64_MAX); break;
+		case 'a':
+			a->link.attempt = (uint32_t)number("--attempt", optarg, UINT32_MAX);
+			break;
+		case 'k': a->key_fd = (int)number("--key-fd", optarg, 1 << 20); break;
+		case 'h': fputs(usage, stdout); exit(0);
+		case 'v': puts("transfuse-worker " PACKAGE_VERSION); exit(0);
+		default: exit(WORKER_USAGE);
+		}
+	}
+	if (optind < argc)
+		die(WORKER_USAGE, "unexpected argument '%s'; --help shows the usage",
+		    argv[optind]);
+	if (!a->link.endpoint || !a->link.server_key || !a->link.job || !a->link.attempt ||
+	    a->key_fd < 0)
+		die(WORKER_USAGE,
+		    "--endpoint, --server-key, --job, --attempt and --key-fd are needed; "
+		    "--help shows the usage");
+}
+
+static void on_sigterm(int signal_number)
+{
+	(void)signal_number;
+	if (line)
+		link_leave(line);
+}
+
+static void set_signals(void)
+{
+	struct sigaction leave = { .sa_handler = on_sigterm, .sa_flags = SA_RESTART };
+	struct sigaction ignore = { .sa_handler = SIG_IGN };
+
+	sigaction(SIGTERM, &leave, NULL);
+	sigaction(SIGINT, &leave, NULL);
+	sigaction(SIGPIPE, &ignore, NULL);
+}
+
+/* Another attempt counts: nothing more may be written by this one. */
+static void fenced(const char *text)
+{
+	log_error("%s: leaving at once", text);
+	_exit(WORKER_FENCED);
+}
+
+/* Outcomes that another attempt may turn for the better. */
+static bool is_worth_a_retry(int code)
+{
+	return code == TF_EIO || code == TF_ETIMEOUT || code == TF_EINTERNAL;
+}
+
+/* Writes the outcome; what is told to the daemon then is in *packed. */
+static int leave_outcome(struct job *job, int code, const char *text, bool retry,
+			 struct buf *packed, struct err *e)
+{
+	job_result(job, "peak_rss_anon_bytes", (double)link_peak_rss_anon(line));
+	report_outcome(job->state, code, text, retry, packed);
+	return report_write_outcome(job->attempt_folder, packed, e);
+}
+
+/* A death in any thread (a device error, mostly) is an outcome, too. */
+static void on_death(int status, const char *text)
+{
+	struct buf packed = BUF_INIT;
+	struct err e = ERR_INIT;
+
+	pthread_mutex_lock(&dying.lock); /* never released: the process ends */
+	if (!dying.job)
+		return;
+	if (leave_outcome(dying.job, TF_EINTERNAL, text, status == WORKER_DEVICE, &packed, &e) ==
+	    0)
+		link_done(line, &packed, HELLO_MS, &e);
+	if (e.code)
+		log_error("%s", e.text);
+	_exit(status);
+}
+
+static int run(struct job *job, struct err *e)
+{
+	for (size_t i = 0; i < ARRAY_LEN(kinds); i++)
+		if (kinds[i].kind == job->spec->kind) {
+			log_info("%s attempt=%u device=%s", kinds[i].name, job->attempt,
+				 job->device);
+			return kinds[i].run(job, e);
+		}
+	return err_set(e, TF_EUNSUPPORTED, "kind %d is not known to this worker",
+		       (int)job->spec->kind);
+}
+
+static int finish(struct job *job, int rc, const struct err *why)
+{
+	struct buf packed = BUF_INIT;
+	struct err e = ERR_INIT;
+	const char *text = why->code ? why->text : err_text(rc);
+
+	if (rc == 0)
+		log_info("done");
+	else
+		log_line(rc == TF_ECANCELLED ? LOG_INFO : LOG_ERROR, 0, "%s", text);
+	if (leave_outcome(job, rc, rc == 0 ? NULL : text, is_worth_a_retry(rc), &packed, &e) < 0)
+		log_error("the outcome cannot be written: %s", e.text);
+	err_clear(&e);
+	if (link_done(line, &packed, DONE_MS, &e) < 0)
+		log_warn("%s", e.text);
+	buf_release(&packed);
+	return rc == 0 ? WORKER_DONE : rc == TF_ECANCELLED ? WORKER_STOPPED : WORKER_FAILED;
+}
+
+static int work(void)
+{
+	const Tf__Assignment *assignment = NULL;
+	struct err e = ERR_INIT;
+	struct job job;
+	int rc;
+
+	if (link_assignment(line, HELLO_MS, &assignment, &e) < 0)
+		die(WORKER_NO_DAEMON, "%s", e.text);
+	rc = job_init(&job, assignment, line, &e);
+	if (rc == 0) {
+		dying.job = &job;
+		rc = run(&job, &e);
+	}
+	CHECK(rc <= 0);
+	pthread_mutex_lock(&dying.lock);
+	dying.job = NULL;
+	pthread_mutex_unlock(&dying.lock);
+	rc = finish(&job, rc, &e);
+	job_release(&job);
+	return rc;
+}
+
+int main(int argc, char **argv)
+{
+	struct arguments a = { 0 };
+	struct err e = ERR_INIT;
+	int status;
+
+	die_set_program("transfuse-worker");
+	die_set_hook(on_death);
+	log_init("worker", LOG_INFO);
+	parse_arguments(argc, argv, &a);
+	log_set_job(a.link.job);
+	read_key(&a);
+	a.link.fenced = fenced;
+	set_signals();
+	if (link_open(&a.link, &line, &e) < 0)
+		die(WORKER_USAGE, "%s", e.text);
+	explicit_bzero(a.secret, sizeof a.secret);
+	status = work();
+	link_close(line);
+	return status;
+}

@@ -1,0 +1,333 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Progress with rate and time to go, the metrics file, and the summary of a job; see worker.h and
+ * report.h. All of it in the main thread: the link gets packed copies. */
+#include "config.h"
+#include "worker/report.h"
+#include "lib/clock.h"
+#include "lib/files.h"
+#include "lib/log.h"
+#include "lib/mem.h"
+#include "proto/limits.h"
+#include "worker/link.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define REPORT_INTERVAL_NS 250000000
+#define RATE_MEMORY_S 10.0 /* the rate is an average that forgets over this time */
+#define FACTS_MAX 64
+
+struct figure {
+	char *name;
+	double value;
+};
+
+struct figures {
+	struct figure list[LIMIT_METRICS];
+	size_t count;
+};
+
+struct report {
+	char *phase;
+	uint64_t done; /* as last sent */
+	int64_t sent_ns;
+	double rate; /* units a second; 0: unknown yet */
+	struct figures gauges, results;
+	struct {
+		char *key, *value;
+	} fact[FACTS_MAX];
+	size_t facts;
+	bool has_artefact;
+	Tf__ArtefactKind kind;
+	char *hash;
+	int metrics_fd; /* -1: not open yet; -2: failed, said once */
+};
+
+struct report *report_new(void)
+{
+	struct report *r = xcalloc(1, sizeof *r);
+
+	r->metrics_fd = -1;
+	return r;
+}
+
+static void figures_release(struct figures *f)
+{
+	for (size_t i = 0; i < f->count; i++)
+		xfree(f->list[i].name);
+}
+
+void report_free(struct report *r)
+{
+	if (!r)
+		return;
+	if (r->metrics_fd >= 0)
+		close(r->metrics_fd);
+	figures_release(&r->gauges);
+	figures_release(&r->results);
+	for (size_t i = 0; i < r->facts; i++) {
+		xfree(r->fact[i].key);
+		xfree(r->fact[i].value);
+	}
+	xfree(r->phase);
+	xfree(r->hash);
+	xfree(r);
+}
+
+/* What exceeds the wire's limit is dropped: figures are for people. */
+static void figures_set(struct figures *f, const char *name, double value)
+{
+	for (size_t i = 0; i < f->count; i++)
+		if (strcmp(f->list[i].name, name) == 0) {
+			f->list[i].value = value;
+			return;
+		}
+	if (f->count < LIMIT_METRICS)
+		f->list[f->count++] = (struct figure) { xstrdup(name), value };
+}
+
+void job_gauge(struct job *job, const char *name, double value)
+{
+	figures_set(&job->state->gauges, name, value);
+}
+
+void job_result(struct job *job, const char *name, double value)
+{
+	figures_set(&job->state->results, name, value);
+}
+
+/* ---- progress */
+
+/* Updates the average rate; the first figure of a phase counts whole. */
+static void measure_rate(struct report *r, uint64_t done, double seconds)
+{
+	double now, keep;
+
+	if (seconds <= 0 || done < r->done)
+		return;
+	now = (double)(done - r->done) / seconds;
+	keep = r->rate > 0 ? exp(-seconds / RATE_MEMORY_S) : 0;
+	r->rate = keep * r->rate + (1 - keep) * now;
+}
+
+static void send_progress(struct job *job, uint64_t done, uint64_t total, const char *unit)
+{
+	struct report *r = job->state;
+	Tf__Progress p = TF__PROGRESS__INIT;
+	Tf__Metric metric[LIMIT_METRICS], *list[LIMIT_METRICS];
+
+	p.phase = r->phase;
+	p.has_done = true;
+	p.done = done;
+	p.has_total = total > 0;
+	p.total = total;
+	p.unit = (char *)unit;
+	p.has_rate = r->rate > 0;
+	p.rate = r->rate;
+	p.has_eta_s = r->rate > 0 && total >= done && total > 0;
+	p.eta_s = p.has_eta_s ? (double)(total - done) / r->rate : 0;
+	for (size_t i = 0; i < r->gauges.count; i++) {
+		tf__metric__init(&metric[i]);
+		metric[i].name = r->gauges.list[i].name;
+		metric[i].value = r->gauges.list[i].value;
+		list[i] = &metric[i];
+	}
+	p.n_metric = r->gauges.count;
+	p.metric = list;
+	link_progress(job->link, &p);
+}
+
+void job_report(struct job *job, const char *phase, uint64_t done, uint64_t total,
+		const char *unit)
+{
+	struct report *r = job->state;
+	int64_t now = clock_mono_ns();
+	bool new_phase = !r->phase || strcmp(r->phase, phase) != 0;
+
+	if (!new_phase && now - r->sent_ns < REPORT_INTERVAL_NS && (total == 0 || done != total))
+		return;
+	if (new_phase) {
+		xfree(r->phase);
+		r->phase = xstrdup(phase);
+		r->rate = 0;
+		log_info("phase=%s total=%" PRIu64 " %ss", phase, total, unit);
+	} else {
+		measure_rate(r, done, (double)(now - r->sent_ns) / 1e9);
+	}
+	r->done = done;
+	r->sent_ns = now;
+	if (job->link)
+		send_progress(job, done, total, unit);
+}
+
+/* ---- metrics.jsonl */
+
+static int open_metrics(struct job *job)
+{
+	struct report *r = job->state;
+	char *path;
+
+	if (r->metrics_fd != -1)
+		return r->metrics_fd;
+	path = job_path(job->folder, "metrics.jsonl");
+	r->metrics_fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
+	if (r->metrics_fd < 0) {
+		log_error("%s: %s; metrics are not written", path, strerror(errno));
+		r->metrics_fd = -2;
+	}
+	xfree(path);
+	return r->metrics_fd;
+}
+
+void job_metrics(struct job *job, uint64_t step, const struct job_metric *metric, size_t count)
+{
+	struct buf line = BUF_INIT;
+	struct err e = ERR_INIT;
+	int fd = open_metrics(job);
+
+	if (fd < 0)
+		return;
+	buf_printf(&line, "{\"step\":%" PRIu64, step);
+	for (size_t i = 0; i < count; i++) {
+		if (isfinite(metric[i].value))
+			buf_printf(&line, ",\"%s\":%.9g", metric[i].name, metric[i].value);
+		else
+			buf_printf(&line, ",\"%s\":null", metric[i].name);
+	}
+	buf_text(&line, "}\n");
+	if (file_write_all(fd, line.data, line.len, "metrics.jsonl", &e) < 0) {
+		log_error("%s; metrics are no longer written", e.text);
+		close(fd);
+		job->state->metrics_fd = -2;
+	}
+	buf_release(&line);
+}
+
+/* The length of the lines whose step is at most `step`; a last line without its end is not whole.
+ */
+static size_t kept_bytes(const struct buf *text, uint64_t step)
+{
+	size_t at = 0;
+
+	while (at < text->len) {
+		const char *end = memchr(text->data + at, '\n', text->len - at);
+		uint64_t line_step;
+
+		if (!end || sscanf(text->data + at, "{\"step\":%" SCNu64, &line_step) != 1 ||
+		    line_step > step)
+			break;
+		at = (size_t)(end - text->data) + 1;
+	}
+	return at;
+}
+
+int job_metrics_rewind(struct job *job, uint64_t step, struct err *e)
+{
+	char *path = job_path(job->folder, "metrics.jsonl");
+	struct buf text = BUF_INIT;
+	int rc = 0;
+
+	CHECK(job->state->metrics_fd == -1);
+	if (file_exists(path)) {
+		rc = file_read(path, (size_t)1 << 32, &text, e);
+		if (rc == 0 && truncate(path, (off_t)kept_bytes(&text, step)) < 0)
+			rc = err_errno(e, "%s", path);
+	}
+	buf_release(&text);
+	xfree(path);
+	return rc;
+}
+
+/* ---- the outcome */
+
+void job_artefact(struct job *job, Tf__ArtefactKind kind, const char *hash)
+{
+	struct report *r = job->state;
+
+	r->has_artefact = true;
+	r->kind = kind;
+	xfree(r->hash);
+	r->hash = xstrdup(hash);
+}
+
+void job_fact(struct job *job, const char *key, const char *fmt, ...)
+{
+	struct report *r = job->state;
+	struct buf value = BUF_INIT;
+	char text[ERR_TEXT_MAX];
+	va_list ap;
+	size_t i;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof text, fmt, ap);
+	va_end(ap);
+	for (i = 0; i < r->facts && strcmp(r->fact[i].key, key) != 0; i++)
+		;
+	CHECK(i < FACTS_MAX);
+	if (i == r->facts)
+		r->fact[r->facts++].key = xstrdup(key);
+	else
+		xfree(r->fact[i].value);
+	buf_text(&value, text);
+	r->fact[i].value = buf_detach(&value);
+}
+
+static void pack(const Tf__Outcome *o, struct buf *out)
+{
+	size_t len = tf__outcome__get_packed_size(o);
+
+	buf_reserve(out, len);
+	tf__outcome__pack(o, (uint8_t *)out->data + out->len);
+	out->len += len;
+}
+
+void report_outcome(struct report *r, int code, const char *text, bool retry, struct buf *out)
+{
+	Tf__Outcome o = TF__OUTCOME__INIT;
+	Tf__Artefact artefact = TF__ARTEFACT__INIT;
+	Tf__KeyValue fact[FACTS_MAX], *facts[FACTS_MAX];
+	Tf__Metric metric[LIMIT_METRICS], *metrics[LIMIT_METRICS];
+
+	o.version = TF_PROTOCOL_VERSION;
+	o.code = code;
+	o.text = (char *)text;
+	o.has_retry = true;
+	o.retry = retry;
+	for (size_t i = 0; i < r->facts; i++) {
+		tf__key_value__init(&fact[i]);
+		fact[i].key = r->fact[i].key;
+		fact[i].value = r->fact[i].value;
+		facts[i] = &fact[i];
+	}
+	for (size_t i = 0; i < r->results.count; i++) {
+		tf__metric__init(&metric[i]);
+		metric[i].name = r->results.list[i].name;
+		metric[i].value = r->results.list[i].value;
+		metrics[i] = &metric[i];
+	}
+	artefact.kind = r->kind;
+	artefact.name = ""; /* the daemon knows name and id */
+	artefact.id = "";
+	artefact.hash = r->hash;
+	artefact.n_fact = r->facts;
+	artefact.fact = facts;
+	o.artefact = r->has_artefact ? &artefact : NULL;
+	o.n_result = r->results.count;
+	o.result = metrics;
+	pack(&o, out);
+}
+
+int report_write_outcome(const char *attempt_folder, const struct buf *outcome, struct err *e)
+{
+	char *path = job_path(attempt_folder, "outcome.pb");
+	int rc = file_write(path, outcome->data, outcome->len, 0600, e);
+
+	xfree(path);
+	return rc;
+}

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * What a job has said of itself: progress on its way to the daemon, and the summary that becomes
+ * its outcome. Used by job.c, main.c and the link; jobs call the functions of worker.h. */
+#ifndef WORKER_REPORT_H
+#define WORKER_REPORT_H
+
+#include "lib/buf.h"
+#include "worker/worker.h"
+
+struct report *report_new(void);
+void report_free(struct report *r);
+
+/* Packs the outcome: code 0 is done, e says why not (NULL: its code's words); retry: worth another
+ * attempt. The bytes are appended to out. */
+void report_outcome(struct report *r, int code, const char *text, bool retry, struct buf *out);
+/* Writes <attempt folder>/outcome.pb, synced. */
+int report_write_outcome(const char *attempt_folder, const struct buf *outcome, struct err *e);
+
+#endif
