@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * What the files of the CPU backend share. Rows that the reference serves are named here. */
+#ifndef KERNELS_CPU_CPU_H
+#define KERNELS_CPU_CPU_H
+
+#include "kernels/kernels.h"
+#include "kernels/ref/ref.h"
+
+#include <oneapi/dnnl/dnnl.h>
+
+#include <stdio.h>
+
+/* Memory is the process's own, and there are no graphs. */
+#define cpu_alloc ref_alloc
+#define cpu_release ref_release
+#define cpu_upload ref_upload
+#define cpu_download ref_download
+#define cpu_copy ref_copy
+#define cpu_zero ref_zero
+#define cpu_sync ref_sync
+#define cpu_graph_begin ref_graph_begin
+#define cpu_graph_end ref_graph_end
+#define cpu_graph_run ref_graph_run
+#define cpu_graph_release ref_graph_release
+
+/* Not yet worth loops of their own: small, or rare. */
+#include "kernels/cpu/reference_rows.h"
+
+#define K(ret, name, args) ret cpu_##name args;
+#include "kernels/kernels.def"
+#undef K
+
+#define CPU_PRODUCTS_MAX 512   /* different matrix products a process may use */
+
+/* A matrix product built once for its shape and types. */
+struct cpu_product {
+	int64_t m, n, k;
+	enum dtype type, out;
+	bool ta, tb, bias, accumulate;
+	dnnl_primitive_t primitive;
+	dnnl_memory_t a, b, c, bias_memory;
+};
+
+struct cpu_state {
+	dnnl_engine_t engine;
+	dnnl_stream_t stream;
+	struct cpu_product product[CPU_PRODUCTS_MAX];
+	int products;
+	char words[160];
+};
+
+/* A failing oneDNN call is a bug of ours: shapes were checked before. */
+#define CPU_DNNL(call) do { dnnl_status_t status_ = (call); \
+	if (status_ != dnnl_success) BUG("%s: oneDNN status %d", #call, (int)status_); } while (0)
+
+#endif
