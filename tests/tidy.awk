@@ -25,7 +25,7 @@ BEGIN {
 	allowed["kernels"] = "lib"
 	allowed["model"] = "kernels lib"
 	allowed["worker"] = "proto store model kernels lib"
-	allowed["tools"] = "lib"
+	allowed["tools"] = "lib kernels"
 	allowed["tests"] = "client daemon worker model kernels store proto lib tools"
 }
 
