@@ -1,0 +1,383 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The worker's line to the daemon against a small daemon in a thread: hello, progress, orders,
+ * fencing, a daemon that goes away and comes back, and the outcome. */
+#include "tests/test.h"
+#include "lib/clock.h"
+#include "lib/files.h"
+#include "lib/mem.h"
+#include "proto/limits.h"
+#include "worker/link.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <zmq.h>
+
+#define JOB 7
+#define ATTEMPT 2
+#define WAIT_MS 10000
+
+static char *folder, *endpoint;
+static char server_public[41], server_secret[41], worker_public[41], worker_secret[41];
+
+/* Answers every request; what it saw is counted. */
+struct fake {
+	pthread_t thread;
+	void *context, *socket;
+	atomic_bool closing;
+	atomic_int hellos, reports, dones, last_done_code;
+	atomic_llong progress; /* `done` of the last report */
+	atomic_int order;      /* sent to the worker after the next request, then 0 */
+	atomic_int answer;     /* code of every answer */
+	atomic_int silent;     /* requests to leave unanswered */
+};
+
+static void reply(struct fake *f, zmq_msg_t *route, Tf__Reply *r)
+{
+	uint8_t data[4096];
+	size_t len = tf__reply__get_packed_size(r);
+
+	assert_true(len <= sizeof data);
+	tf__reply__pack(r, data);
+	zmq_send(f->socket, zmq_msg_data(route), zmq_msg_size(route), ZMQ_SNDMORE);
+	zmq_send(f->socket, data, len, 0);
+}
+
+static void count(struct fake *f, const Tf__Request *q)
+{
+	switch (q->body_case) {
+	case TF__REQUEST__BODY_WORKER_HELLO:
+		assert_int_equal(q->worker_hello->job, JOB);
+		assert_int_equal(q->worker_hello->attempt, ATTEMPT);
+		f->hellos++;
+		break;
+	case TF__REQUEST__BODY_WORKER_REPORT:
+		f->progress = (long long)q->worker_report->progress->done;
+		f->reports++;
+		break;
+	case TF__REQUEST__BODY_WORKER_DONE:
+		f->last_done_code = q->worker_done->outcome->code;
+		f->dones++;
+		break;
+	default: fail_msg("request %d", (int)q->body_case);
+	}
+}
+
+static void answer(struct fake *f, zmq_msg_t *route, const Tf__Request *q)
+{
+	Tf__Reply r = TF__REPLY__INIT;
+	Tf__Assignment a = TF__ASSIGNMENT__INIT;
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	Tf__Empty ok = TF__EMPTY__INIT;
+
+	r.version = TF_PROTOCOL_VERSION;
+	r.id = q->id;
+	r.has_code = true;
+	r.code = f->answer;
+	r.text = r.code ? "as the test wants" : NULL;
+	if (r.code == 0 && q->body_case == TF__REQUEST__BODY_WORKER_HELLO) {
+		spec.kind = TF__JOB_KIND__NOOP;
+		a.job = JOB;
+		a.attempt = ATTEMPT;
+		a.spec = &spec;
+		a.job_folder = a.attempt_folder = folder;
+		r.body_case = TF__REPLY__BODY_ASSIGNMENT;
+		r.assignment = &a;
+	} else if (r.code == 0) {
+		r.body_case = TF__REPLY__BODY_OK;
+		r.ok = &ok;
+	}
+	reply(f, route, &r);
+}
+
+static void order(struct fake *f, zmq_msg_t *route)
+{
+	Tf__Reply r = TF__REPLY__INIT;
+	Tf__Order o = TF__ORDER__INIT;
+
+	if (!f->order)
+		return;
+	o.job = JOB;
+	o.stop = (Tf__StopReason)(int)f->order;
+	f->order = 0;
+	r.version = TF_PROTOCOL_VERSION;
+	r.body_case = TF__REPLY__BODY_ORDER;
+	r.order = &o;
+	reply(f, route, &r);
+}
+
+static void *serve(void *arg)
+{
+	struct fake *f = arg;
+
+	while (!f->closing) {
+		zmq_pollitem_t item = { f->socket, 0, ZMQ_POLLIN, 0 };
+		zmq_msg_t route, body;
+		Tf__Request *q;
+
+		if (zmq_poll(&item, 1, 20) <= 0)
+			continue;
+		zmq_msg_init(&route);
+		zmq_msg_init(&body);
+		zmq_msg_recv(&route, f->socket, 0);
+		zmq_msg_recv(&body, f->socket, 0);
+		q = tf__request__unpack(NULL, zmq_msg_size(&body), zmq_msg_data(&body));
+		assert_non_null(q);
+		count(f, q);
+		if (f->silent > 0) {
+			f->silent--;
+		} else {
+			answer(f, &route, q);
+			order(f, &route);
+		}
+		tf__request__free_unpacked(q, NULL);
+		zmq_msg_close(&route);
+		zmq_msg_close(&body);
+	}
+	return NULL;
+}
+
+static void fake_start(struct fake *f)
+{
+	int yes = 1, zero = 0;
+
+	memset(f, 0, sizeof *f);
+	f->context = zmq_ctx_new();
+	f->socket = zmq_socket(f->context, ZMQ_ROUTER);
+	zmq_setsockopt(f->socket, ZMQ_LINGER, &zero, sizeof zero);
+	zmq_setsockopt(f->socket, ZMQ_CURVE_SERVER, &yes, sizeof yes);
+	zmq_setsockopt(f->socket, ZMQ_CURVE_SECRETKEY, server_secret, 41);
+	assert_int_equal(zmq_bind(f->socket, endpoint), 0);
+	assert_int_equal(pthread_create(&f->thread, NULL, serve, f), 0);
+}
+
+static void fake_stop(struct fake *f)
+{
+	f->closing = true;
+	pthread_join(f->thread, NULL);
+	zmq_close(f->socket);
+	zmq_ctx_term(f->context);
+}
+
+static atomic_int fenced_calls;
+
+static void on_fenced(const char *text)
+{
+	assert_string_equal(text, "as the test wants");
+	fenced_calls++;
+}
+
+static struct link *open_link(void)
+{
+	struct link_options o = {
+		endpoint, server_public, worker_secret, JOB, ATTEMPT, on_fenced
+	};
+	struct link *l = NULL;
+	struct err e = ERR_INIT;
+
+	assert_ok(link_open(&o, &l, &e), &e);
+	return l;
+}
+
+static void progress(struct link *l, uint64_t done)
+{
+	Tf__Progress p = TF__PROGRESS__INIT;
+
+	p.has_done = true;
+	p.done = done;
+	link_progress(l, &p);
+}
+
+/* Waits until *value is at least `least`. */
+#define wait_for(value, least)                                                                    \
+	do {                                                                                      \
+		int64_t end_ = clock_mono_ms() + WAIT_MS;                                         \
+		while ((value) < (least) && clock_mono_ms() < end_)                               \
+			clock_sleep_ms(5);                                                        \
+		assert_true((value) >= (least));                                                  \
+	} while (0)
+
+static void hello_progress_and_outcome(void **state)
+{
+	const Tf__Assignment *a = NULL;
+	struct err e = ERR_INIT;
+	struct fake f;
+	struct link *l;
+	Tf__Outcome o = TF__OUTCOME__INIT;
+	struct buf packed = BUF_INIT;
+
+	(void)state;
+	fake_start(&f);
+	l = open_link();
+	assert_ok(link_assignment(l, WAIT_MS, &a, &e), &e);
+	assert_int_equal(a->job, JOB);
+	assert_int_equal(a->spec->kind, TF__JOB_KIND__NOOP);
+	progress(l, 42);
+	wait_for(f.reports, 1);
+	assert_int_equal(f.progress, 42);
+	assert_int_equal(link_stop(l), TF__STOP_REASON__STOP_NONE);
+	o.version = 1;
+	o.code = TF_ENAN;
+	buf_reserve(&packed, 100);
+	packed.len = tf__outcome__pack(&o, (uint8_t *)packed.data);
+	assert_ok(link_done(l, &packed, WAIT_MS, &e), &e);
+	assert_int_equal(f.dones, 1);
+	assert_int_equal(f.last_done_code, TF_ENAN);
+	assert_true(link_peak_rss_anon(l) > 0);
+	link_close(l);
+	fake_stop(&f);
+	buf_release(&packed);
+}
+
+static void an_order_arrives(void **state)
+{
+	const Tf__Assignment *a = NULL;
+	struct err e = ERR_INIT;
+	struct fake f;
+	struct link *l;
+
+	(void)state;
+	fake_start(&f);
+	f.order = TF__STOP_REASON__STOP_PREEMPT;
+	l = open_link();
+	assert_ok(link_assignment(l, WAIT_MS, &a, &e), &e);
+	wait_for((int)link_stop(l), 1);
+	assert_int_equal(link_stop(l), TF__STOP_REASON__STOP_PREEMPT);
+	link_leave(l); /* the first reason stays */
+	assert_int_equal(link_stop(l), TF__STOP_REASON__STOP_PREEMPT);
+	link_close(l);
+	fake_stop(&f);
+}
+
+/* Reports never wait, and the newest one reaches the next daemon after a hello. */
+static void a_daemon_goes_and_comes_back(void **state)
+{
+	const Tf__Assignment *a = NULL;
+	struct err e = ERR_INIT;
+	struct fake f;
+	struct link *l;
+	int64_t start;
+
+	(void)state;
+	fake_start(&f);
+	l = open_link();
+	assert_ok(link_assignment(l, WAIT_MS, &a, &e), &e);
+	fake_stop(&f);
+	start = clock_mono_ms();
+	for (uint64_t i = 1; i <= 1000; i++)
+		progress(l, i);
+	assert_true(clock_mono_ms() - start < 1000);
+	clock_sleep_ms(300);
+	fake_start(&f);
+	wait_for(f.reports, 1);
+	assert_int_equal(f.progress, 1000);
+	assert_string_equal(a->job_folder, folder); /* still the first assignment's memory */
+	link_close(l);
+	fake_stop(&f);
+}
+
+/* A request that is not answered is followed by a new hello. */
+static void silence_leads_to_a_new_hello(void **state)
+{
+	const Tf__Assignment *a = NULL;
+	struct err e = ERR_INIT;
+	struct fake f;
+	struct link *l;
+
+	(void)state;
+	fake_start(&f);
+	l = open_link();
+	assert_ok(link_assignment(l, WAIT_MS, &a, &e), &e);
+	f.silent = 1;
+	progress(l, 5);
+	wait_for(f.hellos, 2);
+	progress(l, 6);
+	wait_for(f.progress, 6);
+	link_close(l);
+	fake_stop(&f);
+}
+
+static void a_fenced_attempt_is_told(void **state)
+{
+	const Tf__Assignment *a = NULL;
+	struct err e = ERR_INIT;
+	struct fake f;
+	struct link *l;
+
+	(void)state;
+	fake_start(&f);
+	l = open_link();
+	assert_ok(link_assignment(l, WAIT_MS, &a, &e), &e);
+	f.answer = TF_EFENCED;
+	progress(l, 1);
+	wait_for(fenced_calls, 1);
+	link_close(l);
+	fake_stop(&f);
+}
+
+static void refusals_and_absence_end_with_a_sentence(void **state)
+{
+	struct link_options bad = { endpoint, "short", worker_secret, JOB, ATTEMPT, on_fenced };
+	const Tf__Assignment *a = NULL;
+	struct err e = ERR_INIT;
+	struct fake f;
+	struct link *l = open_link();
+
+	(void)state;
+	assert_int_equal(link_assignment(l, 200, &a, &e), TF_ENODAEMON);
+	assert_non_null(strstr(e.text, "gave no assignment in 0 s"));
+	fake_start(&f);
+	f.answer = TF_EREFUSED;
+	wait_for(f.hellos, 1);
+	err_clear(&e);
+	assert_int_equal(link_assignment(l, 500, &a, &e), TF_ENODAEMON);
+	assert_non_null(strstr(e.text, "as the test wants"));
+	f.answer = 0;
+	err_clear(&e);
+	assert_ok(link_assignment(l, WAIT_MS, &a, &e), &e);
+	link_close(l);
+	fake_stop(&f);
+	assert_int_equal(link_open(&bad, &l, &e), TF_EINVALID);
+	err_clear(&e);
+	bad.server_key = server_public;
+	bad.endpoint = "nowhere";
+	assert_int_equal(link_open(&bad, &l, &e), TF_EINVALID);
+	assert_non_null(strstr(e.text, "endpoint 'nowhere'"));
+}
+
+static int set_up(void **state)
+{
+	const char *tmp = getenv("TMPDIR");
+
+	(void)state;
+	folder = xasprintf("%s/tl.XXXXXX", tmp ? tmp : "/tmp");
+	if (!mkdtemp(folder))
+		return -1;
+	endpoint = xasprintf("ipc://%s/s", folder);
+	return zmq_curve_keypair(server_public, server_secret) |
+	       zmq_curve_keypair(worker_public, worker_secret);
+}
+
+static int tear_down(void **state)
+{
+	int rc = dir_remove(folder, NULL);
+
+	(void)state;
+	xfree(folder);
+	xfree(endpoint);
+	return rc;
+}
+
+int main(void)
+{
+	const struct CMUnitTest link_tests[] = {
+		cmocka_unit_test(hello_progress_and_outcome),
+		cmocka_unit_test(an_order_arrives),
+		cmocka_unit_test(a_daemon_goes_and_comes_back),
+		cmocka_unit_test(silence_leads_to_a_new_hello),
+		cmocka_unit_test(a_fenced_attempt_is_told),
+		cmocka_unit_test(refusals_and_absence_end_with_a_sentence),
+	};
+	return cmocka_run_group_tests_name("link", link_tests, set_up, tear_down);
+}
