@@ -1,0 +1,282 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Writing and reading the files of a checkpoint; see checkpoint.h. */
+#include "config.h"
+#include "worker/checkpoint.h"
+#include "lib/files.h"
+#include "lib/mem.h"
+#include "lib/safetensors.h"
+#include "proto/limits.h"
+#include "store/checkpoints.h"
+#include "worker/worker.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define STATE_VERSION 1
+
+void model_facts_release(struct model_facts *f)
+{
+	xfree(f->experiment);
+}
+
+/* ---- writing */
+
+static void meta_number(struct st_writer *w, const char *key, uint64_t value)
+{
+	char text[24];
+
+	snprintf(text, sizeof text, "%" PRIu64, value);
+	st_writer_meta(w, key, text);
+}
+
+static void describe_model(struct st_writer *w, const struct checkpoint *c,
+			   const struct model_facts *f)
+{
+	st_writer_meta(w, "format", "transfused model");
+	st_writer_meta(w, "program", PACKAGE_VERSION);
+	meta_number(w, "step", c->step);
+	meta_number(w, "pieces", (uint64_t)f->pieces);
+	meta_number(w, "bos", (uint64_t)f->bos);
+	meta_number(w, "eos", (uint64_t)f->eos);
+	meta_number(w, "latent_height", (uint64_t)f->latent_height);
+	meta_number(w, "latent_width", (uint64_t)f->latent_width);
+	meta_number(w, "latent_channels", (uint64_t)f->latent_channels);
+	st_writer_meta(w, "tokenizer", f->tokenizer);
+	st_writer_meta(w, "vae", f->vae);
+	st_writer_meta(w, "experiment", f->experiment);
+}
+
+/* The parameters with another array as their values. */
+static struct params with_values(const struct params *p, float *values)
+{
+	struct params view = *p;
+
+	view.master = values;
+	return view;
+}
+
+static int save_weights(const char *folder, const char *name, const struct checkpoint *c,
+			const struct model_facts *f, float *values, struct err *e)
+{
+	struct params view = with_values(&c->model->params, values);
+	char *path = job_path(folder, "%s", name);
+	struct st_writer w;
+	float *copy = NULL;
+	int rc;
+
+	st_writer_init(&w);
+	describe_model(&w, c, f);
+	params_write(&view, PARAMS_MASTER, "", &w, &copy);
+	rc = st_writer_save(&w, path, e);
+	xfree(copy);
+	st_writer_release(&w);
+	xfree(path);
+	return rc;
+}
+
+static int save_state(const char *folder, const struct checkpoint *c, struct err *e)
+{
+	const struct kernels *k = c->model->k;
+	char *path = job_path(folder, CHECKPOINT_STATE);
+	int64_t loader_bytes = (int64_t)c->loader.len;
+	struct st_writer w;
+	float *m = NULL, *v = NULL;
+	int rc;
+
+	st_writer_init(&w);
+	st_writer_meta(&w, "format", "transfused state");
+	st_writer_meta(&w, "program", PACKAGE_VERSION);
+	meta_number(&w, "version", STATE_VERSION);
+	meta_number(&w, "step", c->step);
+	meta_number(&w, "skipped", c->skipped);
+	meta_number(&w, "positions", c->positions);
+	meta_number(&w, "images", c->images);
+	meta_number(&w, "updates", (uint64_t)c->model->params.step);
+	st_writer_meta(&w, "backend", k->backend);
+	meta_number(&w, "threads", (uint64_t)k->threads);
+	params_write(&c->model->params, PARAMS_M, "m.", &w, &m);
+	params_write(&c->model->params, PARAMS_V, "v.", &w, &v);
+	st_writer_add(&w, "loader", ST_U8, 1, &loader_bytes, c->loader.data);
+	rc = st_writer_save(&w, path, e);
+	xfree(m);
+	xfree(v);
+	st_writer_release(&w);
+	xfree(path);
+	return rc;
+}
+
+static int save_experiment(const char *folder, const char *text, struct err *e)
+{
+	char *path = job_path(folder, CHECKPOINT_EXPERIMENT);
+	int rc = file_write(path, text, strlen(text), 0644, e);
+
+	xfree(path);
+	return rc;
+}
+
+int checkpoint_save(const char *folder, const struct checkpoint *c, const struct model_facts *f,
+		    double score, struct err *e)
+{
+	char *path = NULL;
+	int rc;
+
+	TRY(checkpoint_begin(folder, c->step, &path, e));
+	rc = save_weights(path, CHECKPOINT_WEIGHTS, c, f, c->model->params.master, e);
+	if (rc == 0 && c->average)
+		rc = save_weights(path, CHECKPOINT_AVERAGE, c, f, c->average, e);
+	if (rc == 0)
+		rc = save_state(path, c, e);
+	if (rc == 0)
+		rc = save_experiment(path, f->experiment, e);
+	if (rc == 0)
+		rc = checkpoint_commit(folder, c->step, path, score, e);
+	xfree(path);
+	return rc;
+}
+
+/* ---- reading */
+
+static int read_number(const struct st_file *f, const char *path, const char *key, uint64_t most,
+		       uint64_t *out, struct err *e)
+{
+	const char *text = st_meta(f, key);
+	char *end;
+
+	FAIL_IF(!text, e, TF_ECORRUPT, "%s: its metadata has no '%s'", path, key);
+	*out = strtoull(text, &end, 10);
+	FAIL_IF(!*text || strspn(text, "0123456789") != strlen(text) || *out > most, e,
+		TF_ECORRUPT, "%s: metadata '%s': found '%.40s', expected a number up to %" PRIu64,
+		path, key, text, most);
+	return 0;
+}
+
+static int read_small(const struct st_file *f, const char *path, const char *key, int64_t *out,
+		      struct err *e)
+{
+	uint64_t value = 0;
+
+	TRY(read_number(f, path, key, INT32_MAX, &value, e));
+	*out = (int64_t)value;
+	return 0;
+}
+
+static int read_hash(const struct st_file *f, const char *path, const char *key, char out[33],
+		     struct err *e)
+{
+	const char *text = st_meta(f, key);
+	size_t len = text ? strlen(text) : 1;
+
+	FAIL_IF((len != 0 && len != 32) || strspn(text, "0123456789abcdef") != len, e, TF_ECORRUPT,
+		"%s: metadata '%s' is not a hash of 32 hex digits", path, key);
+	memcpy(out, text, len + 1);
+	return 0;
+}
+
+static int read_facts(const struct st_file *f, const char *path, struct model_facts *out,
+		      struct err *e)
+{
+	const char *experiment = st_meta(f, "experiment");
+
+	TRY(read_small(f, path, "pieces", &out->pieces, e));
+	TRY(read_small(f, path, "bos", &out->bos, e));
+	TRY(read_small(f, path, "eos", &out->eos, e));
+	TRY(read_small(f, path, "latent_height", &out->latent_height, e));
+	TRY(read_small(f, path, "latent_width", &out->latent_width, e));
+	TRY(read_small(f, path, "latent_channels", &out->latent_channels, e));
+	TRY(read_hash(f, path, "tokenizer", out->tokenizer, e));
+	TRY(read_hash(f, path, "vae", out->vae, e));
+	FAIL_IF(!experiment || strlen(experiment) > LIMIT_EXPERIMENT_BYTES, e, TF_ECORRUPT,
+		"%s: its metadata has no experiment", path);
+	out->experiment = xstrdup(experiment);
+	return 0;
+}
+
+int checkpoint_facts(const char *path, struct model_facts *out, struct err *e)
+{
+	char *name = job_path(path, CHECKPOINT_WEIGHTS);
+	struct st_file f;
+	int rc = st_open(name, &f, e);
+
+	memset(out, 0, sizeof *out);
+	if (rc == 0) {
+		rc = read_facts(&f, name, out, e);
+		st_close(&f);
+	}
+	xfree(name);
+	return rc;
+}
+
+/* One file of weights into `values`, or the parameters' own. */
+static int load_values(const char *folder, const char *name, struct params *p, struct err *e)
+{
+	char *path = job_path(folder, "%s", name);
+	struct st_file f;
+	int rc = st_open(path, &f, e);
+
+	if (rc == 0) {
+		rc = params_read(p, PARAMS_MASTER, "", &f, path, e);
+		st_close(&f);
+	}
+	xfree(path);
+	return rc;
+}
+
+int checkpoint_weights(const char *path, bool average, struct transformer *m, struct err *e)
+{
+	char *averaged = job_path(path, CHECKPOINT_AVERAGE);
+	bool has_average = file_exists(averaged);
+
+	xfree(averaged);
+	FAIL_IF(average && !has_average, e, TF_ENOTFOUND,
+		"%s: no averaged weights (@ema): the run had train.ema 0", path);
+	return load_values(path, average ? CHECKPOINT_AVERAGE : CHECKPOINT_WEIGHTS, &m->params, e);
+}
+
+static int read_state(const struct st_file *f, const char *path, struct checkpoint *c,
+		      struct err *e)
+{
+	static const int64_t any = -1;
+	const struct st_tensor *loader = NULL;
+	uint64_t version = 0, updates = 0;
+
+	TRY(read_number(f, path, "version", UINT32_MAX, &version, e));
+	FAIL_IF(version != STATE_VERSION, e, TF_EVERSION,
+		"%s: state version %" PRIu64 ", this program reads %d", path, version,
+		STATE_VERSION);
+	TRY(read_number(f, path, "step", INT64_MAX, &c->step, e));
+	TRY(read_number(f, path, "skipped", INT64_MAX, &c->skipped, e));
+	TRY(read_number(f, path, "positions", INT64_MAX, &c->positions, e));
+	TRY(read_number(f, path, "images", INT64_MAX, &c->images, e));
+	TRY(read_number(f, path, "updates", INT64_MAX, &updates, e));
+	TRY(params_read(&c->model->params, PARAMS_M, "m.", f, path, e));
+	TRY(params_read(&c->model->params, PARAMS_V, "v.", f, path, e));
+	TRY(st_need(f, path, "loader", ST_U8, 1, &any, &loader, e));
+	c->model->params.step = (int64_t)updates;
+	buf_clear(&c->loader);
+	buf_append(&c->loader, loader->data, loader->bytes);
+	return 0;
+}
+
+int checkpoint_resume(const char *path, struct checkpoint *c, struct err *e)
+{
+	char *name = job_path(path, CHECKPOINT_STATE);
+	struct st_file f;
+	int rc = st_open(name, &f, e);
+
+	if (rc == 0) {
+		rc = read_state(&f, name, c, e);
+		st_close(&f);
+	}
+	xfree(name);
+	TRY(rc);
+	TRY(load_values(path, CHECKPOINT_WEIGHTS, &c->model->params, e));
+	if (c->average) {
+		struct params view = with_values(&c->model->params, c->average);
+
+		view.resident = NULL; /* the bf16 copy is of the weights themselves */
+		TRY(load_values(path, CHECKPOINT_AVERAGE, &view, e));
+	}
+	return 0;
+}
