@@ -10,6 +10,7 @@
 
 #define LIMIT_MESSAGE_BYTES (4u << 20)        /* one frame, both ways (ZMQ_MAXMSGSIZE) */
 #define LIMIT_UNPACK_FACTOR 8u                /* unpacked size: at most so many times the message */
+#define LIMIT_UNPACK_REPLY_FACTOR 32u          /* a queued job: 24 bytes packed, 250 unpacked */
 #define LIMIT_FRAMES 4u                       /* frames of a multipart message */
 #define LIMIT_NAME_BYTES 100u                 /* names of jobs, artefacts, users */
 #define LIMIT_PATH_BYTES 1024u
@@ -19,6 +20,7 @@
 #define LIMIT_IMAGES_PER_PROMPT 1024u
 #define LIMIT_HELDOUT_NAMES 20000u
 #define LIMIT_SOURCES 4096u                   /* paths or uploads of an import */
+#define LIMIT_JOB_REFS 256u                   /* jobs named in one request */
 #define LIMIT_AFTER 256u                      /* dependencies of a job */
 #define LIMIT_JOBS_QUEUED 1000000u
 #define LIMIT_JOBS_LISTED 10000u              /* in one reply */
