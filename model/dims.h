@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The sizes of a Transfusion model and of the batches it takes, and the ids of its vocabulary. Filled in
- * once by the caller (from an experiment file, the tokenizer and the autoencoder), read-only afterwards.
+ * The sizes of a Transfusion model and of the batches it takes, and the ids of its vocabulary.
+ * Filled in once by the caller (from an experiment file, the tokenizer and the autoencoder),
+ * read-only afterwards.
  *
- * Short names used in model/: B sequences of a micro batch, T positions of a sequence, N = B T rows,
- * d width, H heads, F width of the feed-forward layer, P patches of a picture, D numbers of a patch
- * vector (patch^2 c), E numbers of a picture's latent (h w c = P D), V rows of the vocabulary matrices. */
+ * Short names used in model/: B sequences of a micro batch, T positions of a sequence, N = B T
+ * rows, d width, H heads, F width of the feed-forward layer, P patches of a picture, D numbers of
+ * a patch vector (patch^2 c), E numbers of a picture's latent (h w c = P D), V rows of the
+ * vocabulary matrices. */
 #ifndef MODEL_DIMS_H
 #define MODEL_DIMS_H
 
@@ -50,20 +52,22 @@ struct dims {
 	int64_t row_multiple;         /* rows of text targets and patches are rounded up to it */
 };
 
-/* Checks everything that could be wrong with sizes that come from files: each at least 1 and bounded,
- * heads divide d into an even head width, patch divides h and w, a picture with BOS BOI EOI EOS fits T,
- * the number of elements of any tensor fits memory arithmetic. TF_EINVALID with a sentence. */
+/* Checks everything that could be wrong with sizes that come from files: each at least 1 and
+ * bounded, heads divide d into an even head width, patch divides h and w, a picture with BOS BOI
+ * EOI EOS fits T, the number of elements of any tensor fits memory arithmetic. TF_EINVALID with a
+ * sentence. */
 int dims_check(const struct dims *m, struct err *e);
 int64_t dims_patches(const struct dims *m);          /* P; 0 without pictures */
 int64_t dims_patch_width(const struct dims *m);      /* D */
 int64_t dims_latent(const struct dims *m);           /* E */
 int64_t dims_time_width(const struct dims *m);       /* D or d */
-/* The most pictures B sequences of T positions can hold (a picture takes P + 2 positions at least). */
+/* The most pictures B sequences of T positions can hold (a picture takes P + 2 positions at
+ * least). */
 int64_t dims_images_most(const struct dims *m);
 /* n rounded up to row_multiple. */
 int64_t dims_round_rows(const struct dims *m, int64_t n);
-/* The capacity n pictures are computed in: their patches rounded up to row_multiple, in whole pictures,
- * at most m->images. */
+/* The capacity n pictures are computed in: their patches rounded up to row_multiple, in whole
+ * pictures, at most m->images. */
 int64_t dims_round_images(const struct dims *m, int64_t n);
 
 #endif

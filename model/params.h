@@ -17,7 +17,7 @@
 
 #define PARAM_NAME_MAX 64
 
-enum param_init { PARAM_ZERO, PARAM_ONE, PARAM_UNIFORM };
+enum param_init { PARAM_ZERO, PARAM_ONE, PARAM_UNIFORM, PARAM_NORMAL };
 
 struct param {
 	char name[PARAM_NAME_MAX];
@@ -25,7 +25,7 @@ struct param {
 	int64_t dim[TENSOR_RANK_MAX];
 	int64_t at, count;               /* place in the flat arrays, in elements */
 	enum param_init init;
-	float bound;                     /* PARAM_UNIFORM: values in [-bound, bound) */
+	float bound;                     /* UNIFORM: values in [-bound, bound); NORMAL: the deviation */
 };
 
 struct params {
@@ -36,6 +36,7 @@ struct params {
 	int64_t total, decayed;          /* elements with gaps; the first `decayed` of them decay */
 	float *master, *grad, *m, *v;    /* backend memory; the last three only when training */
 	uint16_t *resident;              /* bf16 copy, or NULL */
+	float *average;                  /* EMA of the master values, or NULL */
 	float *grad_norm2;               /* one element */
 	int64_t step;                    /* updates made */
 };
@@ -51,6 +52,8 @@ void params_release(struct params *p);
  * must be the same then. Rank 1 does not decay. New names only before params_alloc. Returns its index. */
 int params_add(struct params *p, const char *name, int rank, const int64_t *dim, enum param_init init,
 	       float bound);
+/* Places everything in the flat arrays and returns their length. params_alloc does it by itself. */
+int64_t params_place(struct params *p);
 /* Places and allocates everything, zeroed. TF_ENOMEM. */
 int params_alloc(struct params *p, bool training, struct err *e);
 bool params_allocated(const struct params *p);
@@ -64,11 +67,17 @@ void params_zero_gradients(struct params *p);
 float params_gradient_norm2(struct params *p);
 /* One AdamW step (norm, clipping, update, bf16 copy). */
 void params_step(struct params *p, const struct params_update *u);
+/* Allocates the average, equal to the values as they are now. TF_ENOMEM. */
+int params_average_start(struct params *p, struct err *e);
+/* average = decay average + (1 - decay) values. */
+void params_average_step(struct params *p, float decay);
+/* Exchanges values and average: to evaluate or draw with the average between two steps, then back. */
+void params_average_swap(struct params *p);
 /* Number of values, gaps not counted. */
 int64_t params_count(const struct params *p);
 
 /* Which flat array a file holds. Tensors are named <prefix><parameter>. */
-enum params_array { PARAMS_MASTER, PARAMS_M, PARAMS_V };
+enum params_array { PARAMS_MASTER, PARAMS_M, PARAMS_V, PARAMS_AVERAGE };
 
 /* Declares all tensors of one array to a writer; *copy is the host memory they lie in (free with xfree
  * once saved). */

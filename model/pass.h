@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * One pass over a micro batch: forward, losses, and in training backward by hand. Every tensor of it is
- * named and placed once in one allocation; a pass allocates nothing.
+ * One pass over a micro batch: forward, losses, and in training backward by hand. Every tensor of
+ * it is named and placed once in one allocation; a pass allocates nothing.
  *
  * A training step:
  *	params_zero_gradients(&m->params);
@@ -8,9 +8,9 @@
  *	pass_losses(p, &losses);                               waits; starts the next sums at zero
  *	params_step(&m->params, &update);
  *
- * loss = lm + lambda diffusion; lm = sum over targets of -log p / totals.targets; diffusion = sum over noised
- * pictures of the mean over their elements of (noise predicted - noise)^2 / totals.noised. A total of zero
- * gives a loss of zero and no gradient. */
+ * loss = lm + lambda diffusion; lm = sum over targets of -log p / totals.targets; diffusion = sum
+ * over noised pictures of the mean over their elements of (noise predicted - noise)^2 /
+ * totals.noised. A total of zero gives a loss of zero and no gradient. */
 #ifndef MODEL_PASS_H
 #define MODEL_PASS_H
 
@@ -34,17 +34,17 @@ void pass_memory(const struct dims *dims, bool training, struct memory_plan *out
 int pass_new(struct transformer *m, bool training, struct pass **out, struct err *e);
 void pass_free(struct pass *p);
 
-/* Forward, losses added up; training: gradients added to the parameters'. The batch may be refilled on
- * return. */
+/* Forward, losses added up; training: gradients added to the parameters'. The batch may be
+ * refilled on return. */
 void pass_run(struct pass *p, const struct batch *b, const struct pass_totals *totals);
-/* Forward alone. token_loss [b->targets] (-log p) and image_loss [b->images] (mean squared error of the noise;
- * clean pictures 0) are host arrays; either may be NULL. Waits. */
+/* Forward alone. token_loss [b->targets] (-log p) and image_loss [b->images] (mean squared error
+ * of the noise; clean pictures 0) are host arrays; either may be NULL. Waits. */
 void pass_evaluate(struct pass *p, const struct batch *b, float *token_loss, float *image_loss);
 /* The sums since the last call; waits. */
 void pass_losses(struct pass *p, struct pass_losses *out);
 
-/* For tests and dumps, after pass_evaluate: logits [targets, ids] and predicted noise [images, E] as f32, and
- * the noise that was used [images, E]. Any may be NULL. */
+/* For tests and dumps, after pass_evaluate: logits [targets, ids] and predicted noise [images, E]
+ * as f32, and the noise that was used [images, E]. Any may be NULL. */
 void pass_read(struct pass *p, float *logits, float *predicted, float *noise);
 
 #endif

@@ -1,19 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Generation over a cache of keys and values, for many sequences at once.
  *
- * A sequence begins with its prompt (texts and clean pictures), laid out as in training with BOS and no
- * EOS. Then, by mode:
+ * A sequence begins with its prompt (texts and clean pictures), laid out as in training with BOS
+ * and no EOS. Then, by mode:
  *	SAMPLE_IMAGE	BOI, a picture, done
  *	SAMPLE_TEXT	tokens until EOS, max_tokens or a full context; BOI cannot be drawn
  *	SAMPLE_FREE	tokens; BOI begins a picture, EOI is appended after it and tokens go on, until EOS,
  *			max_tokens, max_images or a full context
- * A picture: P patches of noise, `steps` evaluations of the model, each overwriting the patches and their keys
- * and values; the last lands on the clean latent, which later tokens attend to (cache refreshed once with time
- * value 1). Guidance other than 1 runs the unconditional branch BOS BOI p EOI EOS beside it in the same batch.
+ * A picture: P patches of noise, `steps` evaluations of the model, each overwriting the patches
+ * and their keys and values; the last lands on the clean latent, which later tokens attend to
+ * (cache refreshed once with time value 1). Guidance other than 1 runs the unconditional branch
+ * BOS BOI p EOI EOS beside it in the same batch.
  *
- * A picture's first noise is the stream (seed, PHILOX_DRAW_START, sampler_stream(index, ordinal, 0)), the noise
- * of DDPM step k is (seed, PHILOX_DRAW_STEP, sampler_stream(index, ordinal, k)); tokens are drawn with
- * philox_uniform(seed, PHILOX_TEXT, index, position). So neither depends on what else is in the batch. */
+ * A picture's first noise is the stream (seed, PHILOX_DRAW_START, sampler_stream(index, ordinal,
+ * 0)), the noise of DDPM step k is (seed, PHILOX_DRAW_STEP, sampler_stream(index, ordinal, k));
+ * tokens are drawn with philox_uniform(seed, PHILOX_TEXT, index, position). So neither depends on
+ * what else is in the batch. */
 #ifndef MODEL_SAMPLER_H
 #define MODEL_SAMPLER_H
 
@@ -58,8 +60,8 @@ struct sampler_result {
 };
 void sampler_result_release(struct sampler_result *r);
 
-/* Progress: `done` of `total` in units of the phase ("prompt", "token", "denoise"). Returning true stops the
- * run with TF_ECANCELLED. */
+/* Progress: `done` of `total` in units of the phase ("prompt", "token", "denoise"). Returning true
+ * stops the run with TF_ECANCELLED. */
 struct sampler_watch {
 	bool (*step)(void *arg, const char *phase, int64_t done, int64_t total);
 	void *arg;
@@ -77,15 +79,17 @@ int64_t sampler_prompt_length(const struct dims *dims, const struct sampler_prom
 /* Adds the sampler's memory to out->activations. */
 void sampler_memory(const struct dims *dims, int64_t sequences, int64_t context, bool guided,
 		    struct memory_plan *out);
-/* Room for `sequences` at once with `context` positions each (at most the model's rotary positions); guided:
- * with an unconditional branch beside each. m is borrowed and may be one that is being trained. TF_ENOMEM. */
+/* Room for `sequences` at once with `context` positions each (at most the model's rotary
+ * positions); guided: with an unconditional branch beside each. m is borrowed and may be one that
+ * is being trained. TF_ENOMEM. */
 int sampler_new(struct transformer *m, int64_t sequences, int64_t context, bool guided,
 		struct sampler **out, struct err *e);
 void sampler_free(struct sampler *s);
 
-/* Runs n prompts, `sequences` at a time. On success result[0..n-1] are the caller's to release; on failure
- * nothing is owned. TF_EINVALID for wrong options or segments; TF_ELIMIT, before anything is computed, when a
- * prompt does not fit, or its picture would not; TF_ECANCELLED. watch may be NULL. */
+/* Runs n prompts, `sequences` at a time. On success result[0..n-1] are the caller's to release; on
+ * failure nothing is owned. TF_EINVALID for wrong options or segments; TF_ELIMIT, before anything
+ * is computed, when a prompt does not fit, or its picture would not; TF_ECANCELLED. watch may be
+ * NULL. */
 int sampler_run(struct sampler *s, const struct sampler_options *o, const struct sampler_prompt *prompt,
 		int64_t n, const struct sampler_watch *watch, struct sampler_result *result, struct err *e);
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The cosine noise schedule (Nichol & Dhariwal 2021) and the coefficients of a denoising step (DDPM: Ho et
- * al. 2020; DDIM: Song et al. 2021, eta 0). Times are 0..TIMESTEPS; 0 is the clean picture. */
+ * The cosine noise schedule (Nichol & Dhariwal 2021) and the coefficients of a denoising step
+ * (DDPM: Ho et al. 2020; DDIM: Song et al. 2021, eta 0). Times are 0..TIMESTEPS; 0 is the clean
+ * picture. */
 #ifndef MODEL_SCHEDULE_H
 #define MODEL_SCHEDULE_H
 
@@ -19,8 +20,9 @@ int32_t schedule_draw_eval(uint64_t seed, int64_t sample, int64_t most);
 
 enum schedule_kind { SCHEDULE_DDPM, SCHEDULE_DDIM };
 
-/* One step from time t down to s (s < t): x_s = c_x0 x0 + c_eps eps + c_x x_t + sigma noise, with x0 and
- * eps as in struct denoise (kernels.h). At s = 0 it is x0 exactly. DDPM: the posterior's mean and variance. */
+/* One step from time t down to s (s < t): x_s = c_x0 x0 + c_eps eps + c_x x_t + sigma noise, with
+ * x0 and eps as in struct denoise (kernels.h). At s = 0 it is x0 exactly. DDPM: the posterior's
+ * mean and variance. */
 struct schedule_step {
 	float sqrt_abar, sqrt_one_minus_abar;   /* of t */
 	float c_x0, c_eps, c_x, sigma;

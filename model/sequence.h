@@ -1,17 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0
- * From documents to batches. One function lays a document out, for training, evaluation and sampling
- * alike, so that positions, marks and masks cannot differ between them:
+ * From documents to batches. One function lays a document out, for training, evaluation and
+ * sampling alike, so that positions, marks and masks cannot differ between them:
  *
  *	[BOS] segment... [EOS]		a text is its tokens, a picture is BOI patches EOI
  *
  * Text: {text}. Caption first: {text, image}. Image first: {image, text}. Caption dropped: {image}.
- * Edit: {image, text, image}. A long text continued in another sequence leaves out BOS (not its first
- * piece) or EOS (not its last). Sampling lays out its prompt with BOS and without EOS.
+ * Edit: {image, text, image}. A long text continued in another sequence leaves out BOS (not its
+ * first piece) or EOS (not its last). Sampling lays out its prompt with BOS and without EOS.
  *
- * Each position has the interval of keys it sees: from its document's first position to itself, or to the
- * last patch of its picture when it is a patch (struct dims.causal: always to itself). BOI and EOI lie
- * outside the picture's block. PAD sees itself alone. A position has an LM target (the next token) when
- * the next position belongs to the same document and it is neither patch, BOI nor PAD itself. */
+ * Each position has the interval of keys it sees: from its document's first position to itself, or
+ * to the last patch of its picture when it is a patch (struct dims.causal: always to itself). BOI
+ * and EOI lie outside the picture's block. PAD sees itself alone. A position has an LM target (the
+ * next token) when the next position belongs to the same document and it is neither patch, BOI nor
+ * PAD itself. */
 #ifndef MODEL_SEQUENCE_H
 #define MODEL_SEQUENCE_H
 
@@ -53,11 +54,14 @@ struct element {
 
 /* Writes document_length elements. The one layout. */
 void document_layout(const struct dims *m, const struct document *doc, struct element *out);
+/* Writes the element of a token at position `at` of a document: what document_layout does for
+ * each; a sampler appends its tokens with it. */
+void element_token(struct element *out, int32_t at, int32_t token, int32_t segment);
 /* TF_EINVALID when a token is not a bare piece, a time is out of 0..1000, a latent is missing. */
 int document_check(const struct dims *m, const struct document *doc, struct err *e);
 
-/* A micro batch on the host: B sequences of T positions. All arrays are owned by the batch and have room
- * for the largest case; unused rows have token PAD, row -1 or target -1. */
+/* A micro batch on the host: B sequences of T positions. All arrays are owned by the batch and
+ * have room for the largest case; unused rows have token PAD, row -1 or target -1. */
 struct batch {
 	const struct dims *dims;      /* borrowed */
 	int32_t *token;               /* [B,T]; -1 at patches */

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The weights of a Transfusion transformer: a Llama block (RMSNorm, RoPE, SwiGLU, no biases) with merged
- * query-key-value and gate-up matrices, a vocabulary matrix at each end, a linear layer into and out of
- * patches, and a small time embedding. Values, gradients and moments lie in struct params (params.h):
+ * The weights of a Transfusion transformer: a Llama block (RMSNorm, RoPE, SwiGLU, no biases) with
+ * merged query-key-value and gate-up matrices, a vocabulary matrix at each end, a linear layer
+ * into and out of patches, and a small time embedding. Values, gradients and moments lie in struct
+ * params (params.h):
  *
  *	token.weight [V,d]                       head.weight [V,d]            norm.weight [d]
  *	blocks.N.attention_norm.weight [d]       blocks.N.qkv.weight [3d,d]   blocks.N.attention_out.weight [d,d]
@@ -9,8 +10,8 @@
  *	patch_in.weight [d,D]  patch_in.bias [d]       patch_out.weight [D,d]  patch_out.bias [D]
  *	time.in.weight [W,256]  time.in.bias [W]       time.out.weight [W,W]   time.out.bias [W]
  *
- * W is D (time: patch) or d (time: model). Matrices are [outputs, inputs]. qkv rows: queries, keys, values,
- * each head by head. A model of text alone has no patch and time tensors.
+ * W is D (time: patch) or d (time: model). Matrices are [outputs, inputs]. qkv rows: queries,
+ * keys, values, each head by head. A model of text alone has no patch and time tensors.
  *
  * The passes over it are pass.h (training, evaluation) and sampler.h (generation). */
 #ifndef MODEL_TRANSFORMER_H
@@ -60,8 +61,8 @@ size_t memory_plan_total(const struct memory_plan *m);
 void transformer_memory(const struct dims *dims, int64_t positions, bool training, bool average,
 			struct memory_plan *out);
 
-/* Makes the model, zeroed; dims are checked and copied. positions: as many as any sequence will have
- * (dims->T, or the context of sampling). TF_EINVALID, TF_ENOMEM. */
+/* Makes the model, zeroed; dims are checked and copied. positions: as many as any sequence will
+ * have (dims->T, or the context of sampling). TF_EINVALID, TF_ENOMEM. */
 int transformer_init(struct transformer *m, struct kernels *k, const struct dims *dims, int64_t positions,
 		     bool training, struct err *e);
 void transformer_release(struct transformer *m);

@@ -1,0 +1,296 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Parameters of convolutional nets: declaration, placement, initial values, updates, files. */
+#include "config.h"
+#include "model/params.h"
+#include "lib/mem.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#define ALIGN 16   /* elements: 64 bytes of f32 */
+
+void params_init(struct params *p, struct kernels *k, enum dtype act)
+{
+	CHECK(act == DT_F32 || act == DT_BF16);
+	*p = (struct params){ .k = k, .act = act };
+}
+
+void params_release(struct params *p)
+{
+	const struct kernel_ops *ops = p->k ? p->k->ops : NULL;
+	void *memory[] = { p->master, p->grad, p->m, p->v, p->resident, p->grad_norm2,
+			   p->average };
+
+	for (size_t i = 0; i < ARRAY_LEN(memory); i++)
+		if (memory[i])
+			ops->release(p->k, memory[i]);
+	xfree(p->list);
+	*p = (struct params){ 0 };
+}
+
+static int find(const struct params *p, const char *name)
+{
+	for (int i = 0; i < p->count; i++)
+		if (strcmp(p->list[i].name, name) == 0)
+			return i;
+	return -1;
+}
+
+int params_add(struct params *p, const char *name, int rank, const int64_t *dim, enum param_init init,
+	       float bound)
+{
+	int i = find(p, name);
+	struct param *q;
+
+	CHECK(rank >= 1 && rank <= TENSOR_RANK_MAX && strlen(name) < PARAM_NAME_MAX);
+	if (i >= 0) {
+		CHECK(p->list[i].rank == rank);
+		CHECK(memcmp(p->list[i].dim, dim, (size_t)rank * sizeof *dim) == 0);
+		return i;
+	}
+	CHECK(!params_allocated(p));
+	if (p->count == p->room) {
+		p->room = p->room ? 2 * p->room : 32;
+		p->list = xrealloc(p->list, (size_t)p->room, sizeof *p->list);
+	}
+	q = &p->list[p->count];
+	*q = (struct param){ .rank = rank, .dim = { 1, 1, 1, 1 }, .count = 1, .init = init,
+			     .bound = bound };
+	memcpy(q->name, name, strlen(name) + 1);
+	for (int d = 0; d < rank; d++) {
+		CHECK(dim[d] > 0);
+		q->dim[d] = dim[d];
+		q->count *= dim[d];
+	}
+	return p->count++;
+}
+
+bool params_allocated(const struct params *p)
+{
+	return p->master != NULL;
+}
+
+/* Filters and matrices first, then what does not decay. */
+int64_t params_place(struct params *p)
+{
+	p->total = 0;
+	for (int pass = 0; pass < 2; pass++) {
+		for (int i = 0; i < p->count; i++) {
+			if ((p->list[i].rank == 1) != (pass == 1))
+				continue;
+			p->list[i].at = p->total;
+			p->total += (p->list[i].count + ALIGN - 1) / ALIGN * ALIGN;
+		}
+		if (pass == 0)
+			p->decayed = p->total;
+	}
+	return p->total;
+}
+
+static int allocate(struct params *p, void *field, int64_t count, size_t size, struct err *e)
+{
+	void **at = field;
+
+	if (*at)
+		return 0;
+	*at = p->k->ops->alloc(p->k, (size_t)count * size);
+	FAIL_IF(!*at, e, TF_ENOMEM, "no memory for %lld parameters", (long long)count);
+	return 0;
+}
+
+int params_alloc(struct params *p, bool training, struct err *e)
+{
+	if (!params_allocated(p))
+		params_place(p);
+	TRY(allocate(p, &p->master, p->total, sizeof(float), e));
+	if (p->act == DT_BF16)
+		TRY(allocate(p, &p->resident, p->total, sizeof(uint16_t), e));
+	if (!training)
+		return 0;
+	TRY(allocate(p, &p->grad, p->total, sizeof(float), e));
+	TRY(allocate(p, &p->m, p->total, sizeof(float), e));
+	TRY(allocate(p, &p->v, p->total, sizeof(float), e));
+	return allocate(p, &p->grad_norm2, 1, sizeof(float), e);
+}
+
+static void refresh(struct params *p)
+{
+	if (p->resident)
+		p->k->ops->convert(p->k, tensor_1d(p->resident, DT_BF16, p->total),
+				   tensor_1d(p->master, DT_F32, p->total));
+}
+
+/* Initial values of tensor i. */
+static void draw(const struct param *q, uint64_t seed, int i, float *out)
+{
+	if (q->init == PARAM_NORMAL)
+		philox_normals(seed, PHILOX_INIT, (uint64_t)i, 0, out, (uint64_t)q->count);
+	for (int64_t n = 0; n < q->count; n++) {
+		if (q->init == PARAM_NORMAL)
+			out[n] *= q->bound;
+		else if (q->init == PARAM_UNIFORM)
+			out[n] = (2 * philox_uniform(seed, PHILOX_INIT, (uint64_t)i, (uint64_t)n) - 1)
+				 * q->bound;
+		else
+			out[n] = q->init == PARAM_ONE ? 1 : 0;
+	}
+}
+
+void params_draw(struct params *p, uint64_t seed)
+{
+	float *values = xcalloc((size_t)p->total, sizeof *values);
+
+	CHECK(params_allocated(p));
+	for (int i = 0; i < p->count; i++)
+		draw(&p->list[i], seed, i, values + p->list[i].at);
+	p->k->ops->upload(p->k, p->master, values, (size_t)p->total * sizeof *values);
+	refresh(p);
+	xfree(values);
+}
+
+static struct tensor view(const struct param *q, void *data, enum dtype type)
+{
+	struct tensor t = { data, type, q->rank, { 1, 1, 1, 1 } };
+
+	memcpy(t.dim, q->dim, sizeof t.dim);
+	return t;
+}
+
+struct tensor params_value(const struct params *p, int i)
+{
+	const struct param *q = &p->list[i];
+
+	CHECK(i >= 0 && i < p->count && params_allocated(p));
+	if (p->resident && q->rank > 1)
+		return view(q, p->resident + q->at, DT_BF16);
+	return view(q, p->master + q->at, DT_F32);
+}
+
+struct tensor params_gradient(const struct params *p, int i)
+{
+	CHECK(i >= 0 && i < p->count && p->grad);
+	return view(&p->list[i], p->grad + p->list[i].at, DT_F32);
+}
+
+void params_zero_gradients(struct params *p)
+{
+	p->k->ops->zero(p->k, p->grad, (size_t)p->total * sizeof *p->grad);
+}
+
+float params_gradient_norm2(struct params *p)
+{
+	float norm2;
+
+	p->k->ops->sum_squares(p->k, p->grad_norm2, p->grad, p->total);
+	p->k->ops->download(p->k, &norm2, p->grad_norm2, sizeof norm2);
+	return norm2;
+}
+
+void params_step(struct params *p, const struct params_update *u)
+{
+	struct adamw a = {
+		.master = p->master, .grad = p->grad, .m = p->m, .v = p->v, .resident = p->resident,
+		.grad_norm2 = p->grad_norm2, .n = p->total, .decayed = p->decayed, .step = ++p->step,
+		.lr = u->lr, .beta1 = u->beta1, .beta2 = u->beta2, .eps = u->eps,
+		.weight_decay = u->weight_decay, .grad_scale = u->grad_scale, .clip = u->clip,
+	};
+
+	p->k->ops->sum_squares(p->k, p->grad_norm2, p->grad, p->total);
+	p->k->ops->adamw(p->k, &a);
+}
+
+int params_average_start(struct params *p, struct err *e)
+{
+	TRY(allocate(p, &p->average, p->total, sizeof(float), e));
+	p->k->ops->copy(p->k, p->average, p->master, (size_t)p->total * sizeof(float));
+	return 0;
+}
+
+void params_average_step(struct params *p, float decay)
+{
+	p->k->ops->lerp(p->k, tensor_1d(p->average, DT_F32, p->total),
+			tensor_1d(p->master, DT_F32, p->total), 1 - decay);
+}
+
+void params_average_swap(struct params *p)
+{
+	float *values = p->master;
+
+	CHECK(p->average);
+	p->master = p->average;
+	p->average = values;
+	refresh(p);
+}
+
+int64_t params_count(const struct params *p)
+{
+	int64_t n = 0;
+
+	for (int i = 0; i < p->count; i++)
+		n += p->list[i].count;
+	return n;
+}
+
+static float *array_of(const struct params *p, enum params_array which)
+{
+	return which == PARAMS_MASTER ? p->master : which == PARAMS_M ? p->m
+	       : which == PARAMS_V ? p->v : p->average;
+}
+
+static void file_name(const char *prefix, const struct param *q, char out[2 * PARAM_NAME_MAX])
+{
+	int n = snprintf(out, 2 * PARAM_NAME_MAX, "%s%s", prefix, q->name);
+
+	CHECK(n > 0 && n < 2 * PARAM_NAME_MAX);
+}
+
+void params_write(struct params *p, enum params_array which, const char *prefix, struct st_writer *w,
+		  float **copy)
+{
+	float *from = array_of(p, which);
+
+	CHECK(from);
+	*copy = xmalloc((size_t)p->total * sizeof **copy);
+	p->k->ops->download(p->k, *copy, from, (size_t)p->total * sizeof **copy);
+	for (int i = 0; i < p->count; i++) {
+		char name[2 * PARAM_NAME_MAX];
+
+		file_name(prefix, &p->list[i], name);
+		st_writer_add(w, name, ST_F32, p->list[i].rank, p->list[i].dim, *copy + p->list[i].at);
+	}
+}
+
+static int read_finite(const struct st_tensor *t, const char *path, float *to, struct err *e)
+{
+	memcpy(to, t->data, t->bytes);
+	for (size_t n = 0; n < t->bytes / sizeof *to; n++)
+		FAIL_IF(!isfinite(to[n]), e, TF_ECORRUPT,
+			"%s: tensor %s: element %zu is %g, expected a finite number", path, t->name, n,
+			(double)to[n]);
+	return 0;
+}
+
+int params_read(struct params *p, enum params_array which, const char *prefix, const struct st_file *f,
+		const char *path, struct err *e)
+{
+	float *to = array_of(p, which), *values = xcalloc((size_t)p->total, sizeof *values);
+	int rc = 0;
+
+	CHECK(to);
+	for (int i = 0; i < p->count && rc == 0; i++) {
+		const struct st_tensor *t;
+		char name[2 * PARAM_NAME_MAX];
+
+		file_name(prefix, &p->list[i], name);
+		rc = st_need(f, path, name, ST_F32, p->list[i].rank, p->list[i].dim, &t, e);
+		if (rc == 0)
+			rc = read_finite(t, path, values + p->list[i].at, e);
+	}
+	if (rc == 0)
+		p->k->ops->upload(p->k, to, values, (size_t)p->total * sizeof *values);
+	if (rc == 0 && which == PARAMS_MASTER)
+		refresh(p);
+	xfree(values);
+	return rc;
+}
