@@ -192,15 +192,15 @@ static struct sampler *write_text(struct rig *r, const struct sampler_prompt *pr
 	struct err e = ERR_INIT;
 	struct sampler *s;
 
-	assert_ok(sampler_new(&r->m, n, 40, o->mode == SAMPLE_FREE && o->guidance != 1, &s, &e), &e);
+	assert_ok(sampler_new(&r->m, n, 40, o->mode == SAMPLE_FREE, &s, &e), &e);
 	assert_ok(sampler_run(s, o, prompt, n, NULL, result, &e), &e);
 	return s;
 }
 
 /* Whether the sampler's last logits of prompt i are those of the training forward over everything
  * it holds: the prompt and what was drawn, less the last token. */
-static double logits_apart(struct rig *r, struct sampler *s, const struct sampler_prompt *prompt, int64_t i,
-			   const struct sampler_result *result)
+static double logits_apart(struct rig *r, struct sampler *s, const struct sampler_prompt *prompt,
+			   int64_t i, const struct sampler_result *result)
 {
 	int64_t V = r->dims.vocabulary.rows, ids = r->dims.vocabulary.ids, n = prompt->segments;
 	struct segment part[8];
@@ -464,7 +464,8 @@ static void test_08_padding_and_other_documents_change_nothing(void **state)
 	for (int64_t t = r.b.used[0]; t < r.dims.T; t++)
 		assert_true(r.b.start[t] == t && r.b.limit[t] == t);
 	for (int64_t i = 0; i < r.b.targets; i++)
-		assert_true(r.b.lm_target[i] != r.dims.vocabulary.pad && r.b.lm_row[i] < r.b.used[0]);
+		assert_true(r.b.lm_target[i] != r.dims.vocabulary.pad
+			    && r.b.lm_row[i] < r.b.used[0]);
 	rig_close(&r);
 }
 
@@ -534,8 +535,8 @@ static void test_09_a_resumed_run_continues_bit_for_bit(void **state)
 	save(&a, path);
 	assert_ok(st_open(path, &f, &e), &e);
 	for (int i = 0; i < 4; i++)
-		assert_ok(params_read(&b.m.params, (enum params_array)i, array_name[i], &f, path, &e),
-			  &e);
+		assert_ok(params_read(&b.m.params, (enum params_array)i, array_name[i], &f, path,
+				      &e), &e);
 	b.m.params.step = a.m.params.step;
 	for (int64_t step = 3; step < 6; step++) {
 		train_step(&a, step);
@@ -603,7 +604,7 @@ static void test_11_every_end_is_clean_and_what_cannot_fit_is_refused(void **sta
 
 	(void)state;
 	rig_open(&r, fixture_dims());
-	assert_ok(sampler_new(&r.m, 1, 9, false, &s, &e), &e);      /* BOS 3 4 5 BOI, 4 patches: 9 */
+	assert_ok(sampler_new(&r.m, 1, 9, false, &s, &e), &e);   /* BOS 3 4 5 BOI, 4 patches */
 	assert_int_equal(sampler_run(s, &o, &prompt, 1, NULL, &result, &e), TF_ELIMIT);
 	assert_int_equal(sampler_evaluations(s), 0);
 	sampler_free(s);
