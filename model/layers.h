@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The layers of convolutional nets. Each appends to a tape (tape.h), declares its parameters under
- * <name>.weight and <name>.bias, and returns the value it computes. Values are NHWC; act type of the
- * tape's parameters unless said. Filters are [out, kh, kw, in]. */
+ * The layers of convolutional nets. Each appends to a tape (tape.h), declares its parameters
+ * under <name>.weight and <name>.bias, and returns the value it computes. Values are NHWC; act
+ * type of the tape's parameters unless said. Filters are [out, kh, kw, in]. */
 #ifndef MODEL_LAYERS_H
 #define MODEL_LAYERS_H
 
@@ -22,9 +22,9 @@ int layer_leaky_relu(struct tape *t, int x, float slope);
 int layer_add(struct tape *t, int a, int b);
 /* To another type (f32 <-> bf16); x itself when it has it already. */
 int layer_convert(struct tape *t, int x, enum dtype type);
-/* The VAE's head: moments[n,h,w,2c] f32 -> latent [n,h,w,c] f32 = mean + exp(log variance / 2) noise; noise
- * is an input like the latent; *kl [n] is the mean divergence of each image and kl_weight [n] (an input) the
- * weight of its gradient. */
+/* The VAE's head: moments[n,h,w,2c] f32 -> latent [n,h,w,c] f32 = mean + exp(log variance / 2)
+ * noise; noise is an input like the latent; *kl [n] is the mean divergence of each image and
+ * kl_weight [n] (an input) the weight of its gradient. */
 int layer_posterior(struct tape *t, int moments, int noise, int kl_weight, int *kl);
 
 #endif

@@ -9,7 +9,7 @@
 #define PATCHGAN_LAYERS_MAX 4
 
 struct patchgan_config {
-	int channels;                /* of the first layer; doubled by each next one, up to 8 times */
+	int channels; /* of the first layer; doubled by each next one, up to 8 times */
 	int layers;                  /* of stride 2: 1 .. PATCHGAN_LAYERS_MAX */
 	int groups;
 };

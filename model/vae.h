@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The autoencoder: pictures [n,h,w,3] in [-1,1] <-> latents [n,h/f,w/f,c], f = 4, 8 or 16.
  *
- * Encoder: a 3 x 3 convolution of stride 2 and `blocks` residual blocks per level, then group norm, SiLU and
- * a convolution to mean and log variance. Decoder: the mirror image, each level ending in a doubling.
- * Per-channel mean and deviation of the latents, measured over the training split, are part of the VAE
- * (all 0 and 1 until vae_set_statistics): latents are stored raw, the transformer sees normalised ones.
+ * Encoder: a 3 x 3 convolution of stride 2 and `blocks` residual blocks per level, then group norm,
+ * SiLU and a convolution to mean and log variance. Decoder: the mirror image, each level ending in
+ * a doubling. Per-channel mean and deviation of the latents, measured over the training split, are
+ * part of the VAE (all 0 and 1 until vae_set_statistics): latents are stored raw, the transformer
+ * sees normalised ones.
  *
  * One file, safetensors (names in doc/model.md): the parameters in f32, "latent.mean" and
- * "latent.deviation" [c], and the configuration in its metadata. Arrays of these functions are the host's,
- * NHWC, f32. One thread at a time. */
+ * "latent.deviation" [c], and the configuration in its metadata. Arrays of these functions are
+ * the host's, NHWC, f32. One thread at a time. */
 #ifndef MODEL_VAE_H
 #define MODEL_VAE_H
 
@@ -41,7 +42,8 @@ extern const struct vae_config vae_config_small;
 int vae_config_check(const struct vae_config *c, struct err *e);
 static inline int vae_factor(const struct vae_config *c) { return 1 << c->levels; }
 
-/* A VAE with drawn parameters; act is the type of activations (DT_F32 or DT_BF16). k outlives it. */
+/* A VAE with drawn parameters; act is the type of activations (DT_F32 or DT_BF16). k outlives
+ * it. */
 int vae_new(struct kernels *k, const struct vae_config *c, enum dtype act, uint64_t seed,
 	    struct vae **out, struct err *e);
 /* Reads a VAE file; every name, shape and number in it is checked. */
@@ -51,12 +53,13 @@ void vae_free(struct vae *v);
 
 const struct vae_config *vae_config_of(const struct vae *v);
 int64_t vae_parameters(const struct vae *v);
-/* Hex of XXH3-128 over configuration, parameters and statistics: names the VAE in datasets. */
-const char *vae_hash(struct vae *v);
+/* XXH3-128, as hex, of the file it was last read from or saved to; "" when there was none. */
+const char *vae_hash(const struct vae *v);
 
-/* Posterior means (raw) of n pictures; height and width are multiples of the factor (TF_EINVALID).
- * Pictures go through the net `batch` at a time (vae_set_batch, 16 at first); a picture's latent does not
- * depend on the others. The plan for one shape is kept until another is asked for. */
+/* Posterior means (raw) of n pictures; height and width are multiples of the factor
+ * (TF_EINVALID). Pictures go through the net `batch` at a time (vae_set_batch, 8 at first); a
+ * picture's latent does not depend on the others. The plan for one shape is kept until another
+ * is asked for. */
 int vae_encode(struct vae *v, const float *images, int64_t n, int64_t height, int64_t width,
 	       float *latents, struct err *e);
 /* The same from bytes: value / 127.5 - 1. */

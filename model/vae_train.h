@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * One training step of a VAE: L1 + kl_weight KL + gan_weight * patch discriminator (after its start),
- * AdamW with warm-up and cosine decay, for both nets. Perceptual and identity terms would be further
- * writers of the reconstruction's gradient (vae_train.c, reconstruction_gradient). */
+ * One training step of a VAE: L1 + kl_weight KL + gan_weight * patch discriminator (after its
+ * start), AdamW with warm-up and cosine decay, for both nets. Perceptual and identity terms
+ * would be further writers of the reconstruction's gradient (vae_train.c,
+ * reconstruction_gradient). */
 #ifndef MODEL_VAE_TRAIN_H
 #define MODEL_VAE_TRAIN_H
 
@@ -35,18 +36,21 @@ struct vae_losses {
 struct vae_train;
 
 extern const struct vae_train_config vae_train_config_small;
-int vae_train_config_check(const struct vae_train_config *c, const struct vae_config *v, struct err *e);
+int vae_train_config_check(const struct vae_train_config *c, const struct vae_config *v,
+			   struct err *e);
 
 /* v and its backend outlive the training. */
-int vae_train_new(struct vae *v, const struct vae_train_config *c, struct vae_train **out, struct err *e);
+int vae_train_new(struct vae *v, const struct vae_train_config *c, struct vae_train **out,
+		  struct err *e);
 void vae_train_free(struct vae_train *t);
 int64_t vae_train_step_count(const struct vae_train *t);      /* steps made */
-size_t vae_train_bytes(const struct vae_train *t);            /* backend memory held, parameters included */
-/* Pictures [batch,size,size,3] u8. TF_ENAN when a loss or gradient is no number: the parameters are then
- * as before the step. */
-int vae_train_step(struct vae_train *t, const uint8_t *images, struct vae_losses *out, struct err *e);
-/* Optimiser state, discriminator and step (not the VAE's own parameters: vae_save). After save and load
- * the next steps are the same bit for bit. */
+size_t vae_train_bytes(const struct vae_train *t); /* backend memory held, parameters included */
+/* Pictures [batch,size,size,3] u8. TF_ENAN when a loss or gradient is no number: the parameters
+ * are then as before the step. */
+int vae_train_step(struct vae_train *t, const uint8_t *images, struct vae_losses *out,
+		   struct err *e);
+/* Optimiser state, discriminator and step (not the VAE's own parameters: vae_save). After save
+ * and load the next steps are the same bit for bit. */
 int vae_train_save(struct vae_train *t, const char *path, struct err *e);
 int vae_train_load(struct vae_train *t, const char *path, struct err *e);
 

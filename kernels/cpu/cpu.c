@@ -2,6 +2,7 @@
  * The CPU backend: its table, oneDNN's engine and the number of threads, which is the process's. */
 #include "config.h"
 #include "kernels/backends.h"
+#include "kernels/cpu/conv.h"
 #include "kernels/cpu/cpu.h"
 #include "lib/mem.h"
 
@@ -73,6 +74,7 @@ void cpu_close(struct kernels *k)
 
 	for (int i = 0; i < state->products; i++)
 		product_release(&state->product[i]);
+	cpu_conv_close(k);
 	dnnl_stream_destroy(state->stream);
 	dnnl_engine_destroy(state->engine);
 	xfree(state);

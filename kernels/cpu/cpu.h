@@ -46,6 +46,7 @@ struct cpu_state {
 	dnnl_stream_t stream;
 	struct cpu_product product[CPU_PRODUCTS_MAX];
 	int products;
+	struct cpu_conv *conv;         /* of conv.c, NULL until a convolution ran */
 	char words[160];
 };
 

@@ -39,18 +39,5 @@
 #define cpu_time_embedding ref_time_embedding
 #define cpu_denoise ref_denoise
 #define cpu_adamw ref_adamw
-#define cpu_conv2d ref_conv2d
-#define cpu_conv2d_backward_data ref_conv2d_backward_data
-#define cpu_conv2d_backward_weight ref_conv2d_backward_weight
-#define cpu_group_norm ref_group_norm
-#define cpu_group_norm_backward ref_group_norm_backward
-#define cpu_upsample2 ref_upsample2
-#define cpu_upsample2_backward ref_upsample2_backward
-#define cpu_leaky_relu ref_leaky_relu
-#define cpu_leaky_relu_backward ref_leaky_relu_backward
-#define cpu_posterior ref_posterior
-#define cpu_posterior_backward ref_posterior_backward
-#define cpu_l1_images ref_l1_images
-#define cpu_hinge_images ref_hinge_images
 
 #endif

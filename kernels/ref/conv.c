@@ -1,34 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Reference of the convolutional operations (kernels.def, "convolutional nets"): one loop per index, sums
- * in double, in a fixed order. Every other backend is tested against it. */
+ * Reference of the convolutional operations (kernels.def, "convolutional nets"): one loop per
+ * index, sums in double, in a fixed order. Every other backend is tested against it. */
 #include "config.h"
-#include "kernels/kernels.h"
+#include "kernels/ref/ref.h"
 #include "lib/err.h"
 
 #include <math.h>
-
-#define K(ret, name, args) ret ref_##name args;
-#include "kernels/kernels.def"
-#undef K
-
-static float get(const struct tensor *t, int64_t i)
-{
-	return t->type == DT_BF16 ? bf16_to_float(((const uint16_t *)t->data)[i])
-				  : ((const float *)t->data)[i];
-}
-
-static void put(const struct tensor *t, int64_t i, double value)
-{
-	if (t->type == DT_BF16)
-		((uint16_t *)t->data)[i] = bf16_from_float((float)value);
-	else
-		((float *)t->data)[i] = (float)value;
-}
-
-static bool is_act(const struct tensor *t)
-{
-	return t->type == DT_F32 || t->type == DT_BF16;
-}
 
 static bool same_shape(const struct tensor *a, const struct tensor *b)
 {
@@ -40,8 +17,8 @@ static bool same_shape(const struct tensor *a, const struct tensor *b)
 }
 
 /* The shapes of out[n,ho,wo,co], x[n,h,w,ci], weight[co,kh,kw,ci] belong together. */
-static void check_conv(const struct tensor *out, const struct tensor *x, const struct tensor *weight,
-		       struct conv c)
+static void check_conv(const struct tensor *out, const struct tensor *x,
+		       const struct tensor *weight, struct conv c)
 {
 	CHECK(out->rank == 4 && x->rank == 4 && weight->rank == 4 && c.stride > 0);
 	CHECK(out->dim[0] == x->dim[0]);
@@ -54,8 +31,8 @@ static void check_conv(const struct tensor *out, const struct tensor *x, const s
 	}
 }
 
-/* Calls for every product of a convolution: output index o, input index i, filter index f. Input positions
- * in the padding are left out. */
+/* Calls for every product of a convolution: output index o, input index i, filter index f. Input
+ * positions in the padding are left out. */
 struct walk { const struct tensor *out, *x, *weight; struct conv c; };
 
 static int64_t input_at(const struct walk *w, int64_t n, int64_t row, int64_t column)
@@ -79,7 +56,8 @@ static double conv_sum(const struct walk *w, int64_t n, int64_t row, int64_t col
 			int64_t filter = ((co * f[1] + kh) * f[2] + kw) * f[3];
 
 			for (int64_t ci = 0; x >= 0 && ci < f[3]; ci++)
-				sum += (double)get(w->x, x + ci) * get(w->weight, filter + ci);
+				sum += (double)ref_get(w->x, x + ci) *
+				       ref_get(w->weight, filter + ci);
 		}
 	return sum;
 }
@@ -92,14 +70,14 @@ void ref_conv2d(struct kernels *k, struct tensor out, struct tensor x, struct te
 
 	(void)k;
 	check_conv(&out, &x, &weight, c);
-	CHECK(is_act(&out) && out.type == x.type && out.type == weight.type);
+	CHECK(ref_is_act(&out) && out.type == x.type && out.type == weight.type);
 	CHECK(!bias.data || (bias.type == DT_F32 && bias.dim[0] == out.dim[3]));
 	for (int64_t n = 0; n < out.dim[0]; n++)
 		for (int64_t row = 0; row < out.dim[1]; row++)
 			for (int64_t column = 0; column < out.dim[2]; column++)
 				for (int64_t co = 0; co < out.dim[3]; co++)
-					put(&out, i++, conv_sum(&w, n, row, column, co) +
-						       (bias.data ? get(&bias, co) : 0));
+					ref_put(&out, i++, conv_sum(&w, n, row, column, co) +
+						       (bias.data ? ref_get(&bias, co) : 0));
 }
 
 /* The gradient of one input element: all outputs it took part in. */
@@ -121,8 +99,9 @@ static double data_sum(const struct walk *w, int64_t n, int64_t row, int64_t col
 				continue;
 			at = ((n * o[1] + r) * o[2] + s) * o[3];
 			for (int64_t co = 0; co < o[3]; co++)
-				sum += (double)get(w->out, at + co) *
-				       get(w->weight, ((co * f[1] + kh) * f[2] + kw) * f[3] + ci);
+				sum += (double)ref_get(w->out, at + co) *
+				       ref_get(w->weight,
+					       ((co * f[1] + kh) * f[2] + kw) * f[3] + ci);
 		}
 	return sum;
 }
@@ -135,12 +114,12 @@ void ref_conv2d_backward_data(struct kernels *k, struct tensor dx, struct tensor
 
 	(void)k;
 	check_conv(&dout, &dx, &weight, c);
-	CHECK(is_act(&dx) && dx.type == dout.type && dx.type == weight.type);
+	CHECK(ref_is_act(&dx) && dx.type == dout.type && dx.type == weight.type);
 	for (int64_t n = 0; n < dx.dim[0]; n++)
 		for (int64_t row = 0; row < dx.dim[1]; row++)
 			for (int64_t column = 0; column < dx.dim[2]; column++)
 				for (int64_t ci = 0; ci < dx.dim[3]; ci++)
-					put(&dx, i++, data_sum(&w, n, row, column, ci));
+					ref_put(&dx, i++, data_sum(&w, n, row, column, ci));
 }
 
 static double weight_sum(const struct walk *w, int64_t co, int64_t kh, int64_t kw, int64_t ci)
@@ -156,7 +135,7 @@ static double weight_sum(const struct walk *w, int64_t co, int64_t kh, int64_t k
 				int64_t at = ((n * o[1] + row) * o[2] + column) * o[3] + co;
 
 				if (x >= 0)
-					sum += (double)get(w->x, x + ci) * get(w->out, at);
+					sum += (double)ref_get(w->x, x + ci) * ref_get(w->out, at);
 			}
 	return sum;
 }
@@ -171,7 +150,7 @@ void ref_conv2d_backward_weight(struct kernels *k, struct tensor dweight, struct
 
 	(void)k;
 	check_conv(&dout, &x, &dweight, c);
-	CHECK(is_act(&dout) && dout.type == x.type && dweight.type == DT_F32);
+	CHECK(ref_is_act(&dout) && dout.type == x.type && dweight.type == DT_F32);
 	for (int64_t co = 0; co < f[0]; co++)
 		for (int64_t kh = 0; kh < f[1]; kh++)
 			for (int64_t kw = 0; kw < f[2]; kw++)
@@ -184,12 +163,13 @@ void ref_conv2d_backward_weight(struct kernels *k, struct tensor dweight, struct
 		double sum = 0;
 
 		for (int64_t p = 0; p < positions; p++)
-			sum += get(&dout, p * f[0] + co);
+			sum += ref_get(&dout, p * f[0] + co);
 		((float *)dbias.data)[co] += (float)sum;
 	}
 }
 
-/* One group of one image: channels first .. first + width - 1 of `pixels` pixels of C channels each. */
+/* One group of one image: channels first .. first + width - 1 of `pixels` pixels of C channels
+ * each. */
 struct group { int64_t base, pixels, C, first, width; };
 
 static struct group group_of(const struct tensor *x, int groups, int64_t n, int64_t g)
@@ -204,10 +184,11 @@ static int64_t group_index(const struct group *g, int64_t i)
 	return g->base + i / g->width * g->C + g->first + i % g->width;
 }
 
-static void check_norm(const struct tensor *x, const struct tensor *weight, const struct tensor *bias,
-		       const struct tensor *mean, const struct tensor *rstd, int groups)
+static void check_norm(const struct tensor *x, const struct tensor *weight,
+		       const struct tensor *bias, const struct tensor *mean,
+		       const struct tensor *rstd, int groups)
 {
-	CHECK(x->rank == 4 && is_act(x) && groups > 0 && x->dim[3] % groups == 0);
+	CHECK(x->rank == 4 && ref_is_act(x) && groups > 0 && x->dim[3] % groups == 0);
 	CHECK(weight->type == DT_F32 && bias->type == DT_F32);
 	CHECK(weight->dim[0] == x->dim[3] && bias->dim[0] == x->dim[3]);
 	CHECK(mean->type == DT_F32 && rstd->type == DT_F32);
@@ -215,8 +196,8 @@ static void check_norm(const struct tensor *x, const struct tensor *weight, cons
 }
 
 void ref_group_norm(struct kernels *k, struct tensor out, struct tensor mean, struct tensor rstd,
-		    struct tensor x, struct tensor weight, struct tensor bias, int groups, float eps,
-		    bool silu)
+		    struct tensor x, struct tensor weight, struct tensor bias, int groups,
+		    float eps, bool silu)
 {
 	(void)k;
 	check_norm(&x, &weight, &bias, &mean, &rstd, groups);
@@ -227,18 +208,19 @@ void ref_group_norm(struct kernels *k, struct tensor out, struct tensor mean, st
 		double sum = 0, squares = 0, m, r;
 
 		for (int64_t i = 0; i < count; i++)
-			sum += get(&x, group_index(&g, i));
+			sum += ref_get(&x, group_index(&g, i));
 		m = sum / (double)count;
 		for (int64_t i = 0; i < count; i++)
-			squares += pow(get(&x, group_index(&g, i)) - m, 2);
+			squares += pow(ref_get(&x, group_index(&g, i)) - m, 2);
 		r = 1 / sqrt(squares / (double)count + eps);
 		((float *)mean.data)[j] = (float)m;
 		((float *)rstd.data)[j] = (float)r;
 		for (int64_t i = 0; i < count; i++) {
 			int64_t at = group_index(&g, i), channel = g.first + i % g.width;
-			double y = (get(&x, at) - m) * r * get(&weight, channel) + get(&bias, channel);
+			double y = (ref_get(&x, at) - m) * r * ref_get(&weight, channel) +
+				   ref_get(&bias, channel);
 
-			put(&out, at, silu ? y / (1 + exp(-y)) : y);
+			ref_put(&out, at, silu ? y / (1 + exp(-y)) : y);
 		}
 	}
 }
@@ -248,9 +230,9 @@ static double norm_output_gradient(const struct tensor *dout, const struct tenso
 				   double m, double r, double weight, double bias, bool silu,
 				   double *hat)
 {
-	double d = get(dout, at), y, s;
+	double d = ref_get(dout, at), y, s;
 
-	*hat = (get(x, at) - m) * r;
+	*hat = (ref_get(x, at) - m) * r;
 	if (!silu)
 		return d;
 	y = *hat * weight + bias;
@@ -265,18 +247,19 @@ void ref_group_norm_backward(struct kernels *k, struct tensor dx, struct tensor 
 {
 	(void)k;
 	check_norm(&x, &weight, &bias, &mean, &rstd, groups);
-	CHECK(same_shape(&dx, &x) && same_shape(&dout, &x) && dx.type == x.type && dout.type == x.type);
+	CHECK(same_shape(&dx, &x) && same_shape(&dout, &x) && dx.type == x.type &&
+	      dout.type == x.type);
 	CHECK(dweight.type == DT_F32 && dbias.type == DT_F32);
 	for (int64_t j = 0; j < x.dim[0] * groups; j++) {
 		struct group g = group_of(&x, groups, j / groups, j % groups);
 		int64_t count = g.pixels * g.width;
-		double m = get(&mean, j), r = get(&rstd, j), sum = 0, sum_hat = 0, hat;
+		double m = ref_get(&mean, j), r = ref_get(&rstd, j), sum = 0, sum_hat = 0, hat;
 
 		for (int64_t i = 0; i < count; i++) {
 			int64_t at = group_index(&g, i), channel = g.first + i % g.width;
-			double w = get(&weight, channel);
-			double d = norm_output_gradient(&dout, &x, at, m, r, w, get(&bias, channel),
-							silu, &hat);
+			double w = ref_get(&weight, channel);
+			double d = norm_output_gradient(&dout, &x, at, m, r, w,
+							ref_get(&bias, channel), silu, &hat);
 
 			((float *)dweight.data)[channel] += (float)(d * hat);
 			((float *)dbias.data)[channel] += (float)d;
@@ -285,18 +268,19 @@ void ref_group_norm_backward(struct kernels *k, struct tensor dx, struct tensor 
 		}
 		for (int64_t i = 0; i < count; i++) {
 			int64_t at = group_index(&g, i), channel = g.first + i % g.width;
-			double w = get(&weight, channel);
-			double d = norm_output_gradient(&dout, &x, at, m, r, w, get(&bias, channel),
-							silu, &hat);
+			double w = ref_get(&weight, channel);
+			double d = norm_output_gradient(&dout, &x, at, m, r, w,
+							ref_get(&bias, channel), silu, &hat);
 
-			put(&dx, at, r * (d * w - (sum + hat * sum_hat) / (double)count));
+			ref_put(&dx, at, r * (d * w - (sum + hat * sum_hat) / (double)count));
 		}
 	}
 }
 
 static void check_upsample(const struct tensor *large, const struct tensor *small)
 {
-	CHECK(large->rank == 4 && small->rank == 4 && is_act(small) && large->type == small->type);
+	CHECK(large->rank == 4 && small->rank == 4 && ref_is_act(small) &&
+	      large->type == small->type);
 	CHECK(large->dim[0] == small->dim[0] && large->dim[3] == small->dim[3]);
 	CHECK(large->dim[1] == 2 * small->dim[1] && large->dim[2] == 2 * small->dim[2]);
 }
@@ -311,8 +295,10 @@ void ref_upsample2(struct kernels *k, struct tensor out, struct tensor x)
 		for (int64_t row = 0; row < h; row++)
 			for (int64_t column = 0; column < w; column++)
 				for (int64_t c = 0; c < C; c++)
-					put(&out, i++, get(&x, ((n * (h / 2) + row / 2) * (w / 2) +
-								column / 2) * C + c));
+					ref_put(&out, i++,
+						ref_get(&x, ((n * (h / 2) + row / 2) * (w / 2) +
+							     column / 2) * C +
+								    c));
 }
 
 void ref_upsample2_backward(struct kernels *k, struct tensor dx, struct tensor dout)
@@ -325,30 +311,34 @@ void ref_upsample2_backward(struct kernels *k, struct tensor dx, struct tensor d
 		for (int64_t row = 0; row < h; row++)
 			for (int64_t column = 0; column < w; column++)
 				for (int64_t c = 0; c < C; c++) {
-					int64_t at = ((n * 2 * h + 2 * row) * 2 * w + 2 * column) * C + c;
+					int64_t at =
+						((n * 2 * h + 2 * row) * 2 * w + 2 * column) * C +
+						c;
 
-					put(&dx, i++, (double)get(&dout, at) + get(&dout, at + C) +
-						      get(&dout, at + 2 * w * C) +
-						      get(&dout, at + 2 * w * C + C));
+					ref_put(&dx, i++,
+						(double)ref_get(&dout, at) +
+							ref_get(&dout, at + C) +
+							ref_get(&dout, at + 2 * w * C) +
+							ref_get(&dout, at + 2 * w * C + C));
 				}
 }
 
 void ref_leaky_relu(struct kernels *k, struct tensor out, struct tensor x, float slope)
 {
 	(void)k;
-	CHECK(is_act(&x) && out.type == x.type && tensor_count(&out) == tensor_count(&x));
+	CHECK(ref_is_act(&x) && out.type == x.type && tensor_count(&out) == tensor_count(&x));
 	for (int64_t i = 0; i < tensor_count(&x); i++)
-		put(&out, i, get(&x, i) > 0 ? get(&x, i) : slope * get(&x, i));
+		ref_put(&out, i, ref_get(&x, i) > 0 ? ref_get(&x, i) : slope * ref_get(&x, i));
 }
 
-void ref_leaky_relu_backward(struct kernels *k, struct tensor dx, struct tensor dout, struct tensor x,
-			     float slope)
+void ref_leaky_relu_backward(struct kernels *k, struct tensor dx, struct tensor dout,
+			     struct tensor x, float slope)
 {
 	(void)k;
-	CHECK(is_act(&x) && dx.type == x.type && dout.type == x.type);
+	CHECK(ref_is_act(&x) && dx.type == x.type && dout.type == x.type);
 	CHECK(tensor_count(&dx) == tensor_count(&x) && tensor_count(&dout) == tensor_count(&x));
 	for (int64_t i = 0; i < tensor_count(&x); i++)
-		put(&dx, i, get(&x, i) > 0 ? get(&dout, i) : slope * get(&dout, i));
+		ref_put(&dx, i, ref_get(&x, i) > 0 ? ref_get(&dout, i) : slope * ref_get(&dout, i));
 }
 
 static void check_posterior(const struct tensor *z, const struct tensor *images,
@@ -366,8 +356,8 @@ static void moments_of(const struct tensor *moments, int64_t i, double *mean, do
 {
 	int64_t C = moments->dim[3] / 2, at = i / C * 2 * C + i % C;
 
-	*mean = get(moments, at);
-	*log_variance = fmin(fmax(get(moments, at + C), -20), 5);
+	*mean = ref_get(moments, at);
+	*log_variance = fmin(fmax(ref_get(moments, at + C), -20), 5);
 }
 
 void ref_posterior(struct kernels *k, struct tensor z, struct tensor kl, struct tensor moments,
@@ -382,10 +372,10 @@ void ref_posterior(struct kernels *k, struct tensor z, struct tensor kl, struct 
 
 		for (int64_t i = n * count; i < (n + 1) * count; i++) {
 			moments_of(&moments, i, &mean, &lv);
-			put(&z, i, mean + (noise.data ? exp(lv / 2) * get(&noise, i) : 0));
+			ref_put(&z, i, mean + (noise.data ? exp(lv / 2) * ref_get(&noise, i) : 0));
 			sum += (mean * mean + exp(lv) - 1 - lv) / 2;
 		}
-		put(&kl, n, sum / (double)count);
+		ref_put(&kl, n, sum / (double)count);
 	}
 }
 
@@ -398,15 +388,16 @@ void ref_posterior_backward(struct kernels *k, struct tensor dmoments, struct te
 	check_posterior(&dz, &kl_weight, &moments, &noise);
 	CHECK(same_shape(&dmoments, &moments) && dmoments.type == DT_F32);
 	for (int64_t i = 0; i < dz.dim[0] * count; i++) {
-		double w = get(&kl_weight, i / count) / (double)count, d = get(&dz, i), mean, lv;
+		double w = ref_get(&kl_weight, i / count) / (double)count, d = ref_get(&dz, i),
+		       mean, lv;
 		int64_t at = i / C * 2 * C + i % C;
-		float raw = get(&moments, at + C);
+		float raw = ref_get(&moments, at + C);
 		double through_z;
 
 		moments_of(&moments, i, &mean, &lv);
-		through_z = noise.data ? d * exp(lv / 2) / 2 * get(&noise, i) : 0;
-		put(&dmoments, at, d + w * mean);
-		put(&dmoments, at + C,
+		through_z = noise.data ? d * exp(lv / 2) / 2 * ref_get(&noise, i) : 0;
+		ref_put(&dmoments, at, d + w * mean);
+		ref_put(&dmoments, at + C,
 		    raw < -20 || raw > 5 ? 0 : through_z + w * (exp(lv) - 1) / 2);
 	}
 }
@@ -414,7 +405,7 @@ void ref_posterior_backward(struct kernels *k, struct tensor dmoments, struct te
 static void check_images(const struct tensor *loss, const struct tensor *dx, const struct tensor *x,
 			 const struct tensor *weight)
 {
-	CHECK(x->rank == 2 && is_act(x) && loss->type == DT_F32 && loss->dim[0] == x->dim[0]);
+	CHECK(x->rank == 2 && ref_is_act(x) && loss->type == DT_F32 && loss->dim[0] == x->dim[0]);
 	CHECK(!dx->data || (same_shape(dx, x) && dx->type == x->type));
 	CHECK(!dx->data || (weight->type == DT_F32 && weight->dim[0] == x->dim[0]));
 }
@@ -431,18 +422,19 @@ void ref_l1_images(struct kernels *k, struct tensor loss, struct tensor dx, stru
 		double sum = 0;
 
 		for (int64_t i = n * E; i < (n + 1) * E; i++) {
-			double d = (double)get(&x, i) - get(&target, i);
+			double d = (double)ref_get(&x, i) - ref_get(&target, i);
 
 			sum += fabs(d);
 			if (dx.data)
-				put(&dx, i, get(&weight, n) * ((d > 0) - (d < 0)) / (double)E);
+				ref_put(&dx, i,
+					ref_get(&weight, n) * ((d > 0) - (d < 0)) / (double)E);
 		}
-		put(&loss, n, sum / (double)E);
+		ref_put(&loss, n, sum / (double)E);
 	}
 }
 
-void ref_hinge_images(struct kernels *k, struct tensor loss, struct tensor dx, struct tensor x, int sign,
-		      struct tensor weight)
+void ref_hinge_images(struct kernels *k, struct tensor loss, struct tensor dx, struct tensor x,
+		      int sign, struct tensor weight)
 {
 	int64_t E = x.dim[1];
 
@@ -453,13 +445,13 @@ void ref_hinge_images(struct kernels *k, struct tensor loss, struct tensor dx, s
 		double sum = 0;
 
 		for (int64_t i = n * E; i < (n + 1) * E; i++) {
-			double margin = sign ? 1 - sign * (double)get(&x, i) : 1;
+			double margin = sign ? 1 - sign * (double)ref_get(&x, i) : 1;
 			double slope = sign ? (margin > 0 ? -sign : 0) : -1;
 
-			sum += sign ? fmax(0, margin) : -(double)get(&x, i);
+			sum += sign ? fmax(0, margin) : -(double)ref_get(&x, i);
 			if (dx.data)
-				put(&dx, i, get(&weight, n) * slope / (double)E);
+				ref_put(&dx, i, ref_get(&weight, n) * slope / (double)E);
 		}
-		put(&loss, n, sum / (double)E);
+		ref_put(&loss, n, sum / (double)E);
 	}
 }

@@ -1,0 +1,490 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * VAE training (vae_train.h). A step runs its batch in micro-batches through one tape for the
+ * whole VAE and, after its start, one for the discriminator; gradients add up, then both nets
+ * are updated. Losses are read back once a step. The VAE belongs to the caller. */
+#include "config.h"
+#include "model/layers.h"
+#include "model/vae_net.h"
+#include "model/vae_train.h"
+#include "lib/mem.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define FORMAT "transfused vae training 1"
+#define MICRO_PIXELS (8 * 64 * 64) /* of pictures at a time: their activations stay in the cache */
+
+/* What is read back of each picture: one f32 array each of `batch` numbers. */
+enum figure { L1, KL, GAN, REAL, FAKE, FIGURES };
+
+struct vae_train {
+	struct vae *vae;
+	struct kernels *k;
+	struct vae_train_config c;
+	struct params *params;           /* the VAE's */
+	struct params judge;             /* the discriminator's */
+	struct tape *tape, *judge_tape;
+	int image, noise, kl_weight, moments, kl, reconstruction;   /* values of tape */
+	int shown, logits;               /* values of judge_tape */
+	struct tensor target;            /* pictures of a micro-batch, f32 */
+	struct tensor samples;           /* i64, numbers of the posterior's noise */
+	struct tensor weight, gan_weight, judge_weight;     /* f32 [micro], constant */
+	float *figure[FIGURES];          /* backend, [batch] */
+	float *host;                     /* figures or pictures on the host */
+	int64_t *host_samples;
+	int64_t step;
+};
+
+const struct vae_train_config vae_train_config_small = {
+	.steps = 2500,
+	.warmup = 50,
+	.batch = 32,
+	.size = 64,
+	.lr = 2e-3,
+	.lr_final = 4e-5,
+	.beta1 = 0.9,
+	.beta2 = 0.95,
+	.eps = 1e-8,
+	.weight_decay = 0.01,
+	.clip = 1,
+	.kl_weight = 1e-4,
+	.gan = { 64, 3, 8 },
+};
+
+static int check_optimiser(const struct vae_train_config *c, struct err *e)
+{
+	const struct { const char *name; double value, most; } row[] = {
+		{ "lr", c->lr, 1 }, { "lr_final", c->lr_final, 1 }, { "beta1", c->beta1, 0.999999 },
+		{ "beta2", c->beta2, 0.999999 }, { "eps", c->eps, 1 },
+		{ "weight_decay", c->weight_decay, 10 }, { "clip", c->clip, 1e6 },
+		{ "kl_weight", c->kl_weight, 1e3 }, { "gan_weight", c->gan_weight, 1e3 },
+	};
+
+	for (size_t i = 0; i < ARRAY_LEN(row); i++)
+		FAIL_IF(!(row[i].value >= 0 && row[i].value <= row[i].most), e, TF_EINVALID,
+			"VAE training: %s is %g, expected 0 to %g", row[i].name, row[i].value,
+			row[i].most);
+	return 0;
+}
+
+int vae_train_config_check(const struct vae_train_config *c, const struct vae_config *v,
+			   struct err *e)
+{
+	int factor = vae_factor(v);
+
+	TRY(vae_config_check(v, e));
+	TRY(check_optimiser(c, e));
+	FAIL_IF(c->steps < 1 || c->warmup < 0 || c->gan_start < 0, e, TF_EINVALID,
+		"VAE training: %lld steps, warm-up %lld, discriminator from step %lld; expected at "
+		"least "
+		"1, 0 and 0",
+		(long long)c->steps, (long long)c->warmup, (long long)c->gan_start);
+	FAIL_IF(c->batch < 1 || c->batch > 65536, e, TF_EINVALID,
+		"VAE training: batch is %d, expected 1 to 65536", c->batch);
+	FAIL_IF(c->micro_batch < 0 || (c->micro_batch && c->batch % c->micro_batch), e, TF_EINVALID,
+		"VAE training: micro_batch is %d, expected a divisor of batch %d", c->micro_batch,
+		c->batch);
+	FAIL_IF(c->size < factor || c->size % factor || c->size > 4096, e, TF_EINVALID,
+		"VAE training: pictures of side %d, expected a multiple of %d up to 4096", c->size,
+		factor);
+	return c->gan_weight > 0 ? patchgan_config_check(&c->gan, c->size, e) : 0;
+}
+
+/* ---- making */
+
+/* The largest divisor of the batch whose pictures are at most MICRO_PIXELS. */
+static int choose_micro_batch(const struct vae_train_config *c)
+{
+	int64_t most = MICRO_PIXELS / ((int64_t)c->size * c->size);
+
+	for (int m = c->batch; m > 1; m--)
+		if (c->batch % m == 0 && m <= most)
+			return m;
+	return 1;
+}
+
+static int lay_out(struct vae_train *t, struct err *e)
+{
+	const struct vae_config *v = vae_config_of(t->vae);
+	int64_t n = t->c.micro_batch, side = t->c.size, small = side / vae_factor(v);
+	int z;
+
+	t->tape = tape_new(t->params);
+	t->image = tape_input(t->tape, DT_F32, n, side, side, 3, false);
+	t->noise = tape_input(t->tape, DT_F32, n, small, small, v->latent_channels, false);
+	t->kl_weight = tape_input_1d(t->tape, n);
+	t->moments = vae_net_encode(t->tape, t->image, v);
+	z = layer_posterior(t->tape, t->moments, t->noise, t->kl_weight, &t->kl);
+	t->reconstruction = vae_net_decode(t->tape, z, v);
+	tape_output(t->tape, t->kl);
+	tape_output(t->tape, t->reconstruction);
+	return tape_plan(t->tape, true, e);
+}
+
+static int lay_out_judge(struct vae_train *t, struct err *e)
+{
+	int64_t n = t->c.micro_batch, side = t->c.size;
+
+	t->judge_tape = tape_new(&t->judge);
+	t->shown = tape_input(t->judge_tape, DT_F32, n, side, side, 3, true);
+	t->logits = patchgan_layers(t->judge_tape, t->shown, &t->c.gan);
+	tape_output(t->judge_tape, t->logits);
+	TRY(tape_plan(t->judge_tape, true, e));
+	params_draw(&t->judge, t->c.seed + 1);
+	return 0;
+}
+
+static int take(struct vae_train *t, void *field, size_t bytes, struct err *e)
+{
+	void **at = field;
+
+	*at = t->k->ops->alloc(t->k, bytes);
+	FAIL_IF(!*at, e, TF_ENOMEM, "no memory for a batch of pictures: %zu KiB wanted",
+		bytes >> 10);
+	return 0;
+}
+
+static int take_constant(struct vae_train *t, struct tensor *x, float value, struct err *e)
+{
+	*x = tensor_1d(NULL, DT_F32, t->c.micro_batch);
+	TRY(take(t, &x->data, tensor_bytes(x), e));
+	t->k->ops->fill(t->k, *x, value);
+	return 0;
+}
+
+static int take_all(struct vae_train *t, struct err *e)
+{
+	const struct vae_train_config *c = &t->c;
+	int64_t elements = (int64_t)c->size * c->size * 3, n = c->micro_batch;
+	int64_t most =
+		n * elements > FIGURES * (int64_t)c->batch ? n * elements : FIGURES * c->batch;
+
+	t->target = tensor_2d(NULL, DT_F32, n, elements);
+	t->samples = tensor_1d(NULL, DT_I64, n);
+	TRY(take(t, &t->target.data, tensor_bytes(&t->target), e));
+	TRY(take(t, &t->samples.data, tensor_bytes(&t->samples), e));
+	TRY(take_constant(t, &t->weight, 1.0f / (float)c->batch, e));
+	TRY(take_constant(t, &t->gan_weight, (float)(c->gan_weight / c->batch), e));
+	TRY(take_constant(t, &t->judge_weight, 0.5f / (float)c->batch, e));
+	for (int i = 0; i < FIGURES; i++)
+		TRY(take(t, &t->figure[i], (size_t)c->batch * sizeof(float), e));
+	t->host = xcalloc((size_t)most, sizeof *t->host);
+	t->host_samples = xcalloc((size_t)n, sizeof *t->host_samples);
+	return 0;
+}
+
+int vae_train_new(struct vae *v, const struct vae_train_config *c, struct vae_train **out,
+		  struct err *e)
+{
+	struct vae_train *t;
+	int rc;
+
+	TRY(vae_train_config_check(c, vae_config_of(v), e));
+	t = xcalloc(1, sizeof *t);
+	t->vae = v;
+	t->params = vae_params(v);
+	t->k = t->params->k;
+	t->c = *c;
+	if (!t->c.micro_batch)
+		t->c.micro_batch = choose_micro_batch(c);
+	params_init(&t->judge, t->k, t->params->act);
+	rc = lay_out(t, e);
+	if (rc == 0 && c->gan_weight > 0)
+		rc = lay_out_judge(t, e);
+	if (rc == 0)
+		rc = take_all(t, e);
+	if (rc < 0) {
+		vae_train_free(t);
+		return rc;
+	}
+	t->k->ops->fill(t->k, tape_value(t->tape, t->kl_weight), (float)(c->kl_weight / c->batch));
+	*out = t;
+	return 0;
+}
+
+void vae_train_free(struct vae_train *t)
+{
+	if (!t)
+		return;
+	tape_free(t->tape);
+	tape_free(t->judge_tape);
+	params_release(&t->judge);
+	for (int i = 0; i < FIGURES; i++)
+		if (t->figure[i])
+			t->k->ops->release(t->k, t->figure[i]);
+	struct tensor *taken[] = { &t->target, &t->samples, &t->weight, &t->gan_weight,
+				   &t->judge_weight };
+	for (size_t i = 0; i < ARRAY_LEN(taken); i++)
+		if (taken[i]->data)
+			t->k->ops->release(t->k, taken[i]->data);
+	xfree(t->host);
+	xfree(t->host_samples);
+	xfree(t);
+}
+
+int64_t vae_train_step_count(const struct vae_train *t)
+{
+	return t->step;
+}
+
+size_t vae_train_bytes(const struct vae_train *t)
+{
+	size_t bytes = tape_bytes(t->tape) + tensor_bytes(&t->target);
+
+	if (t->judge_tape)
+		bytes += tape_bytes(t->judge_tape) + (size_t)t->judge.total * 4 * sizeof(float);
+	return bytes + (size_t)t->params->total * (4 * sizeof(float) +
+						   (t->params->resident ? sizeof(uint16_t) : 0));
+}
+
+/* ---- a step */
+
+static struct tensor by_image(struct tensor x)
+{
+	return tensor_2d(x.data, x.type, x.dim[0], tensor_count(&x) / x.dim[0]);
+}
+
+static struct tensor figures(const struct vae_train *t, enum figure f, int64_t first)
+{
+	return tensor_1d(t->figure[f] + first, DT_F32, t->c.micro_batch);
+}
+
+static void load(struct vae_train *t, const uint8_t *images, int64_t first)
+{
+	const struct kernel_ops *ops = t->k->ops;
+	struct tensor noise = tape_value(t->tape, t->noise), image = tape_value(t->tape, t->image);
+	int64_t count = tensor_count(&t->target);
+
+	for (int64_t i = 0; i < count; i++)
+		t->host[i] = (float)images[i] / 127.5f - 1;
+	ops->upload(t->k, t->target.data, t->host, (size_t)count * sizeof *t->host);
+	ops->copy(t->k, image.data, t->target.data, tensor_bytes(&image));
+	for (int64_t i = 0; i < t->c.micro_batch; i++)
+		t->host_samples[i] = t->step * t->c.batch + first + i;
+	ops->upload(t->k, t->samples.data, t->host_samples, tensor_bytes(&t->samples));
+	ops->normals(t->k, by_image(noise), t->c.seed, PHILOX_VAE, t->samples);
+}
+
+/* The discriminator on pictures already in its input: their hinge with this sign; back to the
+ * pictures (sign 0) or into the discriminator's gradients. */
+static void judge(struct vae_train *t, int sign, enum figure f, int64_t first)
+{
+	struct tensor weight = sign ? t->judge_weight : t->gan_weight;
+
+	t->k->ops->hinge_images(t->k, figures(t, f, first),
+				by_image(tape_gradient(t->judge_tape, t->logits)),
+				by_image(tape_value(t->judge_tape, t->logits)), sign, weight);
+	tape_backward(t->judge_tape, sign ? TAPE_PARAMETERS : TAPE_INPUTS);
+}
+
+static void show(struct vae_train *t, struct tensor pictures)
+{
+	struct tensor shown = tape_value(t->judge_tape, t->shown);
+
+	t->k->ops->copy(t->k, shown.data, pictures.data, tensor_bytes(&shown));
+	tape_forward(t->judge_tape);
+}
+
+/* Writes the gradient of the reconstruction: one term after the other, each adding its own.
+ * Terms that look at pictures through a frozen net of their own (perceptual, identity) belong
+ * after the adversarial one and look like it. */
+static void reconstruction_gradient(struct vae_train *t, bool gan, int64_t first)
+{
+	struct tensor y = tape_value(t->tape, t->reconstruction);
+	struct tensor dy = tape_gradient(t->tape, t->reconstruction);
+
+	t->k->ops->l1_images(t->k, figures(t, L1, first), by_image(dy), by_image(y), t->target,
+			     t->weight);
+	if (!gan)
+		return;
+	show(t, y);
+	judge(t, 0, GAN, first);
+	t->k->ops->add(t->k, dy, dy, tape_gradient(t->judge_tape, t->shown));
+	judge(t, -1, FAKE, first);
+	show(t, t->target);
+	judge(t, 1, REAL, first);
+}
+
+static void micro_step(struct vae_train *t, const uint8_t *images, bool gan, int64_t first)
+{
+	struct tensor kl;
+
+	load(t, images, first);
+	tape_forward(t->tape);
+	kl = tape_value(t->tape, t->kl);
+	t->k->ops->copy(t->k, t->figure[KL] + first, kl.data, tensor_bytes(&kl));
+	reconstruction_gradient(t, gan, first);
+	tape_backward(t->tape, TAPE_PARAMETERS);
+}
+
+static double mean_of(struct vae_train *t, enum figure f)
+{
+	double sum = 0;
+
+	t->k->ops->download(t->k, t->host, t->figure[f], (size_t)t->c.batch * sizeof *t->host);
+	for (int i = 0; i < t->c.batch; i++)
+		sum += t->host[i];
+	return sum / t->c.batch;
+}
+
+static double learning_rate(const struct vae_train *t)
+{
+	const struct vae_train_config *c = &t->c;
+	double part;
+
+	if (t->step < c->warmup)
+		return c->lr * (double)(t->step + 1) / (double)c->warmup;
+	if (t->step >= c->steps)
+		return c->lr_final;
+	part = (double)(t->step - c->warmup) / (double)(c->steps - c->warmup);
+	return c->lr_final + (c->lr - c->lr_final) * 0.5 * (1 + cos(part * 3.14159265358979323846));
+}
+
+static int read_losses(struct vae_train *t, bool gan, struct vae_losses *out, struct err *e)
+{
+	double norm2 = params_gradient_norm2(t->params);
+	double judge_norm2 = gan ? params_gradient_norm2(&t->judge) : 0;
+
+	*out = (struct vae_losses){ .lr = learning_rate(t) };
+	out->l1 = mean_of(t, L1);
+	out->kl = mean_of(t, KL);
+	if (gan) {
+		out->gan = mean_of(t, GAN);
+		out->discriminator = 0.5 * (mean_of(t, REAL) + mean_of(t, FAKE));
+	}
+	out->loss = out->l1 + t->c.kl_weight * out->kl + t->c.gan_weight * out->gan;
+	out->grad_norm = sqrt(norm2);
+	FAIL_IF(!isfinite(out->loss) || !isfinite(norm2) || !isfinite(out->discriminator) ||
+			!isfinite(judge_norm2),
+		e, TF_ENAN,
+		"VAE training: step %lld has loss %g (L1 %g, KL %g), gradient norm %g: not a "
+		"number",
+		(long long)t->step + 1, out->loss, out->l1, out->kl, out->grad_norm);
+	return 0;
+}
+
+int vae_train_step(struct vae_train *t, const uint8_t *images, struct vae_losses *out,
+		   struct err *e)
+{
+	const struct vae_train_config *c = &t->c;
+	bool gan = c->gan_weight > 0 && t->step >= c->gan_start;
+	struct params_update u = {
+		.lr = (float)learning_rate(t),
+		.beta1 = (float)c->beta1,
+		.beta2 = (float)c->beta2,
+		.eps = (float)c->eps,
+		.weight_decay = (float)c->weight_decay,
+		.clip = (float)c->clip,
+		.grad_scale = 1,
+	};
+	int64_t elements = (int64_t)c->size * c->size * 3;
+
+	params_zero_gradients(t->params);
+	if (gan)
+		params_zero_gradients(&t->judge);
+	for (int64_t first = 0; first < c->batch; first += c->micro_batch)
+		micro_step(t, images + first * elements, gan, first);
+	TRY(read_losses(t, gan, out, e));
+	params_step(t->params, &u);
+	if (gan)
+		params_step(&t->judge, &u);
+	t->step++;
+	return 0;
+}
+
+/* ---- state */
+
+static void meta_number(struct st_writer *w, const char *key, int64_t value)
+{
+	char text[32];
+
+	snprintf(text, sizeof text, "%lld", (long long)value);
+	st_writer_meta(w, key, text);
+}
+
+int vae_train_save(struct vae_train *t, const char *path, struct err *e)
+{
+	float *copy[5] = { NULL };
+	struct st_writer w;
+	int rc;
+
+	st_writer_init(&w);
+	st_writer_meta(&w, "format", FORMAT);
+	meta_number(&w, "step", t->step);
+	meta_number(&w, "updates", t->params->step);
+	meta_number(&w, "judge_updates", t->judge.step);
+	params_write(t->params, PARAMS_M, "m.", &w, &copy[0]);
+	params_write(t->params, PARAMS_V, "v.", &w, &copy[1]);
+	if (t->judge_tape) {
+		params_write(&t->judge, PARAMS_MASTER, "", &w, &copy[2]);
+		params_write(&t->judge, PARAMS_M, "m.", &w, &copy[3]);
+		params_write(&t->judge, PARAMS_V, "v.", &w, &copy[4]);
+	}
+	rc = st_writer_save(&w, path, e);
+	st_writer_release(&w);
+	for (size_t i = 0; i < ARRAY_LEN(copy); i++)
+		xfree(copy[i]);
+	return rc;
+}
+
+static int read_number(const struct st_file *f, const char *path, const char *key, int64_t *out,
+		       struct err *e)
+{
+	const char *text = st_meta(f, key);
+	char *end;
+
+	FAIL_IF(!text, e, TF_ECORRUPT, "%s: metadata has no %s", path, key);
+	*out = strtoll(text, &end, 10);
+	FAIL_IF(end == text || *end || *out < 0, e, TF_ECORRUPT,
+		"%s: metadata %s is \"%.40s\", expected a count", path, key, text);
+	return 0;
+}
+
+static int read_state(struct vae_train *t, const struct st_file *f, const char *path, struct err *e)
+{
+	const char *format = st_meta(f, "format");
+	int64_t step, updates, judge_updates;
+
+	FAIL_IF(!format || strcmp(format, FORMAT), e, TF_EVERSION,
+		"%s: metadata format is \"%.40s\", expected \"%s\"", path, format ? format : "",
+		FORMAT);
+	TRY(read_number(f, path, "step", &step, e));
+	TRY(read_number(f, path, "updates", &updates, e));
+	TRY(read_number(f, path, "judge_updates", &judge_updates, e));
+	TRY(params_read(t->params, PARAMS_M, "m.", f, path, e));
+	TRY(params_read(t->params, PARAMS_V, "v.", f, path, e));
+	if (t->judge_tape) {
+		TRY(params_read(&t->judge, PARAMS_MASTER, "", f, path, e));
+		TRY(params_read(&t->judge, PARAMS_M, "m.", f, path, e));
+		TRY(params_read(&t->judge, PARAMS_V, "v.", f, path, e));
+	}
+	t->step = step;
+	t->params->step = updates;
+	t->judge.step = judge_updates;
+	return 0;
+}
+
+int vae_train_load(struct vae_train *t, const char *path, struct err *e)
+{
+	struct st_file f;
+	int rc;
+
+	TRY(st_open(path, &f, e));
+	rc = read_state(t, &f, path, e);
+	st_close(&f);
+	return rc;
+}
+
+double vae_psnr(const float *a, const float *b, int64_t count)
+{
+	double sum = 0;
+
+	for (int64_t i = 0; i < count; i++) {
+		double d = fmin(fmax(a[i], -1), 1) - fmin(fmax(b[i], -1), 1);
+
+		sum += d * d;
+	}
+	return 10 * log10(4 * (double)count / (sum > 1e-12 ? sum : 1e-12));
+}
