@@ -8,7 +8,7 @@
 #include "lib/clock.h"
 #include "lib/log.h"
 #include "lib/mem.h"
-#include "proto/limits.h"
+#include "proto/wire.h"
 #include "worker/memory.h"
 
 #include <errno.h>
@@ -22,7 +22,6 @@
 #include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
-#include <zmq.h>
 
 #define ANSWER_MS 5000     /* an answer that takes longer does not come */
 #define KEEPALIVE_MS 5000  /* silence after which the daemon is asked whether it is there */
@@ -37,8 +36,8 @@ struct message {
 
 struct link {
 	char *endpoint;
-	char server_key[LINK_KEY_CHARS + 1];
-	char secret_key[LINK_KEY_CHARS + 1], public_key[LINK_KEY_CHARS + 1];
+	char server_key[KEY_CHARS + 1];
+	struct key_pair keys;
 	uint64_t job;
 	uint32_t attempt;
 	void (*fenced)(const char *);
@@ -125,32 +124,9 @@ void link_progress(struct link *l, const Tf__Progress *progress)
 
 /* ---- the socket */
 
-static int open_socket(struct link *l)
+static int open_socket(struct link *l, struct err *e)
 {
-	int zero = 0, one = 1, few = 16, fast = 100, slow = 2000;
-	int64_t largest = LIMIT_MESSAGE_BYTES;
-	void *s = zmq_socket(l->context, ZMQ_DEALER);
-
-	if (!s)
-		return -1;
-	zmq_setsockopt(s, ZMQ_LINGER, &zero, sizeof zero);
-	zmq_setsockopt(s, ZMQ_IMMEDIATE, &one, sizeof one); /* nothing queues for nobody */
-	zmq_setsockopt(s, ZMQ_SNDHWM, &few, sizeof few);
-	zmq_setsockopt(s, ZMQ_RECONNECT_IVL, &fast, sizeof fast);
-	zmq_setsockopt(s, ZMQ_RECONNECT_IVL_MAX, &slow, sizeof slow);
-	zmq_setsockopt(s, ZMQ_MAXMSGSIZE, &largest, sizeof largest);
-	if (zmq_setsockopt(s, ZMQ_CURVE_SERVERKEY, l->server_key, sizeof l->server_key) < 0 ||
-	    zmq_setsockopt(s, ZMQ_CURVE_PUBLICKEY, l->public_key, sizeof l->public_key) < 0 ||
-	    zmq_setsockopt(s, ZMQ_CURVE_SECRETKEY, l->secret_key, sizeof l->secret_key) < 0 ||
-	    zmq_connect(s, l->endpoint) < 0) {
-		int saved = errno;
-
-		zmq_close(s);
-		errno = saved;
-		return -1;
-	}
-	l->socket = s;
-	return 0;
+	return wire_dealer(l->context, l->endpoint, l->server_key, &l->keys, &l->socket, NULL, e);
 }
 
 /* Nobody answers: a new socket, and hello after a pause. */
@@ -164,13 +140,11 @@ static void lose(struct link *l, int64_t now)
 	l->pause_ms = 2 * l->pause_ms < PAUSE_MS_MOST ? 2 * l->pause_ms : PAUSE_MS_MOST;
 	zmq_close(l->socket);
 	l->socket = NULL;
-	if (open_socket(l) < 0)
-		log_error("%s: %s", l->endpoint, zmq_strerror(errno));
 }
 
 static void send_message(struct link *l, const struct message *m, int kind, int64_t now)
 {
-	if (zmq_send(l->socket, m->bytes.data, m->bytes.len, ZMQ_DONTWAIT) < 0)
+	if (wire_send_bytes(l->socket, NULL, 0, m->bytes.data, m->bytes.len, NULL) < 0)
 		return; /* not connected: the next turn tries again */
 	l->open_id = m->id;
 	l->open_kind = kind;
@@ -275,28 +249,31 @@ static bool take_reply(struct link *l, Tf__Reply *reply, int64_t now)
 	return false;
 }
 
+static void take_message(struct link *l, zmq_msg_t *body, int64_t now)
+{
+	Tf__Reply *reply = NULL;
+	struct err e = ERR_INIT;
+
+	if (wire_unpack_reply(zmq_msg_data(body), zmq_msg_size(body), &reply, &e) < 0)
+		log_warn("the daemon's answer: %s", e.text);
+	else if (!take_reply(l, reply, now))
+		tf__reply__free_unpacked(reply, NULL);
+}
+
 static void receive_all(struct link *l, int64_t now)
 {
-	for (;;) {
-		zmq_msg_t part;
-		Tf__Reply *reply;
+	struct wire_message m;
+	struct err e = ERR_INIT;
+	int rc;
 
-		zmq_msg_init(&part);
-		if (zmq_msg_recv(&part, l->socket, ZMQ_DONTWAIT) < 0) {
-			zmq_msg_close(&part);
-			return;
-		}
-		reply = tf__reply__unpack(NULL, zmq_msg_size(&part), zmq_msg_data(&part));
-		zmq_msg_close(&part);
-		if (!reply)
-			log_warn("the daemon sent something that is no reply");
-		else if (reply->version != TF_PROTOCOL_VERSION)
-			log_warn("the daemon speaks version %u, expected %u", reply->version,
-				 TF_PROTOCOL_VERSION);
-		else if (take_reply(l, reply, now))
+	while ((rc = wire_receive(l->socket, false, &m, &e)) != 0) {
+		if (rc < 0) {
+			log_warn("the daemon's answer: %s", e.text);
+			err_clear(&e);
 			continue;
-		if (reply)
-			tf__reply__free_unpacked(reply, NULL);
+		}
+		take_message(l, &m.body, now);
+		wire_message_close(&m);
 	}
 }
 
@@ -332,7 +309,7 @@ static void *run_thread(void *arg)
 		int64_t now = clock_mono_ms();
 
 		watch_memory(l);
-		if (!l->socket && open_socket(l) < 0) {
+		if (!l->socket && open_socket(l, NULL) < 0) {
 			clock_sleep_ms(TURN_MS);
 		} else {
 			receive_all(l, now);
@@ -379,7 +356,7 @@ static void release(struct link *l)
 	buf_release(&l->done.bytes);
 	pthread_cond_destroy(&l->changed);
 	pthread_mutex_destroy(&l->lock);
-	explicit_bzero(l->secret_key, sizeof l->secret_key);
+	key_pair_wipe(&l->keys);
 	xfree(l->endpoint);
 	xfree(l);
 }
@@ -392,7 +369,6 @@ int link_open(const struct link_options *o, struct link **out, struct err *e)
 
 	l->endpoint = xstrdup(o->endpoint);
 	snprintf(l->server_key, sizeof l->server_key, "%s", o->server_key);
-	snprintf(l->secret_key, sizeof l->secret_key, "%s", o->secret_key);
 	l->job = o->job;
 	l->attempt = o->attempt;
 	l->fenced = o->fenced;
@@ -405,13 +381,10 @@ int link_open(const struct link_options *o, struct link **out, struct err *e)
 	l->context = zmq_ctx_new();
 	if (l->wake_fd < 0 || !l->context)
 		rc = err_errno(e, "the link to the daemon");
-	else if (strlen(o->server_key) != LINK_KEY_CHARS ||
-		 strlen(o->secret_key) != LINK_KEY_CHARS ||
-		 zmq_curve_public(l->public_key, l->secret_key) < 0)
-		rc = err_set(e, TF_EINVALID, "a key is not %d characters of Z85", LINK_KEY_CHARS);
-	else if (open_socket(l) < 0)
-		rc = err_set(e, TF_EINVALID, "endpoint '%s': %s", o->endpoint,
-			     zmq_strerror(errno));
+	if (rc == 0)
+		rc = key_pair_of_secret(o->secret_key, &l->keys, e);
+	if (rc == 0)
+		rc = open_socket(l, e);
 	if (rc == 0) {
 		pack_hello(l);
 		rc = start_thread(l, e);

@@ -12,8 +12,6 @@
 
 #include <stdint.h>
 
-#define LINK_KEY_CHARS 40 /* of a CURVE key in Z85 */
-
 struct link;
 
 struct link_options {

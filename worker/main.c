@@ -8,6 +8,7 @@
 #include "lib/files.h"
 #include "lib/log.h"
 #include "lib/mem.h"
+#include "proto/keys.h"
 #include "worker/link.h"
 #include "worker/report.h"
 #include "worker/worker.h"
@@ -54,7 +55,7 @@ static const char usage[] =
 
 struct arguments {
 	struct link_options link;
-	char secret[LINK_KEY_CHARS + 1];
+	char secret[KEY_CHARS + 1];
 	int key_fd;
 };
 
@@ -75,14 +76,14 @@ static void read_key(struct arguments *a)
 {
 	size_t have = 0;
 
-	while (have < LINK_KEY_CHARS) {
-		ssize_t n = read(a->key_fd, a->secret + have, LINK_KEY_CHARS - have);
+	while (have < KEY_CHARS) {
+		ssize_t n = read(a->key_fd, a->secret + have, KEY_CHARS - have);
 
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n <= 0)
 			die(WORKER_USAGE, "--key-fd %d: expected a line of %d characters of Z85",
-			    a->key_fd, LINK_KEY_CHARS);
+			    a->key_fd, KEY_CHARS);
 		have += (size_t)n;
 	}
 	close(a->key_fd);
