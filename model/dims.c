@@ -69,7 +69,8 @@ int dims_check(const struct dims *m, struct err *e)
 		"a picture takes %lld positions with its marks, a sequence has %lld",
 		(long long)P + 4, (long long)m->T);
 	FAIL_IF(P > 0 && m->images < 1, e, TF_EINVALID,
-		"a micro batch has room for %lld pictures, expected at least 1", (long long)m->images);
+		"a micro batch has room for %lld pictures, expected at least 1",
+		(long long)m->images);
 	FAIL_IF(m->act != DT_F32 && m->act != DT_BF16, e, TF_EINVALID,
 		"activations are of type %d, expected f32 or bf16", (int)m->act);
 	FAIL_IF(!(m->eps > 0) || !(m->rope_base >= 1), e, TF_EINVALID,

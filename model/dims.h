@@ -48,7 +48,7 @@ struct dims {
 	bool positions_restart;       /* positions count along the document (false: the sequence) */
 	/* a micro batch */
 	int64_t B, T;
-	int64_t images;               /* most pictures of a micro batch; dims_images_most() is enough */
+	int64_t images;               /* most pictures of a micro batch; see dims_images_most */
 	int64_t row_multiple;         /* rows of text targets and patches are rounded up to it */
 };
 

@@ -65,8 +65,8 @@ static void attention_backward(struct pass *p, int64_t l)
 	k->ops->rope(k, t[DQKV], heads, m->cosine, m->sine, p->input[POSITION], true);
 	linear_backward_weight(k, transformer_block_gradient(m, l, W_QKV), t[DQKV], a[H1]);
 	linear_backward_input(k, t[DH], t[DQKV], transformer_block_weight(m, l, W_QKV));
-	k->ops->rmsnorm_backward(k, t[DX], transformer_block_gradient(m, l, W_ATTENTION_NORM), t[DH],
-				 a[X_IN], transformer_block_weight(m, l, W_ATTENTION_NORM),
+	k->ops->rmsnorm_backward(k, t[DX], transformer_block_gradient(m, l, W_ATTENTION_NORM),
+				 t[DH], a[X_IN], transformer_block_weight(m, l, W_ATTENTION_NORM),
 				 a[RSTD1], t[DX]);
 }
 

@@ -20,7 +20,8 @@ static void embed_patches(struct pass *p)
 		       pass_images(p, t[NOISE]), pass_images(p, p->input[SIGNAL]),
 		       pass_images(p, p->input[SIGMA]));
 	ops->patchify(k, patches, pass_pictures(p, t[NOISY]), (int)m->dims.patch);
-	ops->patchify(k, pass_patches(p, t[TARGET]), pass_pictures(p, t[NOISE]), (int)m->dims.patch);
+	ops->patchify(k, pass_patches(p, t[TARGET]), pass_pictures(p, t[NOISE]),
+		      (int)m->dims.patch);
 	ops->time_embedding(k, waves, pass_images(p, p->input[TIME]));
 	linear(k, hidden, waves, transformer_weight(m, W_TIME_IN),
 	       transformer_weight(m, W_TIME_IN_BIAS));

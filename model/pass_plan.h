@@ -18,7 +18,7 @@
 	X(LM_TARGET, DT_I32, M, 0, 0, 0) \
 	X(LM_WEIGHT, DT_F32, M, 0, 0, 0)          /* 1 / targets of the step; unused rows 0 */ \
 	X(PATCH_ROW, DT_I32, IP, 0, 0, 0)         /* unused: -1 */ \
-	X(PATCH_SHARE, DT_F32, IP, 0, 0, 0)       /* 1 / (noised of the step P); clean, unused: 0 */ \
+	X(PATCH_SHARE, DT_F32, IP, 0, 0, 0)       /* 1 / (noised of the step P), or 0 */ \
 	X(PATCH_WEIGHT, DT_F32, IP, 0, 0, 0)      /* lambda PATCH_SHARE */ \
 	X(TIME, DT_F32, I, 0, 0, 0)               /* time value: the timestep, 1 when clean */ \
 	X(SIGNAL, DT_F32, I, 0, 0, 0)             /* sqrt(abar) */ \

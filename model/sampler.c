@@ -15,7 +15,8 @@
 uint64_t sampler_stream(uint64_t index, int64_t ordinal, int64_t step)
 {
 	CHECK(ordinal >= 0 && ordinal < 1 << ORDINAL_BITS && step >= 0 && step < 1 << STEP_BITS);
-	return index << (ORDINAL_BITS + STEP_BITS) | (uint64_t)ordinal << STEP_BITS | (uint64_t)step;
+	return index << (ORDINAL_BITS + STEP_BITS) | (uint64_t)ordinal << STEP_BITS
+	       | (uint64_t)step;
 }
 
 void sampler_result_release(struct sampler_result *r)

@@ -5,8 +5,8 @@
  * and no EOS. Then, by mode:
  *	SAMPLE_IMAGE	BOI, a picture, done
  *	SAMPLE_TEXT	tokens until EOS, max_tokens or a full context; BOI cannot be drawn
- *	SAMPLE_FREE	tokens; BOI begins a picture, EOI is appended after it and tokens go on, until EOS,
- *			max_tokens, max_images or a full context
+ *	SAMPLE_FREE	tokens; BOI begins a picture, EOI is appended after it and tokens
+ *			go on, until EOS, max_tokens, max_images or a full context
  * A picture: P patches of noise, `steps` evaluations of the model, each overwriting the patches
  * and their keys and values; the last lands on the clean latent, which later tokens attend to
  * (cache refreshed once with time value 1). Guidance other than 1 runs the unconditional branch
@@ -42,7 +42,7 @@ struct sampler_options {
 struct sampler_prompt {
 	const struct segment *segment;   /* pictures have time 0; may be none */
 	int64_t segments;
-	uint64_t index;               /* number of this sample in the whole job: keys its noise; < 2^39 */
+	uint64_t index;               /* of the sample in the whole job: keys its noise; < 2^39 */
 };
 
 /* What came after the prompt, in order: texts and pictures. */
@@ -72,7 +72,8 @@ struct sampler;
 uint64_t sampler_stream(uint64_t index, int64_t ordinal, int64_t step);
 
 /* Positions a sequence needs at most with these options: what `context` must be. */
-int64_t sampler_context(const struct dims *dims, const struct sampler_options *o, int64_t prompt_length);
+int64_t sampler_context(const struct dims *dims, const struct sampler_options *o,
+			int64_t prompt_length);
 /* Positions of a prompt: BOS and its segments. */
 int64_t sampler_prompt_length(const struct dims *dims, const struct sampler_prompt *p);
 
@@ -90,8 +91,9 @@ void sampler_free(struct sampler *s);
  * failure nothing is owned. TF_EINVALID for wrong options or segments; TF_ELIMIT, before anything
  * is computed, when a prompt does not fit, or its picture would not; TF_ECANCELLED. watch may be
  * NULL. */
-int sampler_run(struct sampler *s, const struct sampler_options *o, const struct sampler_prompt *prompt,
-		int64_t n, const struct sampler_watch *watch, struct sampler_result *result, struct err *e);
+int sampler_run(struct sampler *s, const struct sampler_options *o,
+		const struct sampler_prompt *prompt, int64_t n, const struct sampler_watch *watch,
+		struct sampler_result *result, struct err *e);
 
 /* Model evaluations of patches (both branches count as one) since sampler_new. */
 int64_t sampler_evaluations(const struct sampler *s);

@@ -392,7 +392,8 @@ static void denoise_step(struct sampler *s, int64_t k)
 	struct schedule_step c = schedule_step(o->schedule, t, next);
 	float *eps = s->t[EPS].data;
 	struct denoise d = {
-		.x = s->t[PICTURE].data, .eps_c = eps, .eps_u = s->total > s->count ? eps + n : NULL,
+		.x = s->t[PICTURE].data, .eps_c = eps,
+		.eps_u = s->total > s->count ? eps + n : NULL,
 		.n = n, .sqrt_abar = c.sqrt_abar, .sqrt_one_minus_abar = c.sqrt_one_minus_abar,
 		.guidance = o->guidance, .clamp = o->clamp, .c_x0 = c.c_x0, .c_eps = c.c_eps,
 		.c_x = c.c_x, .sigma = c.sigma,

@@ -13,7 +13,7 @@
 	X(TOKEN, DT_I32, R, 0, 0, 0) \
 	X(POSITION, DT_I32, R, 0, 0, 0) \
 	X(LIMIT, DT_I32, R, 0, 0, 0)              /* -1: an idle row */ \
-	X(LAST_ROW, DT_I32, R, 0, 0, 0)           /* sequence whose last element the row is, or -1 */ \
+	X(LAST_ROW, DT_I32, R, 0, 0, 0)           /* sequence whose last element it is, or -1 */ \
 	X(AT, DT_I32, S, 0, 0, 0) \
 	X(X_IN, act, R, d, 0, 0) \
 	X(X_MID, act, R, d, 0, 0) \
@@ -24,13 +24,13 @@
 	X(BRANCH, act, R, d, 0, 0) \
 	X(GATE_UP, act, R, 2 * F, 0, 0) \
 	X(SWIGLU, act, R, F, 0, 0) \
-	X(LAST, act, S, d, 0, 0)                  /* normed output of each sequence's last element */ \
+	X(LAST, act, S, d, 0, 0)                  /* output of each sequence's last element */ \
 	X(LOGITS, act, n, V, 0, 0) \
 	X(LOGITS_F32, DT_F32, n, V, 0, 0) \
 	X(DRAWN, DT_I32, n, 0, 0, 0) \
 	X(PICTURE, DT_F32, n, E, 0, 0)            /* x_t, or a clean latent */ \
 	X(STEP_NOISE, DT_F32, n, E, 0, 0) \
-	X(STREAM, DT_I64, TIMESTEPS + 1, n, 0, 0) /* noise streams: the first noise, then of each step */ \
+	X(STREAM, DT_I64, TIMESTEPS + 1, n, 0, 0) /* of the first noise, then of each step */ \
 	X(TIME, DT_F32, n, 0, 0, 0) \
 	X(WAVES, act, n, 2 * TIME_WAVES, 0, 0) \
 	X(TIME_HIDDEN, act, n, W, 0, 0) \
@@ -67,7 +67,8 @@ struct sampler {
 	struct transformer *m;        /* borrowed */
 	struct kernels *k;
 	int64_t sequences;            /* prompts at once */
-	int64_t context, columns;     /* cache positions; elements of a sequence in one evaluation */
+	int64_t context;              /* cache positions of a sequence */
+	int64_t columns;              /* most elements of a sequence in one evaluation */
 	bool guided;
 	struct plan plan;
 	struct tensor t[SAMPLER_COUNT];

@@ -30,14 +30,14 @@ struct segment {
 	int64_t count;
 	/* SEGMENT_IMAGE: normalised latent [h, w, c] f32; borrowed, copied into a batch */
 	const float *latent;
-	int32_t time;                 /* timestep 1..1000; 0: clean (time value 1, no noise, no loss) */
-	int64_t sample;               /* number of its noise stream; unique for each time it is shown */
+	int32_t time;                 /* timestep 1..1000; 0: clean (no noise, no loss) */
+	int64_t sample;               /* its noise stream; unique for each time it is shown */
 };
 
 struct document {
 	const struct segment *segment;
 	int64_t segments;
-	bool bos, eos;                /* whether the marks are written: both, unless it is a piece */
+	bool bos, eos;                /* whether the marks are written */
 };
 
 /* Positions the document takes. */
@@ -48,7 +48,7 @@ struct element {
 	int32_t token;                /* -1 at a patch */
 	int32_t segment;              /* index of its segment; -1 at BOS and EOS */
 	int32_t patch;                /* number of the patch in its picture; -1 elsewhere */
-	int32_t limit;                /* last position of the document it sees; its own, or its picture's last */
+	int32_t limit;                /* last position of the document that it sees */
 	int32_t target;               /* LM target, or -1 */
 };
 
@@ -76,7 +76,7 @@ struct batch {
 	int32_t *image_time;          /* [images]: 0 clean, else 1..1000 */
 	int64_t *image_sample;        /* [images] */
 	float *latent;                /* [images, E] */
-	/* Noise: drawn from (noise_seed, noise_purpose, image_sample) unless noise points to [images, E]. */
+	/* drawn from (noise_seed, noise_purpose, image_sample) unless noise is [images, E] */
 	uint64_t noise_seed;
 	enum philox_purpose noise_purpose;
 	const float *noise;           /* borrowed; NULL: drawn */

@@ -22,7 +22,9 @@ static int add_vector(struct params *p, const char *name, int64_t n, enum param_
 	return params_add(p, name, 1, &n, init, 0);
 }
 
-static int add_block(struct params *p, int64_t layer, const char *name, int64_t rows, int64_t columns)
+/* rows 0: a norm's weight. */
+static int add_block(struct params *p, int64_t layer, const char *name, int64_t rows,
+		     int64_t columns)
 {
 	char full[PARAM_NAME_MAX];
 

@@ -5,8 +5,9 @@
  * params (params.h):
  *
  *	token.weight [V,d]                       head.weight [V,d]            norm.weight [d]
- *	blocks.N.attention_norm.weight [d]       blocks.N.qkv.weight [3d,d]   blocks.N.attention_out.weight [d,d]
- *	blocks.N.ff_norm.weight [d]              blocks.N.gate_up.weight [2F,d]   blocks.N.down.weight [d,F]
+ *	blocks.N.attention_norm.weight [d]       blocks.N.ff_norm.weight [d]
+ *	blocks.N.qkv.weight [3d,d]               blocks.N.gate_up.weight [2F,d]
+ *	blocks.N.attention_out.weight [d,d]      blocks.N.down.weight [d,F]
  *	patch_in.weight [d,D]  patch_in.bias [d]       patch_out.weight [D,d]  patch_out.bias [D]
  *	time.in.weight [W,256]  time.in.bias [W]       time.out.weight [W,W]   time.out.bias [W]
  *
@@ -63,16 +64,18 @@ void transformer_memory(const struct dims *dims, int64_t positions, bool trainin
 
 /* Makes the model, zeroed; dims are checked and copied. positions: as many as any sequence will
  * have (dims->T, or the context of sampling). TF_EINVALID, TF_ENOMEM. */
-int transformer_init(struct transformer *m, struct kernels *k, const struct dims *dims, int64_t positions,
-		     bool training, struct err *e);
+int transformer_init(struct transformer *m, struct kernels *k, const struct dims *dims,
+		     int64_t positions, bool training, struct err *e);
 void transformer_release(struct transformer *m);
 /* Matrices from N(0, 0.02), tensor i by the stream (seed, PHILOX_INIT, i); norms 1, biases 0. */
 void transformer_draw(struct transformer *m, uint64_t seed);
 
 struct tensor transformer_weight(const struct transformer *m, enum weight w);
 struct tensor transformer_gradient(const struct transformer *m, enum weight w);
-struct tensor transformer_block_weight(const struct transformer *m, int64_t layer, enum block_weight w);
-struct tensor transformer_block_gradient(const struct transformer *m, int64_t layer, enum block_weight w);
+struct tensor transformer_block_weight(const struct transformer *m, int64_t layer,
+				       enum block_weight w);
+struct tensor transformer_block_gradient(const struct transformer *m, int64_t layer,
+					 enum block_weight w);
 
 /* Multiply-adds x 2 of a training step per position (6 x matrix parameters), for rates. */
 double transformer_flops_per_position(const struct dims *dims);

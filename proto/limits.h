@@ -36,5 +36,17 @@
 #define LIMIT_SLOTS 64u
 #define LIMIT_METRICS 64u                     /* in one progress report */
 #define LIMIT_LOG_BYTES (256ull << 20)        /* of one job; then a last line says so */
+#define LIMIT_SAMPLE_TEXT_BYTES (16u << 20)     /* a document or caption of a dataset */
+#define LIMIT_SAMPLE_NAME_BYTES 1000u         /* name of a sample */
+#define LIMIT_IMAGE_BYTES (64u << 20)         /* an encoded picture */
+#define LIMIT_IMAGE_PIXELS (100u << 20)       /* a decoded one, checked before decoding */
+#define LIMIT_IMAGE_SIDE 32768u
+#define LIMIT_LINE_BYTES (64u << 20)          /* a line of a TSV, JSONL or text file */
+#define LIMIT_BAD_LISTED 10000u               /* bad samples listed by name; all are counted */
+#define LIMIT_SHARDS 65536u                   /* of a dataset */
+#define LIMIT_MANIFEST_BYTES (64u << 20)
+#define LIMIT_TOKENIZER_BYTES (64u << 20)     /* a SentencePiece model */
+#define LIMIT_TOKENIZER_PIECES 1000000
+#define LIMIT_CORPUS_BYTES (1ull << 30)       /* text a tokenizer is trained on */
 
 #endif

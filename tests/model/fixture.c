@@ -144,7 +144,8 @@ static struct dims dims_of(const struct golden *g)
 static void read_documents(struct golden *g)
 {
 	const struct st_tensor *documents = find(g, "documents"), *segments = find(g, "segments");
-	const int32_t *row = documents->data, *part = segments->data, *text = golden_data(g, "text");
+	const int32_t *row = documents->data, *part = segments->data;
+	const int32_t *text = golden_data(g, "text");
 	const float *latent = golden_data(g, "latent");
 	struct segment *next;
 

@@ -27,7 +27,8 @@ struct segment fixture_image(const float *latent, int32_t time, int64_t sample);
 	(int64_t)(sizeof((const int32_t[]){ __VA_ARGS__ }) / sizeof(int32_t)))
 /* A whole document of the segments given. */
 #define DOCUMENT(...) (&(struct document){ (const struct segment[]){ __VA_ARGS__ }, \
-	(int64_t)(sizeof((const struct segment[]){ __VA_ARGS__ }) / sizeof(struct segment)), true, true })
+	(int64_t)(sizeof((const struct segment[]){ __VA_ARGS__ }) / sizeof(struct segment)), \
+	true, true })
 
 /* ||a - b|| / ||b||; 0 when both are zero. */
 double fixture_distance(const float *a, const float *b, int64_t n);

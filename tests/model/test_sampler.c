@@ -1,0 +1,331 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Sampling: independence of the batch, groups, refusals, stopping, and the memory it says it
+ * needs. */
+#include "tests/test.h"
+#include "tests/model/fixture.h"
+#include "model/sampler_plan.h"
+#include "lib/mem.h"
+
+#include <math.h>
+#include <string.h>
+
+static void open_model(struct transformer *m, const char *backend, enum dtype act)
+{
+	struct err e = ERR_INIT;
+	struct dims dims = fixture_dims();
+
+	dims.act = act;
+	assert_ok(transformer_init(m, fixture_kernels(backend), &dims, 64, false, &e), &e);
+	fixture_draw(m, 8);
+}
+
+static void close_model(struct transformer *m)
+{
+	struct kernels *k = m->k;
+
+	transformer_release(m);
+	kernels_close(k);
+}
+
+static struct sampler_options options(enum sampler_mode mode)
+{
+	return (struct sampler_options){ .mode = mode, .schedule = SCHEDULE_DDPM, .steps = 6,
+					 .guidance = 2, .clamp = 4, .top_p = 0.9f, .temperature = 1,
+					 .seed = 21, .max_tokens = 6, .max_images = 2 };
+}
+
+static const int32_t word[] = { 3, 4, 5, 6, 7, 8, 9, 10, 11, 12 };
+
+/* n prompts of 1, 2, ... tokens. */
+static void make_prompts(struct segment *part, struct sampler_prompt *prompt, int n)
+{
+	for (int i = 0; i < n; i++) {
+		part[i] = fixture_text(word + i, 1 + i % 4);
+		prompt[i] = (struct sampler_prompt){ &part[i], 1, (uint64_t)i };
+	}
+}
+
+static void assert_same(const struct sampler_result *a, const struct sampler_result *b, double near)
+{
+	assert_int_equal(a->parts, b->parts);
+	assert_int_equal(a->end, b->end);
+	for (int64_t n = 0; n < a->parts; n++) {
+		const struct sampler_part *x = &a->part[n], *y = &b->part[n];
+
+		assert_int_equal(x->count, y->count);
+		if (x->latent)
+			assert_true(fixture_largest(x->latent, y->latent, 32) <= near);
+		else
+			assert_memory_equal(x->token, y->token, (size_t)x->count * 4);
+	}
+}
+
+/* Seven prompts at once, in groups of three, and the fifth alone give the same. */
+static void check_independence(const char *backend, enum dtype act, enum sampler_mode mode,
+			       double near)
+{
+	struct err e = ERR_INIT;
+	struct transformer m;
+	struct sampler *wide, *narrow;
+	struct sampler_options o = options(mode);
+	struct segment part[7];
+	struct sampler_prompt prompt[7];
+	struct sampler_result all[7], groups[7], one;
+
+	open_model(&m, backend, act);
+	make_prompts(part, prompt, 7);
+	assert_ok(sampler_new(&m, 7, 40, true, &wide, &e), &e);
+	assert_ok(sampler_new(&m, 3, 40, true, &narrow, &e), &e);
+	assert_ok(sampler_run(wide, &o, prompt, 7, NULL, all, &e), &e);
+	assert_ok(sampler_run(narrow, &o, prompt, 7, NULL, groups, &e), &e);
+	assert_ok(sampler_run(narrow, &o, prompt + 4, 1, NULL, &one, &e), &e);
+	for (int i = 0; i < 7; i++) {
+		const struct sampler_result *other[] = { &groups[i], i == 4 ? &one : &groups[i] };
+
+		assert_same(&all[i], other[0], near);
+		assert_same(&all[i], other[1], near);
+	}
+	for (int i = 0; i < 7; i++) {
+		sampler_result_release(&all[i]);
+		sampler_result_release(&groups[i]);
+	}
+	sampler_result_release(&one);
+	sampler_free(wide);
+	sampler_free(narrow);
+	close_model(&m);
+}
+
+static void test_a_picture_depends_on_seed_and_index_alone(void **state)
+{
+	(void)state;
+	check_independence("ref", DT_F32, SAMPLE_IMAGE, 1e-4);
+	check_independence("cpu", DT_F32, SAMPLE_IMAGE, 1e-3);
+}
+
+static void test_a_text_depends_on_seed_and_index_alone(void **state)
+{
+	(void)state;
+	check_independence("ref", DT_F32, SAMPLE_TEXT, 0);
+	check_independence("cpu", DT_F32, SAMPLE_TEXT, 0);
+}
+
+static void test_free_sequences_do_not_disturb_each_other(void **state)
+{
+	(void)state;
+	check_independence("ref", DT_F32, SAMPLE_FREE, 1e-4);
+}
+
+static void test_bf16_draws_near_f32(void **state)
+{
+	struct err e = ERR_INIT;
+	struct sampler_options o = options(SAMPLE_IMAGE);
+	float latent[2][32];
+
+	(void)state;
+	o.steps = 3;
+	for (int i = 0; i < 2; i++) {
+		struct transformer m;
+		struct sampler *s;
+		struct sampler_result result;
+		struct segment part = fixture_text(word, 3);
+		struct sampler_prompt prompt = { &part, 1, 4 };
+
+		open_model(&m, "cpu", i ? DT_BF16 : DT_F32);
+		assert_ok(sampler_new(&m, 1, 20, true, &s, &e), &e);
+		assert_ok(sampler_run(s, &o, &prompt, 1, NULL, &result, &e), &e);
+		memcpy(latent[i], result.part[0].latent, sizeof latent[i]);
+		sampler_result_release(&result);
+		sampler_free(s);
+		close_model(&m);
+	}
+	assert_true(fixture_distance(latent[1], latent[0], 32) < 0.15);
+	assert_true(fixture_distance(latent[1], latent[0], 32) > 0);
+}
+
+static void test_greedy_takes_the_likeliest_and_a_tiny_nucleus_is_greedy(void **state)
+{
+	struct err e = ERR_INIT;
+	struct transformer m;
+	struct sampler *s;
+	struct segment part[3];
+	struct sampler_prompt prompt[3];
+	struct sampler_result greedy[3], nucleus[3];
+	struct sampler_options o = options(SAMPLE_TEXT);
+
+	(void)state;
+	open_model(&m, "ref", DT_F32);
+	make_prompts(part, prompt, 3);
+	assert_ok(sampler_new(&m, 3, 20, false, &s, &e), &e);
+	o.temperature = 0;
+	assert_ok(sampler_run(s, &o, prompt, 3, NULL, greedy, &e), &e);
+	o.temperature = 1.5f;
+	o.top_p = 1e-6f;
+	assert_ok(sampler_run(s, &o, prompt, 3, NULL, nucleus, &e), &e);
+	for (int i = 0; i < 3; i++) {
+		assert_int_equal(greedy[i].parts, nucleus[i].parts);
+		if (greedy[i].parts)
+			assert_memory_equal(greedy[i].part[0].token, nucleus[i].part[0].token,
+					    (size_t)greedy[i].part[0].count * 4);
+		sampler_result_release(&greedy[i]);
+		sampler_result_release(&nucleus[i]);
+	}
+	sampler_free(s);
+	close_model(&m);
+}
+
+static bool stop_at_third(void *arg, const char *phase, int64_t done, int64_t total)
+{
+	int *calls = arg;
+
+	(void)phase, (void)done, (void)total;
+	return ++*calls == 3;
+}
+
+static void test_stopping_leaves_nothing_behind(void **state)
+{
+	struct err e = ERR_INIT;
+	struct transformer m;
+	struct sampler *s;
+	struct segment part[4];
+	struct sampler_prompt prompt[4];
+	struct sampler_result result[4];
+
+	(void)state;
+	open_model(&m, "ref", DT_F32);
+	make_prompts(part, prompt, 4);
+	assert_ok(sampler_new(&m, 2, 40, true, &s, &e), &e);
+	for (int mode = SAMPLE_IMAGE; mode <= SAMPLE_FREE; mode++) {
+		struct sampler_options o = options((enum sampler_mode)mode);
+		int calls = mode == SAMPLE_IMAGE ? -6 : 0;   /* in the second group */
+		struct sampler_watch watch = { stop_at_third, &calls };
+
+		err_clear(&e);
+		assert_int_equal(sampler_run(s, &o, prompt, 4, &watch, result, &e), TF_ECANCELLED);
+		assert_true(e.text[0] != 0);
+	}
+	sampler_free(s);
+	close_model(&m);
+}
+
+static void test_wrong_options_are_refused(void **state)
+{
+	struct err e = ERR_INIT;
+	struct transformer m;
+	struct sampler *s;
+	struct sampler_result result;
+	const struct segment text = fixture_text(word, 2);
+	const struct sampler_prompt prompt = { &text, 1, 0 };
+	struct sampler_options o[10];
+	const char *said[10] = { "steps", "steps", "guidance", "clamp", "temperature", "top-p",
+				 "top-p", "tokens", "pictures", "branch" };
+
+	(void)state;
+	open_model(&m, "ref", DT_F32);
+	assert_ok(sampler_new(&m, 1, 20, false, &s, &e), &e);
+	for (int i = 0; i < 10; i++) {
+		o[i] = options(SAMPLE_FREE);
+		o[i].guidance = i == 9 ? 2 : 1;
+	}
+	o[0].steps = 0;
+	o[1].steps = 1001;
+	o[2].guidance = -1;
+	o[3].clamp = -1;
+	o[4].temperature = NAN;
+	o[5].top_p = 0;
+	o[6].top_p = 1.5f;
+	o[7].max_tokens = 0;
+	o[8].max_images = -1;
+	for (int i = 0; i < 10; i++) {
+		err_clear(&e);
+		assert_int_equal(sampler_run(s, &o[i], &prompt, 1, NULL, &result, &e), TF_EINVALID);
+		assert_non_null(strstr(e.text, said[i]));
+	}
+	sampler_free(s);
+	assert_int_equal(sampler_new(&m, 1, 65, false, &s, &e), TF_ELIMIT);
+	assert_int_equal(sampler_new(&m, 0, 20, false, &s, &e), TF_EINVALID);
+	close_model(&m);
+}
+
+static void test_wrong_prompts_are_refused(void **state)
+{
+	struct err e = ERR_INIT;
+	struct transformer m;
+	struct sampler *s;
+	struct sampler_result result;
+	struct sampler_options o = options(SAMPLE_IMAGE);
+	const int32_t special[] = { 40 };
+	float latent[32] = { 0 };
+	const struct segment bad[] = { fixture_text(special, 1), fixture_image(NULL, 0, 0),
+				       fixture_image(latent, 5, 0), fixture_text(word, -1) };
+	const struct segment good = fixture_text(word, 1);
+	const struct sampler_prompt far = { &good, 1, UINT64_C(1) << 40 };
+
+	(void)state;
+	open_model(&m, "ref", DT_F32);
+	assert_ok(sampler_new(&m, 1, 30, true, &s, &e), &e);
+	for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
+		const struct sampler_prompt prompt = { &bad[i], 1, 0 };
+
+		err_clear(&e);
+		assert_int_equal(sampler_run(s, &o, &prompt, 1, NULL, &result, &e), TF_EINVALID);
+		assert_true(e.text[0] != 0);
+	}
+	assert_int_equal(sampler_run(s, &o, &far, 1, NULL, &result, &e), TF_EINVALID);
+	sampler_free(s);
+	close_model(&m);
+}
+
+static void test_contexts_are_as_long_as_said(void **state)
+{
+	struct dims m = fixture_dims();
+	struct sampler_options o = options(SAMPLE_IMAGE);
+	const struct segment part[] = { fixture_text(word, 3), fixture_image((const float[32]){ 0 },
+									  0, 0) };
+	const struct sampler_prompt prompt = { part, 2, 0 };
+
+	(void)state;
+	assert_int_equal(sampler_prompt_length(&m, &prompt), 1 + 3 + 6);
+	assert_int_equal(sampler_context(&m, &o, 10), 16);
+	o.mode = SAMPLE_TEXT;
+	assert_int_equal(sampler_context(&m, &o, 10), 16);
+	o.mode = SAMPLE_FREE;
+	assert_int_equal(sampler_context(&m, &o, 10), 10 + 6 + 2 * 6);
+}
+
+static void test_memory_is_what_was_planned(void **state)
+{
+	struct err e = ERR_INIT;
+	struct transformer m;
+	struct sampler *s;
+	struct memory_plan plan;
+
+	(void)state;
+	open_model(&m, "ref", DT_BF16);
+	transformer_memory(&m.dims, 64, false, false, &plan);
+	assert_int_equal(plan.weights, m.params.total * 6);
+	assert_int_equal(plan.constants, 2 * 64 * 4 * sizeof(float));
+	assert_ok(sampler_new(&m, 3, 33, true, &s, &e), &e);
+	sampler_memory(&m.dims, 3, 33, true, &plan);
+	assert_int_equal(plan.activations, s->plan.bytes);
+	assert_true(memory_plan_total(&plan) > plan.activations + plan.weights);
+	sampler_free(s);
+	close_model(&m);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_a_picture_depends_on_seed_and_index_alone),
+		cmocka_unit_test(test_a_text_depends_on_seed_and_index_alone),
+		cmocka_unit_test(test_free_sequences_do_not_disturb_each_other),
+		cmocka_unit_test(test_bf16_draws_near_f32),
+		cmocka_unit_test(test_greedy_takes_the_likeliest_and_a_tiny_nucleus_is_greedy),
+		cmocka_unit_test(test_stopping_leaves_nothing_behind),
+		cmocka_unit_test(test_wrong_options_are_refused),
+		cmocka_unit_test(test_wrong_prompts_are_refused),
+		cmocka_unit_test(test_contexts_are_as_long_as_said),
+		cmocka_unit_test(test_memory_is_what_was_planned),
+	};
+
+	return cmocka_run_group_tests_name("sampler", tests, NULL, NULL);
+}

@@ -1,0 +1,366 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Training a Transfusion model: the loop. The model's folder is the job's output folder;
+ * checkpoints appear in it by a rename. A run that finds a checkpoint there goes on from it, bit
+ * for bit: a later attempt after a crash, or --resume. */
+#include "config.h"
+#include "lib/clock.h"
+#include "lib/log.h"
+#include "lib/mem.h"
+#include "model/optimizer.h"
+#include "store/checkpoints.h"
+#include "worker/opened.h"
+#include "worker/train.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+/* ---- beginning and end */
+
+static int read_experiment(struct training *t, struct err *e)
+{
+	const Tf__TrainSpec *spec = t->job->spec->train;
+
+	FAIL_IF(!spec, e, TF_EINVALID, "the job has no train in its spec");
+	FAIL_IF(!t->job->output, e, TF_EINVALID, "the assignment names no output folder");
+	TRY(train_experiment_read("the experiment", spec->experiment, strlen(spec->experiment),
+				  &t->x, e));
+	t->facts.experiment = xstrdup(spec->experiment);
+	return 0;
+}
+
+static int make_batches(struct training *t, struct err *e)
+{
+	t->micro = t->x.train.batch / t->dims.B;
+	t->batch = xcalloc((size_t)t->micro, sizeof *t->batch);
+	for (int64_t i = 0; i < t->micro; i++)
+		batch_init(&t->batch[i], &t->dims);
+	return pass_new(&t->model, true, &t->pass, e);
+}
+
+static int make_model(struct training *t, struct err *e)
+{
+	struct params *p = &t->model.params;
+	struct kernels *k = t->job->kernels;
+	int64_t micro_batch = t->x.train.micro_batch ? t->x.train.micro_batch : t->x.train.batch;
+
+	TRY(opened_dims(&t->x, &t->facts, micro_batch, k, &t->dims, e));
+	TRY(transformer_init(&t->model, k, &t->dims, t->dims.T, true, e));
+	transformer_draw(&t->model, (uint64_t)t->x.train.seed);
+	if (t->x.train.ema > 0) {
+		t->average = k->ops->alloc(k, (size_t)p->total * sizeof(float));
+		FAIL_IF(!t->average, e, TF_ENOMEM, "no memory for averaged weights");
+		k->ops->copy(k, t->average, p->master, (size_t)p->total * sizeof(float));
+	}
+	return make_batches(t, e);
+}
+
+static struct checkpoint as_checkpoint(struct training *t)
+{
+	return (struct checkpoint) { .step = t->step,
+				     .skipped = t->skipped,
+				     .positions = t->positions,
+				     .images = t->images,
+				     .model = &t->model,
+				     .average = t->average };
+}
+
+static int load_checkpoint(struct training *t, uint64_t step, struct err *e)
+{
+	struct checkpoint c = as_checkpoint(t);
+	char name[CHECKPOINT_NAME_MAX];
+	char *path;
+	int rc;
+
+	checkpoint_name(step, name);
+	path = job_path(t->job->output, "%s", name);
+	rc = checkpoint_resume(path, &c, e);
+	if (rc == 0)
+		rc = loader_restore(t->loader, c.loader.data, c.loader.len, e);
+	if (rc == 0) {
+		t->step = c.step;
+		t->skipped = c.skipped;
+		t->positions = c.positions;
+		t->images = c.images;
+		log_info("resumed from %s", path);
+	}
+	buf_release(&c.loader);
+	xfree(path);
+	return rc;
+}
+
+/* Goes on from the newest checkpoint when there is one. */
+static int resume(struct training *t, struct err *e)
+{
+	uint64_t step;
+	int rc = checkpoints_find(t->job->output, "latest", &step, NULL);
+
+	if (rc == TF_ENOTFOUND && t->job->spec->train->resume && t->job->attempt == 1)
+		return err_set(e, TF_ENOTFOUND, "--resume: the model has no checkpoint yet");
+	if (rc == TF_ENOTFOUND)
+		return job_metrics_rewind(t->job, 0, e);
+	TRY(rc);
+	TRY(load_checkpoint(t, step, e));
+	FAIL_IF(t->step > (uint64_t)t->x.train.steps, e, TF_EINVALID,
+		"the model has made %" PRIu64 " steps, train.steps is %" PRId64, t->step,
+		t->x.train.steps);
+	return job_metrics_rewind(t->job, t->step, e);
+}
+
+static int start(struct training *t, struct err *e)
+{
+	TRY(read_experiment(t, e));
+	TRY(job_kernels(t->job, e));
+	TRY(train_open_data(t, e));
+	TRY(make_model(t, e));
+	TRY(train_open_loaders(t, e));
+	TRY(train_open_samples(t, e));
+	TRY(resume(t, e));
+	t->started_ns = clock_mono_ns();
+	t->started_positions = t->positions;
+	log_info("parameters=%" PRId64 " positions_per_step=%" PRId64 " type=%s",
+		 params_count(&t->model.params), t->x.train.batch * t->dims.T,
+		 t->dims.act == DT_BF16 ? "bf16" : "f32");
+	return 0;
+}
+
+static void release(struct training *t)
+{
+	if (t->pass)
+		pass_free(t->pass);
+	for (int64_t i = 0; i < t->micro; i++)
+		batch_release(&t->batch[i]);
+	xfree(t->batch);
+	if (t->average)
+		t->job->kernels->ops->release(t->job->kernels, t->average);
+	if (t->model.k)
+		transformer_release(&t->model);
+	if (t->vae)
+		vae_free(t->vae);
+	train_close_data(t);
+	model_facts_release(&t->facts);
+	train_experiment_release(&t->x);
+}
+
+/* ---- checkpoints */
+
+static int save(struct training *t, struct err *e)
+{
+	struct checkpoint c = as_checkpoint(t);
+	double score = t->scored_at == t->step ? t->score : NAN;
+	int64_t start_ms = clock_mono_ms();
+	int rc;
+
+	loader_save(t->loader, &c.loader);
+	rc = checkpoint_save(t->job->output, &c, &t->facts, score, e);
+	if (rc == 0)
+		rc = checkpoints_prune(t->job->output, t->x.save.keep_last, t->x.save.keep_every,
+				       e);
+	buf_release(&c.loader);
+	if (rc == 0)
+		log_info("step=%" PRIu64 " saved ms=%" PRId64, t->step,
+			 clock_mono_ms() - start_ms);
+	return rc;
+}
+
+/* A full disk is an event, not the end: the next save may do. */
+static void save_or_say(struct training *t)
+{
+	struct err e = ERR_INIT;
+
+	if (save(t, &e) == 0)
+		return;
+	log_error("step=%" PRIu64 " not saved: %s", t->step, e.text);
+	job_gauge(t->job, "save_failed", (double)t->step);
+}
+
+/* ---- a step */
+
+struct outcome {
+	struct pass_losses losses;
+	double grad_norm, lr;
+	int64_t positions, images, targets;
+	bool number; /* losses and gradient are finite */
+};
+
+static int load_batches(struct training *t, struct pass_totals *totals, struct outcome *o,
+			struct err *e)
+{
+	*totals = (struct pass_totals) { .lambda = (float)t->x.train.lambda };
+	for (int64_t i = 0; i < t->micro; i++) {
+		struct batch *b = &t->batch[i];
+
+		TRY(loader_next(t->loader, b, NULL, e));
+		totals->targets += b->targets;
+		totals->noised += b->noised;
+		o->images += b->images;
+		for (int64_t s = 0; s < t->dims.B; s++)
+			o->positions += b->used[s];
+	}
+	o->targets = totals->targets;
+	return 0;
+}
+
+static void update(struct training *t, double lr)
+{
+	struct params *p = &t->model.params;
+	double decay = optimizer_ema_decay((int64_t)t->step, t->x.train.ema);
+	struct params_update u = {
+		.lr = (float)lr,
+		.beta1 = (float)t->x.train.beta1,
+		.beta2 = (float)t->x.train.beta2,
+		.eps = (float)t->x.train.eps,
+		.weight_decay = (float)t->x.train.weight_decay,
+		.clip = (float)t->x.train.clip,
+		.grad_scale = 1,
+	};
+
+	params_step(p, &u);
+	if (t->average)
+		p->k->ops->lerp(p->k, tensor_1d(t->average, DT_F32, p->total),
+				tensor_1d(p->master, DT_F32, p->total), (float)(1 - decay));
+}
+
+static int make_step(struct training *t, struct outcome *o, struct err *e)
+{
+	struct pass_totals totals;
+
+	TRY(load_batches(t, &totals, o, e));
+	params_zero_gradients(&t->model.params);
+	for (int64_t i = 0; i < t->micro; i++)
+		pass_run(t->pass, &t->batch[i], &totals);
+	pass_losses(t->pass, &o->losses);
+	o->grad_norm = sqrt((double)params_gradient_norm2(&t->model.params));
+	o->lr = optimizer_lr((int64_t)t->step, t->x.train.steps, t->x.train.warmup, t->x.train.lr,
+			     t->x.train.lr_end);
+	o->number = isfinite(o->losses.loss) && isfinite(o->grad_norm);
+	FAIL_IF(!o->number && t->x.train.nan == NAN_STOP, e, TF_ENAN,
+		"step %" PRIu64 ": loss %g (text %g, pictures %g), gradient norm %g: not a number",
+		t->step + 1, o->losses.loss, o->losses.lm, o->losses.diffusion, o->grad_norm);
+	if (o->number)
+		update(t, o->lr);
+	else
+		t->skipped++;
+	t->step++;
+	t->positions += (uint64_t)o->positions;
+	t->images += (uint64_t)o->images;
+	return 0;
+}
+
+static void tell(struct training *t, const struct outcome *o)
+{
+	double seconds = (double)(clock_mono_ns() - t->started_ns) / 1e9;
+	double rate = (double)(t->positions - t->started_positions) / (seconds > 0 ? seconds : 1);
+
+	job_metrics(t->job, t->step,
+		    (struct job_metric[]) { { "loss", o->losses.loss },
+					    { "lm", o->losses.lm },
+					    { "diffusion", o->losses.diffusion },
+					    { "lr", o->lr },
+					    { "grad_norm", o->grad_norm },
+					    { "positions_s", rate },
+					    { "skipped", (double)t->skipped } },
+		    7);
+	job_gauge(t->job, "loss", o->losses.loss);
+	job_gauge(t->job, "lm", o->losses.lm);
+	job_gauge(t->job, "diffusion", o->losses.diffusion);
+	job_gauge(t->job, "lr", o->lr);
+	job_gauge(t->job, "positions_s", rate);
+	job_report(t->job, "training", t->step, (uint64_t)t->x.train.steps, "step");
+}
+
+static bool is_due(const struct training *t, int64_t every)
+{
+	return every > 0 &&
+	       (t->step % (uint64_t)every == 0 || t->step == (uint64_t)t->x.train.steps);
+}
+
+/* A stop order in the middle of drawing is obeyed by the loop, which saves. */
+static int draw_samples(struct training *t, struct err *e)
+{
+	int rc = train_draw_samples(t, e);
+
+	if (rc != TF_ECANCELLED)
+		return rc;
+	err_clear(e);
+	return 0;
+}
+
+/* ---- the run */
+
+static int run(struct training *t, struct err *e)
+{
+	struct outcome o = { 0 };
+
+	while (t->step < (uint64_t)t->x.train.steps) {
+		if (job_should_stop(t->job)) {
+			save_or_say(t);
+			return job_stopped(t->job, e);
+		}
+		o = (struct outcome) { 0 };
+		TRY(make_step(t, &o, e));
+		tell(t, &o);
+		if (is_due(t, t->x.eval.every))
+			TRY(train_measure(t, e));
+		if (is_due(t, t->x.sample.every))
+			TRY(draw_samples(t, e));
+		if (is_due(t, t->x.save.every) && t->step < (uint64_t)t->x.train.steps)
+			save_or_say(t);
+	}
+	job_result(t->job, "loss", o.losses.loss);
+	job_result(t->job, "lm", o.losses.lm);
+	job_result(t->job, "diffusion", o.losses.diffusion);
+	return 0;
+}
+
+static int describe(struct training *t, struct err *e)
+{
+	char name[CHECKPOINT_NAME_MAX], hash[33];
+	char *path;
+	int rc;
+
+	checkpoint_name(t->step, name);
+	path = job_path(t->job->output, "%s/" CHECKPOINT_WEIGHTS, name);
+	rc = job_hash_file(path, hash, e);
+	xfree(path);
+	TRY(rc);
+	job_artefact(t->job, TF__ARTEFACT_KIND__MODEL, hash);
+	job_fact(t->job, "parameters", "%" PRId64, params_count(&t->model.params));
+	job_fact(t->job, "steps", "%" PRIu64, t->step);
+	job_fact(t->job, "positions", "%" PRIu64, t->positions);
+	job_fact(t->job, "images", "%" PRIu64, t->images);
+	job_fact(t->job, "pieces", "%" PRId64, t->facts.pieces);
+	job_fact(t->job, "latent", "%" PRId64 "x%" PRId64 "x%" PRId64, t->facts.latent_height,
+		 t->facts.latent_width, t->facts.latent_channels);
+	job_fact(t->job, "ema", "%s", t->average ? "yes" : "no");
+	if (!isnan(t->score))
+		job_fact(t->job, "heldout_loss", "%.5g", t->score);
+	job_result(t->job, "steps", (double)t->step);
+	job_result(t->job, "skipped", (double)t->skipped);
+	job_result(t->job, "positions", (double)t->positions);
+	return 0;
+}
+
+/* The last step's checkpoint must be there; a finished run that is resumed has it already. */
+static int finish(struct training *t, struct err *e)
+{
+	uint64_t latest;
+
+	if (checkpoints_find(t->job->output, "latest", &latest, NULL) < 0 || latest != t->step)
+		TRY(save(t, e));
+	return describe(t, e);
+}
+
+int job_train(struct job *job, struct err *e)
+{
+	struct training t = { .job = job, .score = NAN };
+	int rc = start(&t, e);
+
+	if (rc == 0)
+		rc = run(&t, e);
+	if (rc == 0)
+		rc = finish(&t, e);
+	release(&t);
+	return rc;
+}
