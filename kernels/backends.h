@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The backends that kernels_open chooses from. Each opener fills *out (released by the close function
- * beside it) or says in one sentence why it cannot. */
+ * The backends that kernels_open chooses from. Each opener fills *out (released by the close
+ * function beside it) or says in one sentence why it cannot. */
 #ifndef KERNELS_BACKENDS_H
 #define KERNELS_BACKENDS_H
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Opening of backends and views of tensors; see kernels.h. A backend whose table lacks a row is refused
- * here, so that no operation is ever replaced in silence. */
+ * Opening of backends and views of tensors; see kernels.h. A backend whose table lacks a row is
+ * refused here, so that no operation is ever replaced in silence. */
 #include "config.h"
 #include "kernels/kernels.h"
 #include "kernels/backends.h"
@@ -53,8 +53,9 @@ size_t tensor_bytes(const struct tensor *t)
 
 int kernels_check_table(const char *backend, const struct kernel_ops *ops, struct err *e)
 {
-#define K(ret, name, args) \
-	FAIL_IF(!ops->name, e, TF_EUNSUPPORTED, "the %s backend lacks the operation " #name, backend);
+#define K(ret, name, args)                                                                         \
+	FAIL_IF(!ops->name, e, TF_EUNSUPPORTED, "the %s backend lacks the operation " #name,       \
+		backend);
 #include "kernels/kernels.def"
 #undef K
 	return 0;
@@ -72,14 +73,16 @@ static int open_cuda(const char *device, struct kernels **out, struct err *e)
 	return cuda_open((int)n, out, e);
 #else
 	(void)out;
-	return err_set(e, TF_EUNSUPPORTED, "device \"%s\": this program was built without CUDA", device);
+	return err_set(e, TF_EUNSUPPORTED, "device \"%s\": this program was built without CUDA",
+		       device);
 #endif
 }
 
 int kernels_open(const char *device, int threads, struct kernels **out, struct err *e)
 {
 	*out = NULL;
-	FAIL_IF(threads < 0 || threads > 1024, e, TF_EINVALID, "threads: %d, expected 0 to 1024", threads);
+	FAIL_IF(threads < 0 || threads > 1024, e, TF_EINVALID, "threads: %d, expected 0 to 1024",
+		threads);
 	if (strcmp(device, "ref") == 0)
 		return ref_open(threads, out, e);
 	if (strcmp(device, "cpu") == 0)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Prints how many GFLOP/s this machine's CPU backend does in f32 matrix products, measured for about a
- * second: `gflops [--threads N]`. The quickstart tells from it how long it will take. */
+ * Prints how many GFLOP/s this machine's CPU backend does in f32 matrix products, measured for
+ * about a second: `gflops [--threads N]`. The quickstart tells from it how long it will take. */
 #include "config.h"
 #include "kernels/kernels.h"
 #include "lib/clock.h"

@@ -4,16 +4,77 @@
 #include "kernels/backends.h"
 #include "kernels/cpu/conv.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/loops/loops.h"
 #include "lib/mem.h"
 
 #include <omp.h>
 #include <sched.h>
+#include <stdio.h>
 
-static const struct kernel_ops cpu_ops = {
-#define K(ret, name, args) .name = cpu_##name,
-#include "kernels/kernels.def"
-#undef K
-};
+static struct kernel_ops cpu_ops;
+
+/* Rows that the reference serves as they are: memory is the process's own, there are no graphs,
+ * and the rest is small or rare. */
+static void install_reference(struct kernel_ops *ops)
+{
+#define INSTALL(name) ops->name = ref_##name
+	INSTALL(alloc);
+	INSTALL(release);
+	INSTALL(upload);
+	INSTALL(download);
+	INSTALL(copy);
+	INSTALL(zero);
+	INSTALL(sync);
+	INSTALL(graph_begin);
+	INSTALL(graph_end);
+	INSTALL(graph_run);
+	INSTALL(graph_release);
+	INSTALL(add_per_image_backward);
+	INSTALL(argmax);
+	INSTALL(normals);
+	INSTALL(patchify);
+	INSTALL(unpatchify);
+	INSTALL(time_embedding);
+#undef INSTALL
+}
+
+/* Rows of matmul.c and conv.c. */
+static void install_dnnl(struct kernel_ops *ops)
+{
+#define INSTALL(name) ops->name = cpu_##name
+	INSTALL(matmul);
+	INSTALL(conv2d);
+	INSTALL(conv2d_backward_data);
+	INSTALL(conv2d_backward_weight);
+	INSTALL(group_norm);
+	INSTALL(group_norm_backward);
+	INSTALL(upsample2);
+	INSTALL(upsample2_backward);
+	INSTALL(leaky_relu);
+	INSTALL(leaky_relu_backward);
+	INSTALL(posterior);
+	INSTALL(posterior_backward);
+	INSTALL(l1_images);
+	INSTALL(hinge_images);
+#undef INSTALL
+}
+
+/* The loops of the widest instruction set this processor has. */
+static void install_loops(struct kernel_ops *ops)
+{
+#ifdef HAVE_X86_LEVELS
+	if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+	    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
+		loop_install_v4(ops);
+		return;
+	}
+	if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+		loop_install_v3(ops);
+		return;
+	}
+#endif
+	loop_install_base(ops);
+}
 
 /* CPUs this process may run on. */
 static int cpus_allowed(void)
@@ -41,6 +102,9 @@ int cpu_open(int threads, struct kernels **out, struct err *e)
 	struct cpu_state *state;
 	struct kernels *k;
 
+	install_reference(&cpu_ops);
+	install_loops(&cpu_ops);
+	install_dnnl(&cpu_ops);
 	TRY(kernels_check_table("cpu", &cpu_ops, e));
 	k = xcalloc(1, sizeof *k);
 	state = k->state = xcalloc(1, sizeof *state);
@@ -52,8 +116,9 @@ int cpu_open(int threads, struct kernels **out, struct err *e)
 	omp_set_dynamic(0);
 	CPU_DNNL(dnnl_engine_create(&state->engine, dnnl_cpu, 0));
 	CPU_DNNL(dnnl_stream_create(&state->stream, state->engine, dnnl_stream_default_flags));
-	snprintf(state->words, sizeof state->words, "oneDNN %d.%d.%d, %s, %d thread%s", version->major,
-		 version->minor, version->patch, isa_words(), k->threads, k->threads == 1 ? "" : "s");
+	snprintf(state->words, sizeof state->words, "oneDNN %d.%d.%d, %s, %d thread%s",
+		 version->major, version->minor, version->patch, isa_words(), k->threads,
+		 k->threads == 1 ? "" : "s");
 	*out = k;
 	return 0;
 }

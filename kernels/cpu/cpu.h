@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What the files of the CPU backend share. Rows that the reference serves are named here. */
+ * What the files of the CPU backend share. */
 #ifndef KERNELS_CPU_CPU_H
 #define KERNELS_CPU_CPU_H
 
@@ -8,24 +8,7 @@
 
 #include <oneapi/dnnl/dnnl.h>
 
-#include <stdio.h>
-
-/* Memory is the process's own, and there are no graphs. */
-#define cpu_alloc ref_alloc
-#define cpu_release ref_release
-#define cpu_upload ref_upload
-#define cpu_download ref_download
-#define cpu_copy ref_copy
-#define cpu_zero ref_zero
-#define cpu_sync ref_sync
-#define cpu_graph_begin ref_graph_begin
-#define cpu_graph_end ref_graph_end
-#define cpu_graph_run ref_graph_run
-#define cpu_graph_release ref_graph_release
-
-/* Not yet worth loops of their own: small, or rare. */
-#include "kernels/cpu/reference_rows.h"
-
+/* Not all of these exist: cpu.c installs those that do. */
 #define K(ret, name, args) ret cpu_##name args;
 #include "kernels/kernels.def"
 #undef K

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Matrix products through oneDNN. A primitive is built once for its shape and types, and only its data
- * pointers change from call to call. */
+ * Matrix products through oneDNN. A primitive is built once for its shape and types, and only its
+ * data pointers change from call to call. */
 #include "config.h"
 #include "kernels/cpu/cpu.h"
 
@@ -68,9 +68,9 @@ static void build(struct cpu_state *s, struct cpu_product *p)
 
 static bool same(const struct cpu_product *a, const struct cpu_product *b)
 {
-	return a->m == b->m && a->n == b->n && a->k == b->k && a->type == b->type && a->out == b->out &&
-		a->ta == b->ta && a->tb == b->tb && a->bias == b->bias &&
-		a->accumulate == b->accumulate;
+	return a->m == b->m && a->n == b->n && a->k == b->k && a->type == b->type &&
+	       a->out == b->out && a->ta == b->ta && a->tb == b->tb && a->bias == b->bias &&
+	       a->accumulate == b->accumulate;
 }
 
 static struct cpu_product *find(struct cpu_state *s, const struct cpu_product *want)
@@ -87,8 +87,8 @@ static struct cpu_product *find(struct cpu_state *s, const struct cpu_product *w
 	return p;
 }
 
-void cpu_matmul(struct kernels *k, struct tensor c, struct tensor a, bool ta, struct tensor b, bool tb,
-		struct tensor bias, float beta)
+void cpu_matmul(struct kernels *k, struct tensor c, struct tensor a, bool ta, struct tensor b,
+		bool tb, struct tensor bias, float beta)
 {
 	struct cpu_state *s = k->state;
 	struct cpu_product want = { .m = c.dim[0], .n = c.dim[1], .k = a.dim[ta ? 0 : 1],
@@ -96,8 +96,10 @@ void cpu_matmul(struct kernels *k, struct tensor c, struct tensor a, bool ta, st
 				    .bias = bias.data != NULL, .accumulate = beta != 0 };
 	struct cpu_product *p;
 
-	CHECK(a.rank == 2 && b.rank == 2 && c.rank == 2 && a.type == b.type && (beta == 0 || beta == 1));
-	CHECK(a.dim[ta ? 1 : 0] == want.m && b.dim[tb ? 0 : 1] == want.n && b.dim[tb ? 1 : 0] == want.k);
+	CHECK(a.rank == 2 && b.rank == 2 && c.rank == 2 && a.type == b.type &&
+	      (beta == 0 || beta == 1));
+	CHECK(a.dim[ta ? 1 : 0] == want.m && b.dim[tb ? 0 : 1] == want.n &&
+	      b.dim[tb ? 1 : 0] == want.k);
 	CHECK(!bias.data || (bias.type == DT_F32 && tensor_count(&bias) == want.n));
 	if (want.m == 0 || want.n == 0)
 		return;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Reference attention of kernels.def: for each query the softmax over its interval of keys, scores held
- * in double. */
+ * Reference attention of kernels.def: for each query the softmax over its interval of keys, scores
+ * held in double. */
 #include "config.h"
 #include "kernels/ref/ref.h"
 #include "lib/mem.h"
@@ -19,7 +19,8 @@ static struct heads heads_of(const struct tensor *qkv, int heads, const struct t
 	struct heads s = { qkv, start->dim[0], start->dim[1], heads, 0 };
 	int64_t rows = s.B * s.T;
 
-	CHECK(start->rank == 2 && limit->rank == 2 && start->type == DT_I32 && limit->type == DT_I32);
+	CHECK(start->rank == 2 && limit->rank == 2 && start->type == DT_I32 &&
+	      limit->type == DT_I32);
 	CHECK(heads > 0 && limit->dim[0] == s.B && limit->dim[1] == s.T);
 	s.hd = rows ? tensor_count(qkv) / (rows * 3 * heads) : 0;
 	CHECK(s.hd * rows * 3 * heads == tensor_count(qkv));
@@ -54,14 +55,15 @@ static double softmax(double *score, int64_t n)
 	return most + log(sum);
 }
 
-void ref_attention(struct kernels *k, struct tensor out, struct tensor lse, struct tensor qkv, int heads,
-		   struct tensor start, struct tensor limit)
+void ref_attention(struct kernels *k, struct tensor out, struct tensor lse, struct tensor qkv,
+		   int heads, struct tensor start, struct tensor limit)
 {
 	struct heads s = heads_of(&qkv, heads, &start, &limit);
 	double *score = xcalloc(s.T, sizeof *score), scale = 1 / sqrt((double)s.hd);
 
 	(void)k;
-	CHECK(tensor_count(&out) == s.B * s.T * s.H * s.hd && tensor_count(&lse) == s.B * s.H * s.T);
+	CHECK(tensor_count(&out) == s.B * s.T * s.H * s.hd &&
+	      tensor_count(&lse) == s.B * s.H * s.T);
 	for (int64_t i = 0; i < s.B * s.T * s.H; i++) {
 		int64_t h = i % s.H, row = i / s.H, b = row / s.T, t = row % s.T;
 		int64_t from = ref_index(&start, row), n = ref_index(&limit, row) - from + 1;
@@ -75,7 +77,8 @@ void ref_attention(struct kernels *k, struct tensor out, struct tensor lse, stru
 			double sum = 0;
 
 			for (int64_t j = 0; j < n; j++)
-				sum += score[j] * ref_get(&qkv, at(&s, b * s.T + from + j, 2, h) + c);
+				sum += score[j] *
+				       ref_get(&qkv, at(&s, b * s.T + from + j, 2, h) + c);
 			ref_put(&out, (row * s.H + h) * s.hd + c, sum);
 		}
 	}
@@ -85,8 +88,8 @@ void ref_attention(struct kernels *k, struct tensor out, struct tensor lse, stru
 /* Adds query (row, h)'s share to grad, f64 in the shape of qkv. p_j = exp(s_j - lse);
  * dv_j += p_j do; ds_j = p_j (do . v_j - do . o); dq += scale ds_j k_j; dk_j += scale ds_j q. */
 static void backward_query(const struct heads *s, double *grad, const struct tensor *dout,
-			   const struct tensor *out, double lse, int64_t row, int64_t h, int64_t from,
-			   int64_t to)
+			   const struct tensor *out, double lse, int64_t row, int64_t h,
+			   int64_t from, int64_t to)
 {
 	double scale = 1 / sqrt((double)s->hd);
 	int64_t o = (row * s->H + h) * s->hd, q = at(s, row, 0, h);
@@ -105,9 +108,9 @@ static void backward_query(const struct heads *s, double *grad, const struct ten
 	}
 }
 
-void ref_attention_backward(struct kernels *k, struct tensor dqkv, struct tensor dout, struct tensor out,
-			    struct tensor lse, struct tensor qkv, int heads, struct tensor start,
-			    struct tensor limit)
+void ref_attention_backward(struct kernels *k, struct tensor dqkv, struct tensor dout,
+			    struct tensor out, struct tensor lse, struct tensor qkv, int heads,
+			    struct tensor start, struct tensor limit)
 {
 	struct heads s = heads_of(&qkv, heads, &start, &limit);
 	double *grad = xcalloc(tensor_count(&qkv), sizeof *grad);
@@ -118,8 +121,9 @@ void ref_attention_backward(struct kernels *k, struct tensor dqkv, struct tensor
 		for (int64_t h = 0; h < s.H; h++) {
 			int64_t b = row / s.T, t = row % s.T;
 
-			backward_query(&s, grad, &dout, &out, ref_get(&lse, (b * s.H + h) * s.T + t),
-				       row, h, b * s.T + ref_index(&start, row),
+			backward_query(&s, grad, &dout, &out,
+				       ref_get(&lse, (b * s.H + h) * s.T + t), row, h,
+				       b * s.T + ref_index(&start, row),
 				       b * s.T + ref_index(&limit, row));
 		}
 	for (int64_t i = 0; i < tensor_count(&qkv); i++)

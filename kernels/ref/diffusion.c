@@ -57,7 +57,8 @@ void ref_patchify(struct kernels *k, struct tensor patches, struct tensor latent
 	(void)k;
 	check_patches(&latent, &patches, patch);
 	for (int64_t i = 0; i < tensor_count(&patches); i++)
-		ref_put(&patches, i, ref_get(&latent, latent_at(&latent, patch, i / width, i % width)));
+		ref_put(&patches, i,
+			ref_get(&latent, latent_at(&latent, patch, i / width, i % width)));
 }
 
 void ref_unpatchify(struct kernels *k, struct tensor latent, struct tensor patches, int patch)
@@ -67,7 +68,8 @@ void ref_unpatchify(struct kernels *k, struct tensor latent, struct tensor patch
 	(void)k;
 	check_patches(&latent, &patches, patch);
 	for (int64_t i = 0; i < tensor_count(&patches); i++)
-		ref_put(&latent, latent_at(&latent, patch, i / width, i % width), ref_get(&patches, i));
+		ref_put(&latent, latent_at(&latent, patch, i / width, i % width),
+			ref_get(&patches, i));
 }
 
 void ref_time_embedding(struct kernels *k, struct tensor out, struct tensor time)

@@ -18,8 +18,8 @@ static double row_lse(const struct tensor *logits, int64_t row, int64_t vocab)
 	return most + log(sum);
 }
 
-void ref_cross_entropy(struct kernels *k, struct tensor loss, struct tensor logits, struct tensor target,
-		       struct tensor weight, int64_t vocab, bool backward)
+void ref_cross_entropy(struct kernels *k, struct tensor loss, struct tensor logits,
+		       struct tensor target, struct tensor weight, int64_t vocab, bool backward)
 {
 	int64_t width = logits.dim[1];
 
@@ -53,7 +53,8 @@ void ref_mse_rows(struct kernels *k, struct tensor loss, struct tensor dx, struc
 		double sum = 0;
 
 		for (int64_t c = 0; c < width; c++) {
-			double d = (double)ref_get(&x, m * width + c) - ref_get(&target, m * width + c);
+			double d = (double)ref_get(&x, m * width + c) -
+				   ref_get(&target, m * width + c);
 
 			sum += d * d;
 			if (dx.data)

@@ -14,15 +14,16 @@ static double product(const struct tensor *a, bool ta, const struct tensor *b, b
 	return sum;
 }
 
-void ref_matmul(struct kernels *k, struct tensor c, struct tensor a, bool ta, struct tensor b, bool tb,
-		struct tensor bias, float beta)
+void ref_matmul(struct kernels *k, struct tensor c, struct tensor a, bool ta, struct tensor b,
+		bool tb, struct tensor bias, float beta)
 {
 	int64_t rows = c.dim[0], columns = c.dim[1], inner = a.dim[ta ? 0 : 1];
 
 	(void)k;
 	CHECK(a.rank == 2 && b.rank == 2 && c.rank == 2 && a.type == b.type);
 	CHECK(ref_is_act(&a) && ref_is_act(&c) && (beta == 0 || beta == 1));
-	CHECK(a.dim[ta ? 1 : 0] == rows && b.dim[tb ? 0 : 1] == columns && b.dim[tb ? 1 : 0] == inner);
+	CHECK(a.dim[ta ? 1 : 0] == rows && b.dim[tb ? 0 : 1] == columns &&
+	      b.dim[tb ? 1 : 0] == inner);
 	CHECK(!bias.data || (bias.type == DT_F32 && tensor_count(&bias) == columns));
 	for (int64_t m = 0; m < rows; m++)
 		for (int64_t n = 0; n < columns; n++) {
@@ -68,7 +69,8 @@ static void add_row(const struct tensor *to, int64_t i, const struct tensor *fro
 		ref_put(to, i * d + c, (double)ref_get(to, i * d + c) + ref_get(from, j * d + c));
 }
 
-static void check_rows(const struct tensor *wide, const struct tensor *narrow, const struct tensor *row)
+static void check_rows(const struct tensor *wide, const struct tensor *narrow,
+		       const struct tensor *row)
 {
 	CHECK(wide->rank == 2 && narrow->rank == 2 && wide->dim[1] == narrow->dim[1]);
 	CHECK(row->type == DT_I32 && tensor_count(row) == narrow->dim[0]);
@@ -85,7 +87,8 @@ void ref_embed(struct kernels *k, struct tensor out, struct tensor table, struct
 	}
 }
 
-void ref_embed_backward(struct kernels *k, struct tensor dtable, struct tensor dout, struct tensor token)
+void ref_embed_backward(struct kernels *k, struct tensor dtable, struct tensor dout,
+			struct tensor token)
 {
 	(void)k;
 	check_rows(&dtable, &dout, &token);

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Reference of norm, rotary positions, attention and SwiGLU of kernels.def, after the formulas, sums in
- * double. */
+ * Reference of norm, rotary positions, attention and SwiGLU of kernels.def, after the formulas,
+ * sums in double. */
 #include "config.h"
 #include "kernels/ref/ref.h"
 
 
 #include <math.h>
 
-static void check_norm(const struct tensor *x, const struct tensor *weight, const struct tensor *rstd)
+static void check_norm(const struct tensor *x, const struct tensor *weight,
+		       const struct tensor *rstd)
 {
 	CHECK(x->rank == 2 && weight->type == DT_F32 && tensor_count(weight) == x->dim[1]);
 	CHECK(rstd->type == DT_F32 && tensor_count(rstd) == x->dim[0]);
@@ -41,9 +42,9 @@ void ref_add_rmsnorm(struct kernels *k, struct tensor out, struct tensor rstd, s
 }
 
 /* dx_c = r (w_c g_c - x_c r^2 mean(w g x)) of each row. */
-void ref_rmsnorm_backward(struct kernels *k, struct tensor dx, struct tensor dweight, struct tensor dout,
-			  struct tensor x, struct tensor weight, struct tensor rstd,
-			  struct tensor dresidual)
+void ref_rmsnorm_backward(struct kernels *k, struct tensor dx, struct tensor dweight,
+			  struct tensor dout, struct tensor x, struct tensor weight,
+			  struct tensor rstd, struct tensor dresidual)
 {
 	int64_t d = x.dim[1];
 
@@ -69,8 +70,8 @@ void ref_rmsnorm_backward(struct kernels *k, struct tensor dx, struct tensor dwe
 }
 
 /* RoPE (Su et al. 2021) with pairs (i, i + hd/2). */
-void ref_rope(struct kernels *k, struct tensor qkv, int heads, struct tensor cosine, struct tensor sine,
-	      struct tensor position, bool inverse)
+void ref_rope(struct kernels *k, struct tensor qkv, int heads, struct tensor cosine,
+	      struct tensor sine, struct tensor position, bool inverse)
 {
 	int64_t rows = tensor_count(&position), half = cosine.dim[1], hd = 2 * half;
 	double sign = inverse ? -1 : 1;

@@ -1,0 +1,567 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The cases of kernelcheck: a function an operation, a row each in the table at the end. Shapes
+ * are odd on purpose: widths that no vector divides, single rows, ignored rows. */
+#include "config.h"
+#include "tests/kernels/check.h"
+#include "lib/mem.h"
+
+#include <math.h>
+
+#define OPS (r->k->ops)
+#define D(i) (r->dim[i])
+/* In a test once; for speed many times over the same tensors. */
+#define TIMED(call) while (run_again(r)) call
+#define NONE tensor_1d(NULL, DT_F32, 0)
+
+static struct tensor out2(struct run *r, enum dtype type, int64_t a, int64_t b)
+{
+	return run_output(r, tensor_2d(NULL, type, a, b));
+}
+
+static struct tensor out1(struct run *r, int64_t n)
+{
+	return run_output(r, tensor_1d(NULL, DT_F32, n));
+}
+
+static void do_convert(struct run *r)
+{
+	TIMED(OPS->convert(r->k, out2(r, DT_BF16, D(0), D(1)), run_input2(r, r->act, D(0), D(1))));
+	r->bytes = D(0) * D(1) * 6.0;
+}
+
+static void do_fill(struct run *r)
+{
+	TIMED(OPS->fill(r->k, out2(r, r->act, D(0), D(1)), 0.375f));
+}
+
+static void do_add(struct run *r)
+{
+	struct tensor a = run_input2(r, r->act, D(0), D(1)), b = run_input2(r, r->act, D(0), D(1));
+
+	TIMED(OPS->add(r->k, out2(r, r->act, D(0), D(1)), a, b));
+	r->bytes = D(0) * D(1) * 3.0 * dtype_bytes(r->act);
+}
+
+static void do_scale(struct run *r)
+{
+	TIMED(OPS->scale(r->k, run_changes(r, run_input2(r, r->act, D(0), D(1))), 0.3f));
+}
+
+static void do_lerp(struct run *r)
+{
+	struct tensor to = run_changes(r, run_input2(r, DT_F32, D(0), D(1)));
+
+	TIMED(OPS->lerp(r->k, to, run_input2(r, DT_F32, D(0), D(1)), 0.01f));
+	r->bytes = D(0) * D(1) * 12.0;
+}
+
+static void do_silu(struct run *r)
+{
+	TIMED(OPS->silu(r->k, out2(r, r->act, D(0), D(1)), run_input2(r, r->act, D(0), D(1))));
+}
+
+static void do_silu_backward(struct run *r)
+{
+	struct tensor dy = run_input2(r, r->act, D(0), D(1)), x = run_input2(r, r->act, D(0), D(1));
+
+	TIMED(OPS->silu_backward(r->k, out2(r, r->act, D(0), D(1)), dy, x));
+}
+
+static void do_sum(struct run *r)
+{
+	TIMED(OPS->sum(r->k, out1(r, 1).data, run_input1(r, DT_F32, D(0)).data, D(0)));
+}
+
+static void do_sum_squares(struct run *r)
+{
+	TIMED(OPS->sum_squares(r->k, out1(r, 1).data, run_input1(r, DT_F32, D(0)).data, D(0)));
+	r->bytes = D(0) * 4.0;
+}
+
+/* m, n, k, transposes (bit 0: a, bit 1: b), bias, beta */
+static void do_matmul(struct run *r)
+{
+	bool ta = D(3) & 1, tb = D(3) & 2;
+	struct tensor a = run_input2(r, r->act, ta ? D(2) : D(0), ta ? D(0) : D(2));
+	struct tensor b = run_input2(r, r->act, tb ? D(1) : D(2), tb ? D(2) : D(1));
+	struct tensor bias = D(4) ? run_input1(r, DT_F32, D(1)) : NONE;
+	struct tensor c = D(5) ? run_changes(r, run_input2(r, DT_F32, D(0), D(1)))
+			       : out2(r, r->act, D(0), D(1));
+
+	TIMED(OPS->matmul(r->k, c, a, ta, b, tb, bias, (float)D(5)));
+	r->flops = 2.0 * D(0) * D(1) * D(2);
+}
+
+static void do_bias_backward(struct run *r)
+{
+	struct tensor to = run_changes(r, run_input1(r, DT_F32, D(1)));
+
+	TIMED(OPS->bias_backward(r->k, to, run_input2(r, r->act, D(0), D(1))));
+}
+
+static void do_embed(struct run *r)
+{
+	struct tensor out = run_changes(r, run_input2(r, r->act, D(0), D(1)));
+	struct tensor table = run_input2(r, r->act, D(2), D(1));
+
+	TIMED(OPS->embed(r->k, out, table, run_integers(r, D(0), -1, D(2) - 1)));
+}
+
+static void do_embed_backward(struct run *r)
+{
+	struct tensor to = run_changes(r, run_input2(r, DT_F32, D(2), D(1)));
+	struct tensor dout = run_input2(r, r->act, D(0), D(1));
+
+	TIMED(OPS->embed_backward(r->k, to, dout, run_integers(r, D(0), -1, D(2) - 1)));
+	r->bytes = D(0) * D(1) * (8.0 + dtype_bytes(r->act));
+}
+
+static void do_gather_rows(struct run *r)
+{
+	struct tensor in = run_input2(r, r->act, D(2), D(1));
+
+	TIMED(OPS->gather_rows(r->k, out2(r, r->act, D(0), D(1)), in, run_distinct(r, D(0), D(2))));
+	r->bytes = D(0) * D(1) * 2.0 * dtype_bytes(r->act);
+}
+
+static void do_scatter_rows(struct run *r)
+{
+	struct tensor to = run_changes(r, run_input2(r, r->act, D(2), D(1)));
+	struct tensor in = run_input2(r, r->act, D(0), D(1));
+
+	TIMED(OPS->scatter_rows(r->k, to, in, run_distinct(r, D(0), D(2))));
+}
+
+static void do_scatter_add_rows(struct run *r)
+{
+	struct tensor to = run_changes(r, run_input2(r, r->act, D(2), D(1)));
+	struct tensor in = run_input2(r, r->act, D(0), D(1));
+
+	TIMED(OPS->scatter_add_rows(r->k, to, in, run_distinct(r, D(0), D(2))));
+}
+
+static void do_add_per_image(struct run *r)
+{
+	struct tensor rows = run_changes(r, run_input2(r, r->act, D(0) * D(2), D(1)));
+
+	TIMED(OPS->add_per_image(r->k, rows, run_input2(r, r->act, D(0), D(1))));
+}
+
+static void do_add_per_image_backward(struct run *r)
+{
+	struct tensor rows = run_input2(r, r->act, D(0) * D(2), D(1));
+
+	TIMED(OPS->add_per_image_backward(r->k, out2(r, r->act, D(0), D(1)), rows));
+}
+
+static void do_rmsnorm(struct run *r)
+{
+	struct tensor x = run_input2(r, r->act, D(0), D(1)), w = run_input1(r, DT_F32, D(1));
+	struct tensor out = out2(r, r->act, D(0), D(1));
+
+	TIMED(OPS->rmsnorm(r->k, out, out1(r, D(0)), x, w, 1e-5f));
+	r->bytes = D(0) * D(1) * 2.0 * dtype_bytes(r->act);
+}
+
+static void do_add_rmsnorm(struct run *r)
+{
+	struct tensor x = run_input2(r, r->act, D(0), D(1)),
+		      delta = run_input2(r, r->act, D(0), D(1));
+	struct tensor w = run_input1(r, DT_F32, D(1)), out = out2(r, r->act, D(0), D(1));
+	struct tensor sum = out2(r, r->act, D(0), D(1));
+
+	TIMED(OPS->add_rmsnorm(r->k, out, out1(r, D(0)), sum, x, delta, w, 1e-5f));
+	r->bytes = D(0) * D(1) * 4.0 * dtype_bytes(r->act);
+}
+
+static void do_rmsnorm_backward(struct run *r)
+{
+	struct tensor x = run_input2(r, r->act, D(0), D(1)), w = run_input1(r, DT_F32, D(1));
+	struct tensor dout = run_input2(r, r->act, D(0), D(1));
+	struct tensor more = D(2) ? run_input2(r, r->act, D(0), D(1)) : NONE;
+	struct tensor rstd = run_input1(r, DT_F32, D(0)), scrap = out2(r, r->act, D(0), D(1));
+	struct tensor dweight = run_changes(r, run_input1(r, DT_F32, D(1)));
+
+	OPS->rmsnorm(r->k, scrap, rstd, x, w, 1e-5f);
+	TIMED(OPS->rmsnorm_backward(r->k, out2(r, r->act, D(0), D(1)), dweight, dout, x, w, rstd,
+				    more));
+	r->bytes = D(0) * D(1) * 6.0 * dtype_bytes(r->act);
+}
+
+/* rows, heads, head dim, inverse */
+static void do_rope(struct run *r)
+{
+	struct tensor qkv = run_changes(r, run_input4(r, r->act, D(0), 3, D(1), D(2)));
+	struct tensor cosine = run_input2(r, DT_F32, 40, D(2) / 2);
+	struct tensor sine = run_input2(r, DT_F32, 40, D(2) / 2);
+
+	TIMED(OPS->rope(r->k, qkv, (int)D(1), cosine, sine, run_integers(r, D(0), 0, 39), D(3)));
+	r->bytes = D(0) * D(1) * D(2) * 4.0 * dtype_bytes(r->act);
+}
+
+/* Intervals of packed documents of `document` positions, every second one with an image of `image`
+ * patches in its middle. Returns the allowed pairs. */
+static double intervals(struct run *r, int64_t B, int64_t T, int64_t document, int64_t image,
+			struct tensor *start, struct tensor *limit)
+{
+	int32_t *from = xcalloc(B * T, sizeof *from), *to = xcalloc(B * T, sizeof *to);
+	double pairs = 0;
+
+	for (int64_t i = 0; i < B * T; i++) {
+		int64_t t = i % T, first = t / document * document, at = t - first - document / 3;
+		bool patch = t / document % 2 == 0 && at >= 0 && at < image;
+
+		from[i] = (int32_t)first;
+		to[i] = (int32_t)(patch ? t - at + image - 1 : t);
+		if (to[i] >= T)
+			to[i] = (int32_t)T - 1;
+		pairs += to[i] - from[i] + 1;
+	}
+	*start = run_i32(r, B * T, from);
+	*limit = run_i32(r, B * T, to);
+	*start = tensor_2d(start->data, DT_I32, B, T);
+	*limit = tensor_2d(limit->data, DT_I32, B, T);
+	xfree(from);
+	xfree(to);
+	return pairs;
+}
+
+/* B, T, heads, head dim, document, image */
+static void do_attention(struct run *r)
+{
+	struct tensor qkv = run_input4(r, r->act, D(0) * D(1), 3, D(2), D(3)), start, limit;
+	double pairs = intervals(r, D(0), D(1), D(4), D(5), &start, &limit);
+	struct tensor out = out2(r, r->act, D(0) * D(1), D(2) * D(3));
+	struct tensor lse = run_output(r, tensor_3d(NULL, DT_F32, D(0), D(2), D(1)));
+
+	TIMED(OPS->attention(r->k, out, lse, qkv, (int)D(2), start, limit));
+	r->flops = 4 * pairs * D(2) * D(3);
+}
+
+static void do_attention_backward(struct run *r)
+{
+	struct tensor qkv = run_input4(r, r->act, D(0) * D(1), 3, D(2), D(3)), start, limit;
+	double pairs = intervals(r, D(0), D(1), D(4), D(5), &start, &limit);
+	struct tensor dout = run_input2(r, r->act, D(0) * D(1), D(2) * D(3));
+	struct tensor out = out2(r, r->act, D(0) * D(1), D(2) * D(3));
+	struct tensor lse = run_output(r, tensor_3d(NULL, DT_F32, D(0), D(2), D(1)));
+	struct tensor dqkv = run_output(r, tensor_4d(NULL, r->act, D(0) * D(1), 3, D(2), D(3)));
+
+	OPS->attention(r->k, out, lse, qkv, (int)D(2), start, limit);
+	TIMED(OPS->attention_backward(r->k, dqkv, dout, out, lse, qkv, (int)D(2), start, limit));
+	r->flops = 10 * pairs * D(2) * D(3);
+}
+
+/* S, n, heads, head dim, capacity, keys there already */
+static void do_attention_cached(struct run *r)
+{
+	int64_t rows = D(0) * D(1), width = D(2) * D(3);
+	int32_t *at = xcalloc(D(0), sizeof *at), *limit = xcalloc(rows, sizeof *limit);
+	struct tensor qkv = run_input4(r, r->act, rows, 3, D(2), D(3));
+	struct tensor keys = run_changes(r, run_input3(r, r->act, D(0), D(4), width));
+	struct tensor values = run_changes(r, run_input3(r, r->act, D(0), D(4), width));
+
+	for (int64_t s = 0; s < D(0); s++)
+		at[s] = (int32_t)(D(5) > s ? D(5) - s : 0);
+	for (int64_t i = 0; i < rows; i++)
+		limit[i] = i % 5 == 4 ? -1 : (int32_t)(at[i / D(1)] + i % D(1));
+	TIMED(OPS->attention_cached(r->k, out2(r, r->act, rows, width), qkv, (int)D(2), keys,
+				    values, run_i32(r, D(0), at), run_i32(r, rows, limit)));
+	r->bytes = 2.0 * D(0) * D(5) * width * dtype_bytes(r->act);
+	xfree(at);
+	xfree(limit);
+}
+
+static void do_swiglu(struct run *r)
+{
+	TIMED(OPS->swiglu(r->k, out2(r, r->act, D(0), D(1)),
+			  run_input2(r, r->act, D(0), 2 * D(1))));
+	r->bytes = D(0) * D(1) * 3.0 * dtype_bytes(r->act);
+}
+
+static void do_swiglu_backward(struct run *r)
+{
+	struct tensor dout = run_input2(r, r->act, D(0), D(1));
+	struct tensor gate_up = run_input2(r, r->act, D(0), 2 * D(1));
+
+	TIMED(OPS->swiglu_backward(r->k, out2(r, r->act, D(0), 2 * D(1)), dout, gate_up));
+	r->bytes = D(0) * D(1) * 5.0 * dtype_bytes(r->act);
+}
+
+/* rows, width, vocab, backward */
+static void do_cross_entropy(struct run *r)
+{
+	struct tensor x = run_input2(r, r->act, D(0), D(1)), weight = run_input1(r, DT_F32, D(0));
+	struct tensor target = run_integers(r, D(0), -1, D(2) - 1);
+
+	if (D(3))
+		x = run_changes(r, x);
+	TIMED(OPS->cross_entropy(r->k, out1(r, D(0)), x, target, weight, D(2), D(3)));
+	r->bytes = D(0) * D(1) * 2.0 * dtype_bytes(r->act);
+}
+
+static void do_mse_rows(struct run *r)
+{
+	struct tensor x = run_input2(r, r->act, D(0), D(1)), y = run_input2(r, DT_F32, D(0), D(1));
+	struct tensor weight = run_input1(r, DT_F32, D(0));
+	struct tensor dx = D(2) ? out2(r, r->act, D(0), D(1)) : NONE;
+
+	TIMED(OPS->mse_rows(r->k, out1(r, D(0)), dx, x, y, weight));
+}
+
+static void do_argmax(struct run *r)
+{
+	struct tensor out = run_output(r, tensor_1d(NULL, DT_I32, D(0)));
+
+	TIMED(OPS->argmax(r->k, out, run_input2(r, r->act, D(0), D(1)), D(2)));
+}
+
+static struct tensor samples(struct run *r, int64_t n)
+{
+	struct tensor i32 = run_integers(r, 2 * n, 0, 1 << 20);
+
+	return tensor_1d(i32.data, DT_I64, n);
+}
+
+static void do_normals(struct run *r)
+{
+	TIMED(OPS->normals(r->k, out2(r, DT_F32, D(0), D(1)), 77, PHILOX_TEST, samples(r, D(0))));
+}
+
+static void do_add_noise(struct run *r)
+{
+	struct tensor x = run_input2(r, DT_F32, D(0), D(1)),
+		      eps = run_input2(r, DT_F32, D(0), D(1));
+	struct tensor signal = run_input1(r, DT_F32, D(0)), sigma = run_input1(r, DT_F32, D(0));
+
+	TIMED(OPS->add_noise(r->k, out2(r, DT_F32, D(0), D(1)), x, eps, signal, sigma));
+}
+
+/* n, h, w, c, patch */
+static void do_patchify(struct run *r)
+{
+	int64_t rows = D(0) * (D(1) / D(4)) * (D(2) / D(4)), width = D(4) * D(4) * D(3);
+
+	TIMED(OPS->patchify(r->k, out2(r, r->act, rows, width),
+		      run_input4(r, DT_F32, D(0), D(1), D(2), D(3)), (int)D(4)));
+}
+
+static void do_unpatchify(struct run *r)
+{
+	int64_t rows = D(0) * (D(1) / D(4)) * (D(2) / D(4)), width = D(4) * D(4) * D(3);
+
+	TIMED(OPS->unpatchify(r->k, run_output(r, tensor_4d(NULL, DT_F32, D(0), D(1), D(2), D(3))),
+			run_input2(r, r->act, rows, width), (int)D(4)));
+}
+
+static void do_time_embedding(struct run *r)
+{
+	struct tensor time = run_input1(r, DT_F32, D(0));
+
+	TIMED(OPS->time_embedding(r->k, out2(r, r->act, D(0), D(1)), time));
+}
+
+/* n, guided, clamped, noisy */
+static void do_denoise(struct run *r)
+{
+	struct tensor x = run_changes(r, run_input1(r, DT_F32, D(0)));
+	struct denoise d = { .x = x.data, .eps_c = run_input1(r, DT_F32, D(0)).data, .n = D(0),
+			     .eps_u = D(1) ? run_input1(r, DT_F32, D(0)).data : NULL,
+			     .noise = D(3) ? run_input1(r, DT_F32, D(0)).data : NULL,
+			     .sqrt_abar = 0.8f, .sqrt_one_minus_abar = 0.6f, .guidance = 3,
+			     .clamp = D(2) ? 0.9f : 0, .c_x0 = 0.7f, .c_eps = 0.2f, .c_x = 0.1f,
+			     .sigma = D(3) ? 0.05f : 0 };
+
+	TIMED(OPS->denoise(r->k, &d));
+}
+
+/* n, decayed, step, resident, clip */
+static void do_adamw(struct run *r)
+{
+	struct tensor p = run_changes(r, run_input1(r, DT_F32, D(0)));
+	struct tensor m = run_changes(r, run_input1(r, DT_F32, D(0)));
+	struct tensor v = run_changes(r, run_input1(r, DT_F32, D(0)));
+	struct tensor g = run_input1(r, DT_F32, D(0)), norm = out1(r, 1);
+	struct tensor copy = run_output(r, tensor_1d(NULL, DT_BF16, D(3) ? D(0) : 0));
+	struct adamw a = { .master = p.data,
+			   .grad = g.data,
+			   .m = m.data,
+			   .v = v.data,
+			   .n = D(0),
+			   .resident = D(3) ? copy.data : NULL,
+			   .grad_norm2 = norm.data,
+			   .decayed = D(1),
+			   .step = D(2),
+			   .lr = 1e-2f,
+			   .beta1 = 0.9f,
+			   .beta2 = 0.95f,
+			   .eps = 1e-8f,
+			   .weight_decay = 0.1f,
+			   .grad_scale = 0.5f,
+			   .clip = (float)D(4) };
+
+	OPS->lerp(r->k, v, v, 0);
+	OPS->fill(r->k, v, 0.25f);
+	OPS->sum_squares(r->k, norm.data, g.data, D(0));
+	TIMED(OPS->adamw(r->k, &a));
+	r->bytes = D(0) * 28.0;
+}
+
+const struct op_case op_cases[] = {
+	{ "convert", do_convert, true, 1, { { 3, 7 }, { 1, 1025 }, { 37, 600 } }, { 2048, 2048 } },
+	{ "fill", do_fill, true, 1, { { 3, 7 }, { 1, 1025 } }, { 0 } },
+	{ "add", do_add, true, 1, { { 3, 7 }, { 1, 1025 }, { 37, 600 } }, { 2048, 1536 } },
+	{ "scale", do_scale, true, 1, { { 3, 7 }, { 37, 600 } }, { 0 } },
+	{ "lerp", do_lerp, false, 1, { { 3, 7 }, { 37, 600 } }, { 2048, 1536 } },
+	{ "silu", do_silu, true, 1, { { 3, 7 }, { 37, 600 } }, { 0 } },
+	{ "silu_backward", do_silu_backward, true, 1, { { 3, 7 }, { 37, 600 } }, { 0 } },
+	{ "sum", do_sum, false, 100, { { 1 }, { 4097 }, { 300001 } }, { 0 } },
+	{ "sum_squares", do_sum_squares, false, 1, { { 1 }, { 4097 }, { 300001 } }, { 1 << 24 } },
+	{ "matmul",
+	  do_matmul,
+	  true,
+	  1,
+	  { { 5, 7, 3, 0, 1, 0 },
+	    { 33, 65, 17, 2, 1, 0 },
+	    { 64, 96, 130, 1, 0, 1 },
+	    { 1, 128, 192, 2, 0, 0 } },
+	  { 2048, 576, 192, 2, 0, 0 } },
+	{ "matmul",
+	  do_matmul,
+	  true,
+	  1,
+	  { { 9, 40, 24, 3, 0, 1 }, { 192, 576, 256, 1, 0, 1 } },
+	  { 192, 1024, 2048, 1, 0, 1 } },
+	{ "bias_backward",
+	  do_bias_backward,
+	  true,
+	  2,
+	  { { 1, 5 }, { 77, 130 }, { 600, 300 } },
+	  { 0 } },
+	{ "embed", do_embed, true, 1, { { 5, 7, 3 }, { 70, 513, 100 } }, { 0 } },
+	{ "embed_backward",
+	  do_embed_backward,
+	  true,
+	  1,
+	  { { 5, 7, 3 }, { 300, 513, 20 } },
+	  { 2048, 192, 384 } },
+	{ "gather_rows",
+	  do_gather_rows,
+	  true,
+	  1,
+	  { { 5, 7, 9 }, { 70, 513, 100 } },
+	  { 2048, 1536, 4096 } },
+	{ "scatter_rows", do_scatter_rows, true, 1, { { 5, 7, 9 }, { 70, 513, 100 } }, { 0 } },
+	{ "scatter_add_rows",
+	  do_scatter_add_rows,
+	  true,
+	  1,
+	  { { 5, 7, 9 }, { 70, 513, 100 } },
+	  { 0 } },
+	{ "add_per_image", do_add_per_image, true, 1, { { 2, 7, 3 }, { 9, 130, 16 } }, { 0 } },
+	{ "add_per_image_backward",
+	  do_add_per_image_backward,
+	  true,
+	  1,
+	  { { 2, 7, 3 }, { 9, 130, 16 } },
+	  { 0 } },
+	{ "rmsnorm", do_rmsnorm, true, 1, { { 3, 7 }, { 1, 1025 }, { 70, 192 } }, { 2048, 1536 } },
+	{ "add_rmsnorm",
+	  do_add_rmsnorm,
+	  true,
+	  1,
+	  { { 3, 7 }, { 1, 1025 }, { 70, 192 } },
+	  { 2048, 1536 } },
+	{ "rmsnorm_backward",
+	  do_rmsnorm_backward,
+	  true,
+	  2,
+	  { { 3, 7, 0 }, { 1, 1025, 1 }, { 70, 192, 1 }, { 300, 64, 0 } },
+	  { 2048, 1536, 1 } },
+	{ "rope",
+	  do_rope,
+	  true,
+	  1,
+	  { { 3, 1, 2, 0 }, { 17, 3, 32, 1 }, { 50, 2, 128, 0 } },
+	  { 4096, 16, 64, 0 } },
+	{ "attention",
+	  do_attention,
+	  true,
+	  1,
+	  { { 1, 1, 1, 64, 1, 0 },
+	    { 2, 45, 3, 32, 17, 5 },
+	    { 1, 130, 2, 64, 130, 33 },
+	    { 1, 300, 1, 128, 101, 16 } },
+	  { 8, 256, 6, 32, 30, 16 } },
+	{ "attention",
+	  do_attention,
+	  true,
+	  1,
+	  { { 2, 256, 2, 64, 256, 0 } },
+	  { 1, 4096, 4, 64, 4096, 0 } },
+	{ "attention_backward",
+	  do_attention_backward,
+	  true,
+	  2,
+	  { { 1, 1, 1, 64, 1, 0 },
+	    { 2, 45, 3, 32, 17, 5 },
+	    { 1, 130, 2, 64, 130, 33 },
+	    { 1, 300, 1, 128, 101, 16 } },
+	  { 8, 256, 6, 32, 30, 16 } },
+	{ "attention_backward",
+	  do_attention_backward,
+	  true,
+	  2,
+	  { { 2, 256, 2, 64, 256, 0 } },
+	  { 1, 4096, 4, 64, 4096, 0 } },
+	{ "attention_cached",
+	  do_attention_cached,
+	  true,
+	  1,
+	  { { 2, 1, 2, 32, 9, 5 }, { 3, 7, 1, 64, 40, 20 }, { 1, 16, 3, 128, 64, 48 } },
+	  { 8, 1, 24, 64, 1024, 1000 } },
+	{ "swiglu", do_swiglu, true, 1, { { 3, 7 }, { 1, 1025 }, { 37, 512 } }, { 2048, 1408 } },
+	{ "swiglu_backward",
+	  do_swiglu_backward,
+	  true,
+	  1,
+	  { { 3, 7 }, { 1, 1025 }, { 37, 512 } },
+	  { 2048, 1408 } },
+	{ "cross_entropy",
+	  do_cross_entropy,
+	  true,
+	  1,
+	  { { 5, 128, 100, 1 }, { 33, 640, 600, 0 }, { 7, 1152, 1100, 1 } },
+	  { 1024, 32768, 32700, 1 } },
+	{ "mse_rows", do_mse_rows, true, 1, { { 5, 32, 1 }, { 33, 129, 0 }, { 7, 32, 1 } }, { 0 } },
+	{ "argmax", do_argmax, true, 1, { { 5, 128, 100 }, { 33, 640, 600 } }, { 0 } },
+	{ "normals", do_normals, false, 5, { { 3, 7 }, { 5, 512 } }, { 0 } },
+	{ "add_noise", do_add_noise, false, 1, { { 3, 7 }, { 5, 512 } }, { 0 } },
+	{ "patchify",
+	  do_patchify,
+	  true,
+	  1,
+	  { { 1, 2, 2, 3, 1 }, { 3, 8, 8, 8, 2 }, { 2, 8, 16, 4, 8 } },
+	  { 0 } },
+	{ "unpatchify",
+	  do_unpatchify,
+	  true,
+	  1,
+	  { { 1, 2, 2, 3, 1 }, { 3, 8, 8, 8, 2 }, { 2, 8, 16, 4, 8 } },
+	  { 0 } },
+	{ "time_embedding", do_time_embedding, true, 1, { { 1, 256 }, { 9, 256 } }, { 0 } },
+	{ "denoise",
+	  do_denoise,
+	  false,
+	  1,
+	  { { 9, 1, 1, 1 }, { 513, 0, 1, 0 }, { 64, 1, 0, 0 } },
+	  { 0 } },
+	{ "adamw",
+	  do_adamw,
+	  false,
+	  2,
+	  { { 7, 3, 1, 0, 0 }, { 1025, 1000, 9, 1, 1 }, { 70000, 512, 100, 1, 1 } },
+	  { 1 << 22, 1 << 21, 10, 1, 1 } },
+};
+
+const int op_cases_count = ARRAY_LEN(op_cases);
