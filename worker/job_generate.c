@@ -59,7 +59,7 @@ static int encode_picture(struct generation *g, size_t i, struct err *e)
 {
 	const ProtobufCBinaryData *file = &g->spec->image[i];
 	const struct dims *m = &g->o.dims;
-	struct image whole = IMAGE_INIT, fitted = IMAGE_INIT;
+	struct picture whole = { 0 }, fitted = { 0 };
 	char name[40];
 	int rc;
 
@@ -71,8 +71,8 @@ static int encode_picture(struct generation *g, size_t i, struct err *e)
 	if (rc == 0)
 		rc = draw_encode(g->o.vae, m, fitted.rgb, 1,
 				 g->latent + i * (size_t)dims_latent(m), e);
-	image_release(&whole);
-	image_release(&fitted);
+	picture_release(&whole);
+	picture_release(&fitted);
 	return rc;
 }
 
