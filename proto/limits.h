@@ -27,6 +27,7 @@
 #define LIMIT_CLIENTS 1024u
 #define LIMIT_WAITS 4096u                     /* open long polls */
 #define LIMIT_WAIT_MS 30000u
+#define LIMIT_FILES_LISTED 10000u             /* of one job or artefact */
 #define LIMIT_CHUNK_BYTES (1u << 20)          /* file and upload chunks */
 #define LIMIT_UPLOAD_CREDIT 4u
 #define LIMIT_UPLOADS 256u                    /* open at once */

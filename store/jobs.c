@@ -185,10 +185,57 @@ int jobs_each_live(struct state *s, uint64_t before, bool oldest_first, job_fn f
 	return state_each(s, STATE_LIVE, key, before ? sizeof key : 0, !oldest_first, walk_live, &w, e);
 }
 
-static void attempt_key(uint64_t job, uint32_t attempt, uint8_t key[16])
+static void pair_key(uint64_t job, uint64_t second, uint8_t key[16])
 {
 	state_key(job, key);
-	state_key(attempt, key + 8);
+	state_key(second, key + 8);
+}
+
+int job_after_put(struct state *s, uint64_t job, uint64_t waiter, struct err *e)
+{
+	uint8_t key[16];
+
+	pair_key(job, waiter, key);
+	return state_put(s, STATE_AFTER, key, sizeof key, "", 0, e);
+}
+
+int job_after_delete(struct state *s, uint64_t job, uint64_t waiter, struct err *e)
+{
+	uint8_t key[16];
+
+	pair_key(job, waiter, key);
+	return state_delete(s, STATE_AFTER, key, sizeof key, e);
+}
+
+struct waiters {
+	uint64_t job;
+	uint64_t *id;
+	size_t count;
+};
+
+static int walk_waiter(void *arg, struct state_value key, struct state_value value)
+{
+	struct waiters *w = arg;
+
+	(void)value;
+	if (key.len != 16 || state_key_number(key.data) != w->job)
+		return 1;
+	w->id = xrealloc(w->id, w->count + 1, sizeof *w->id);
+	w->id[w->count++] = state_key_number((const uint8_t *)key.data + 8);
+	return 0;
+}
+
+int job_waiters(struct state *s, uint64_t job, uint64_t **out, size_t *count, struct err *e)
+{
+	struct waiters w = { job, NULL, 0 };
+	uint8_t key[16];
+	int rc;
+
+	pair_key(job, 0, key);
+	rc = state_each(s, STATE_AFTER, key, sizeof key, false, walk_waiter, &w, e);
+	*out = w.id;
+	*count = w.count;
+	return rc;
 }
 
 int attempt_put(struct state *s, Tf__AttemptRecord *record, struct err *e)
@@ -196,7 +243,7 @@ int attempt_put(struct state *s, Tf__AttemptRecord *record, struct err *e)
 	uint8_t key[16];
 
 	CHECK(record->job && record->attempt && record->pid);
-	attempt_key(record->job, record->attempt, key);
+	pair_key(record->job, record->attempt, key);
 	return record_put(s, STATE_ATTEMPTS, key, sizeof key, &record->base, e);
 }
 
@@ -204,7 +251,7 @@ int attempt_delete(struct state *s, uint64_t job, uint32_t attempt, struct err *
 {
 	uint8_t key[16];
 
-	attempt_key(job, attempt, key);
+	pair_key(job, attempt, key);
 	return state_delete(s, STATE_ATTEMPTS, key, sizeof key, e);
 }
 

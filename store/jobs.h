@@ -33,6 +33,11 @@ int jobs_each(struct state *s, uint64_t before, job_fn fn, void *arg, struct err
 int jobs_each_live(struct state *s, uint64_t before, bool oldest_first, job_fn fn, void *arg,
 		   struct err *e);
 
+/* Notes that `waiter` waits for `job`; forgets it; the waiters of a job (caller frees *out). */
+int job_after_put(struct state *s, uint64_t job, uint64_t waiter, struct err *e);
+int job_after_delete(struct state *s, uint64_t job, uint64_t waiter, struct err *e);
+int job_waiters(struct state *s, uint64_t job, uint64_t **out, size_t *count, struct err *e);
+
 int attempt_put(struct state *s, Tf__AttemptRecord *record, struct err *e);
 int attempt_delete(struct state *s, uint64_t job, uint32_t attempt, struct err *e);
 typedef int (*attempt_fn)(void *arg, const Tf__AttemptRecord *record);

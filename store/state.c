@@ -13,8 +13,8 @@
 #include <string.h>
 
 static const char *const table_names[STATE_TABLES] = {
-	"meta", "jobs", "specs", "live", "tokens", "attempts", "users", "names", "artefacts", "uses",
-	"uploads",
+	"meta", "jobs", "specs", "live", "after", "tokens", "attempts", "users", "names", "artefacts",
+	"uses", "uploads",
 };
 
 struct state {

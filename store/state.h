@@ -14,10 +14,11 @@
 #include <stdint.h>
 
 enum state_table {
-	STATE_META,       /* "version", "next-job", "seq": u64 */
+	STATE_META,       /* "version", "last-job", "seq": u64 */
 	STATE_JOBS,       /* job -> JobRecord */
 	STATE_SPECS,      /* job -> SpecRecord */
 	STATE_LIVE,       /* job -> nothing: the jobs that have not ended */
+	STATE_AFTER,      /* job, one that waits for it -> nothing */
 	STATE_TOKENS,     /* token of the submit -> job */
 	STATE_ATTEMPTS,   /* job, attempt -> AttemptRecord */
 	STATE_USERS,      /* public key -> UserRecord */

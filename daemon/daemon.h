@@ -1,0 +1,427 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The vocabulary of transfused: one process, one thread that owns everything below, and a few helper
+ * threads (task.c) that see nothing but their own task.
+ *
+ * A turn of the loop (loop.c): take what came (messages, ended processes, finished tasks, time), change
+ * the store in one transaction, commit it, then send the answers; after that start what can start. No
+ * answer leaves before the commit that makes it true. struct job holds of a job what the scheduler and
+ * the waits need; everything else is read from the store when it is wanted. */
+#ifndef DAEMON_DAEMON_H
+#define DAEMON_DAEMON_H
+
+#include "lib/buf.h"
+#include "lib/err.h"
+#include "proto/limits.h"
+#include "proto/transfused.pb-c.h"
+#include "store/catalogue.h"
+#include "store/jobs.h"
+#include "store/state.h"
+#include "store/users.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define Z85_KEY_CHARS 40
+#define ROUTE_BYTES_MAX 255
+
+struct daemon;
+
+/* ---------------------------------------------------------------- options */
+
+struct text_list {
+	char **text;
+	size_t count;
+};
+
+/* options.def has a row for each: member, type, default, range, help. */
+struct options {
+#define O_TEXT char *
+#define O_INT int64_t
+#define O_LIST struct text_list
+#define O(name, type, fallback, least, most, help) O_##type name;
+#include "daemon/options.def"
+#undef O
+#undef O_TEXT
+#undef O_INT
+#undef O_LIST
+};
+
+enum options_result { OPTIONS_RUN, OPTIONS_EXIT };
+
+/* Reads --config FILE and the command line over it. OPTIONS_EXIT: --help or --version was answered. */
+int options_read(int argc, char **argv, struct options *out, enum options_result *result,
+		 struct err *e);
+void options_release(struct options *o);
+void options_help(struct buf *out);
+
+/* ---------------------------------------------------------------- jobs */
+
+/* What can befall a job; job_state.c has the table next[state][event]. */
+enum job_event {
+	EVENT_READY,        /* all it waited for is done */
+	EVENT_UNREADY,      /* something it waited for failed */
+	EVENT_HOLD,
+	EVENT_RELEASE,
+	EVENT_START,        /* a worker was started for a new attempt */
+	EVENT_HELLO,        /* the worker reported */
+	EVENT_STOP,         /* the worker is to checkpoint and leave; edit.stopping says why */
+	EVENT_CANCEL,
+	EVENT_DONE,
+	EVENT_FAIL,
+	EVENT_REQUEUE,      /* the attempt ended without an end of the job */
+	JOB_EVENTS
+};
+
+enum job_device { DEVICE_ANY, DEVICE_CPU, DEVICE_CUDA };
+
+/* A job that has not ended. The store has the rest of it. */
+struct job {
+	uint64_t id;
+	uint64_t seq;                 /* of its last change, progress included */
+	uint32_t attempt;
+	uint8_t state;                /* Tf__JobState */
+	uint8_t kind;                 /* Tf__JobKind */
+	uint8_t stopping;             /* Tf__StopReason */
+	uint8_t device;               /* enum job_device */
+	Tf__Progress *progress;       /* of the running attempt; NULL: none yet */
+};
+
+/* The live jobs by rising id. Ended ones leave holes (NULL) that are closed now and then. */
+struct live {
+	struct job **job;
+	size_t count, room, holes;
+	size_t first_queued;          /* no job before this index is queued */
+};
+
+/* What goes with an event into the record; unset fields change nothing. */
+struct job_edit {
+	const char *reason;           /* "": remove it */
+	Tf__StopReason stopping;
+	const char *slot;
+	const Tf__Outcome *outcome;   /* its results are copied */
+	bool crashed;                 /* the attempt counts against the retries */
+};
+
+/* ---------------------------------------------------------------- slots and workers */
+
+struct slot {
+	char name[16];                /* "cpu0", "gpu0" */
+	char device[16];              /* "cpu", "cuda:0" */
+	uint64_t job;                 /* 0: free; held until the worker's process is gone */
+};
+
+/* A worker process that may be alive. It has one attempt of one job. */
+struct worker {
+	uint64_t job;
+	uint32_t attempt;
+	int slot;                     /* index; -1: the slot no longer exists */
+	pid_t pid;
+	uint64_t pid_start;           /* field 22 of /proc/PID/stat: pid and start are unique */
+	int pidfd;                    /* readable when the process ended; -1: it is gone already */
+	bool child;                   /* ours to reap; false: adopted from an earlier daemon */
+	char key[Z85_KEY_CHARS + 1];  /* public key of the attempt */
+	char secret[Z85_KEY_CHARS + 1];
+	int key_pipe;                 /* gets the secret after the commit; -1: it has it */
+	bool ended;                   /* its outcome was applied; only the process remains */
+	bool terminated, killed;      /* SIGTERM, SIGKILL were sent */
+	int64_t hello_by_ms;          /* monotonic; 0: it said hello */
+	int64_t stop_at_ms;           /* when it was told to leave; 0: it was not */
+	uint8_t route[ROUTE_BYTES_MAX];
+	size_t route_len;             /* 0: not connected */
+};
+
+/* The scheduler is a pure function of these. */
+struct schedule_input {
+	struct job *const *job;       /* by the order of the queue; NULL entries are skipped */
+	size_t count;
+	const struct slot *slot;
+	size_t slots;
+	int64_t now_ms;
+};
+
+struct decision {
+	uint64_t job;
+	int slot;
+};
+
+/* ---------------------------------------------------------------- messages */
+
+/* A request being answered. */
+struct request {
+	uint8_t route[ROUTE_BYTES_MAX];
+	size_t route_len;
+	uint64_t id;
+	char key[Z85_KEY_CHARS + 1];
+	char user[LIMIT_NAME_BYTES + 1];
+	enum user_role role;
+	struct worker *worker;        /* role worker: whose key it is */
+	const Tf__Request *message;
+	struct err err;
+};
+
+/* An answer that waits for the commit of its turn. */
+struct letter {
+	uint8_t route[ROUTE_BYTES_MAX];
+	uint8_t route_len;
+	uint64_t id;
+	uint8_t *data;
+	size_t len;
+	int tries;
+};
+
+struct outbox {
+	struct letter *letter;
+	size_t count, room;
+};
+
+/* A request that is answered when something happens, or at a time. */
+enum wait_kind { WAIT_JOB, WAIT_LOG };
+struct wait {
+	enum wait_kind kind;
+	uint8_t route[ROUTE_BYTES_MAX];
+	uint8_t route_len;
+	uint64_t id;
+	uint64_t job;
+	uint64_t since;               /* seq, or offset in the log */
+	int64_t until_ms;             /* monotonic */
+};
+
+/* ---------------------------------------------------------------- work aside */
+
+/* Work of another thread: run in it, then done in the loop. arg is the task's own. */
+struct task {
+	void (*run)(void *arg);
+	void (*done)(struct daemon *d, void *arg);
+	void *arg;
+	struct task *next;
+};
+
+/* A process that reads a dataset for a client, so that a damaged one cannot harm the daemon. */
+struct reader_process {
+	pid_t pid;
+	int pidfd, output;            /* -1, -1: unused */
+	struct request request;       /* whom to answer */
+	int64_t until_ms;
+};
+#define READER_PROCESSES_MAX 4
+
+struct upload;                        /* upload.c: one whose bytes are coming in */
+struct tasks;                         /* task.c */
+
+/* ---------------------------------------------------------------- the daemon */
+
+struct daemon {
+	struct options options;
+	char *folder;                 /* of the state, absolute */
+	char *runtime;                /* of the sockets, short */
+	char *worker_program;
+	char *worker_endpoint;        /* ipc, for workers and clients of this machine */
+	int lock;                     /* flock'ed state/lock */
+	char server_public[Z85_KEY_CHARS + 1], server_secret[Z85_KEY_CHARS + 1];
+	int64_t started_ms;           /* wall clock */
+
+	struct state *state;
+	uint64_t seq, seq_reserved;   /* last given; the store says that none above was given */
+	bool read_only;               /* a commit failed; loop.c tries to open the store again */
+	int64_t retry_store_ms;
+	struct live live;
+	struct buf ended;             /* uint64_t ids that ended in this turn and are not yet followed up */
+	bool announced;               /* some job changed in this turn: look at the waits */
+	struct text_list doomed;      /* folders to remove once the commit is through */
+
+	struct slot slot[LIMIT_SLOTS];
+	size_t slots;
+	struct worker **worker;
+	size_t workers;
+	int64_t spawn_after_ms;       /* a start failed: not before this */
+	int spawn_failures;
+	bool draining, leave_when_idle;
+
+	void *zmq, *router, *zap;
+	struct outbox outbox;
+	struct wait *wait;
+	size_t waits, wait_room;
+	struct upload **upload;
+	size_t uploads;
+	struct reader_process reader[READER_PROCESSES_MAX];
+	struct tasks *tasks;
+	int signal_fd, task_fd;
+	bool leaving;                 /* SIGTERM came */
+	int64_t minute_ms, second_ms, tick_ms;   /* next housekeeping, monotonic */
+};
+
+/* ---- main.c ---- */
+/* Tells whoever started us that requests are answered now (--ready-fd, NOTIFY_SOCKET). */
+void ready_say(struct daemon *d);
+
+/* ---- startup.c: from options to a daemon that can take requests ---- */
+int daemon_open(struct daemon *d, struct err *e);
+void daemon_close(struct daemon *d);
+/* Fills the memory from the store: live jobs, sequence, attempts to examine. */
+int daemon_load(struct daemon *d, struct err *e);
+/* "<state folder>/<formatted>"; the caller frees it. */
+char *daemon_path(const struct daemon *d, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* ---- loop.c ---- */
+void loop_run(struct daemon *d);
+/* Ends a turn: follows up ended jobs, answers waits, commits, sends. False when the commit failed. */
+bool loop_commit(struct daemon *d);
+/* Removes a folder below the state after the commit of this turn. Takes the string. */
+void loop_doom(struct daemon *d, char *path);
+
+/* ---- live.c ---- */
+struct job *live_add(struct live *l, const Tf__JobRecord *r);
+struct job *live_find(const struct live *l, uint64_t id);   /* NULL: ended, or never was */
+void live_remove(struct live *l, uint64_t id);
+void live_release(struct live *l);
+void live_queued(struct live *l, const struct job *j);      /* it was put (back) into the queue */
+enum job_device device_parse(const char *text);
+
+/* ---- job_state.c: the one place where a job changes ---- */
+/* The state after the event; 0: the event is not possible then. */
+Tf__JobState job_next(Tf__JobState state, enum job_event event);
+const char *job_event_name(enum job_event event);
+/* Checks, persists, announces. TF_ESTATE when the table has no such step. */
+int job_change(struct daemon *d, uint64_t id, enum job_event event, const struct job_edit *edit,
+	       struct err *e);
+/* A job as clients see it: the record's, with the progress of memory; job_view_end before the record
+ * is freed or the job changes. */
+Tf__Job *job_view(struct daemon *d, Tf__JobRecord *record);
+void job_view_end(struct daemon *d, Tf__JobRecord *record);
+uint64_t job_seq(struct daemon *d);                         /* the next number of a change */
+void job_progress(struct daemon *d, struct job *j, const Tf__Progress *progress);
+
+/* ---- job_end.c: what follows from the end of an attempt or of a job ---- */
+/* Applies the outcome of an attempt: publishes, ends or requeues the job. */
+int job_outcome(struct daemon *d, struct worker *w, const Tf__Outcome *outcome, struct err *e);
+/* The attempt is gone without an outcome; why for people. */
+int job_lost(struct daemon *d, struct worker *w, const char *why, struct err *e);
+/* Dependents, uses, uploads and half-made artefacts of the jobs that ended in this turn. */
+void job_follow_up(struct daemon *d);
+
+/* ---- schedule.c ---- */
+/* Writes at most room decisions; returns how many. No state, no clock, no store: only its input. */
+size_t schedule_decide(const struct schedule_input *in, struct decision *out, size_t room);
+
+/* ---- worker.c: processes of attempts ---- */
+void worker_start_all(struct daemon *d);                    /* asks the scheduler, spawns, commits */
+/* Tells the job's worker to leave (the reason is on record); the clock of escalation starts. */
+void worker_order(struct daemon *d, struct worker *w);
+struct worker *worker_of(struct daemon *d, uint64_t job);   /* of its running attempt; NULL: none */
+struct worker *worker_by_key(struct daemon *d, const char *key);
+void worker_exited(struct daemon *d, struct worker *w);     /* its pidfd became readable */
+void worker_tick(struct daemon *d);                         /* hello in time, escalation, log size */
+/* Takes up an attempt that an earlier daemon (or store) left: alive, ended or lost. */
+int worker_adopt(struct daemon *d, const Tf__AttemptRecord *r, struct err *e);
+void worker_forget_all(struct daemon *d);                   /* closes descriptors; processes go on */
+
+/* ---- spawn.c ---- */
+struct spawn {
+	char *const *argv;            /* argv[0]: the program's path */
+	char *const *environment;
+	const char *folder;           /* to run in; NULL: / */
+	int output;                   /* stdout and stderr */
+	int extra;                    /* becomes descriptor 3; -1: none */
+};
+/* Starts a process in a session of its own with no other descriptor. *pidfd is the caller's. */
+int spawn_process(const struct spawn *s, pid_t *pid, int *pidfd, struct err *e);
+/* When the process started, in clock ticks since boot; 0: there is no such process. */
+uint64_t process_start(pid_t pid);
+int process_fd(pid_t pid);                                  /* -1 when there is none */
+/* The variables a child gets (NULL-ended), threads > 0 as OMP_NUM_THREADS; free with spawn_env_free. */
+char **spawn_env(int threads);
+void spawn_env_free(char **environment);
+
+/* ---- artefact.c: making, publishing and removing what jobs make ---- */
+char *artefact_path(const struct daemon *d, Tf__ArtefactKind kind, const char *id, bool staging);
+/* Whether the job makes it in its own folder from the start (training) or in a staging folder. */
+bool artefact_in_place(Tf__ArtefactKind kind);
+/* Reserves the name the spec wants, or takes up the existing one to resume. *id is the caller's;
+ * NULL when the kind makes nothing. */
+int artefact_reserve(struct daemon *d, const Tf__JobSpec *spec, uint64_t job, const char *user,
+		     bool dry_run, char **id, struct err *e);
+int artefact_publish(struct daemon *d, const Tf__JobRecord *r, const Tf__Outcome *outcome,
+		     struct err *e);
+/* The job ended without making it: keeps checkpoints, else removes it. */
+int artefact_unmake(struct daemon *d, const char *id, struct err *e);
+/* Removes folders that no record names, and half-made ones of jobs that are gone. */
+void artefact_collect(struct daemon *d);
+
+/* ---- resolve.c: names in a spec to inputs ---- */
+struct resolved {
+	Tf__Input **input;
+	size_t inputs;
+	Tf__KeyValue **fact;
+	size_t facts;
+};
+int resolve_spec(struct daemon *d, const Tf__JobSpec *spec, struct resolved *out, struct err *e);
+void resolved_release(struct resolved *r);
+/* Again at the start of an attempt: what was being made at the submit is there now. */
+int resolve_late(struct daemon *d, Tf__SpecRecord *record, struct err *e);
+
+/* ---- server.c: sockets, keys, dispatch ---- */
+int server_open(struct daemon *d, struct err *e);
+void server_close(struct daemon *d);
+void server_zap(struct daemon *d);                          /* answers one question of the handshake */
+void server_receive(struct daemon *d);                      /* takes up to a turn's worth of messages */
+
+/* ---- reply.c ---- */
+/* Puts the reply (its version and id are filled in) into the outbox. */
+void reply_put(struct daemon *d, struct request *r, Tf__Reply *reply);
+void reply_ok(struct daemon *d, struct request *r);
+void reply_error(struct daemon *d, struct request *r, int code, const char *text);
+/* whole: with spec and inputs. */
+void reply_job(struct daemon *d, struct request *r, uint64_t job, bool whole);
+void reply_log(struct daemon *d, struct request *r, uint64_t job, uint64_t offset);
+void order_put(struct daemon *d, struct worker *w, Tf__StopReason stop);
+/* After the commit. committed false: every answer becomes TF_EUNKNOWN. */
+void outbox_send(struct daemon *d, bool committed);
+void outbox_release(struct outbox *o);
+
+/* ---- wait.c ---- */
+int wait_add(struct daemon *d, const struct request *r, enum wait_kind kind, uint64_t job,
+	     uint64_t since, uint32_t timeout_ms, struct err *e);
+void wait_answer(struct daemon *d, bool tick);              /* those whose time or event has come */
+
+/* ---- folder.c: files for clients, no link followed ---- */
+/* Opens a regular file below root by a plain relative path. */
+int folder_open_file(const char *root, const char *rel, int *fd, uint64_t *size, struct err *e);
+typedef bool (*folder_filter)(const char *rel);
+/* All regular files below root that the filter (NULL: any) takes; at most LIMIT_FILES_LISTED. */
+int folder_list(const char *root, folder_filter filter, Tf__Files *out, struct err *e);
+void folder_list_release(Tf__Files *files);
+
+/* ---- upload.c ---- */
+int upload_start(struct daemon *d, const struct request *r, const Tf__UploadOpen *m,
+		 Tf__UploadState *out, struct err *e);
+int upload_write(struct daemon *d, const struct request *r, const Tf__UploadChunk *m,
+		 Tf__UploadState *out, struct err *e);
+int upload_finish(struct daemon *d, struct request *r, const Tf__UploadClose *m, struct err *e);
+/* The path of a finished upload of the user; the caller frees it. */
+int upload_path(struct daemon *d, const char *id, const char *user, char **path, struct err *e);
+void upload_collect(struct daemon *d);                      /* old ones nobody uses */
+void upload_release_all(struct daemon *d);
+
+/* ---- reader.c: data_sample and data_verify in a process of their own ---- */
+int reader_start(struct daemon *d, const struct request *r, char *const *argv, struct err *e);
+void reader_exited(struct daemon *d, struct reader_process *p);
+void reader_tick(struct daemon *d);
+/* What that process does: `transfused --read-dataset sample FOLDER COUNT SEED | verify FOLDER`. */
+int reader_main(int argc, char **argv);
+
+/* ---- task.c ---- */
+int tasks_open(struct daemon *d, struct err *e);
+void tasks_close(struct daemon *d);                         /* finishes what was begun */
+void task_start(struct daemon *d, void (*run)(void *), void (*done)(struct daemon *, void *),
+		void *arg);
+void tasks_finish(struct daemon *d);                        /* task_fd became readable */
+
+/* ---- handle_*.c: one function a row of requests.def ---- */
+/* Puts a reply and returns 0; or returns an error with r->err set; or sees that it comes later. */
+#define R(name, role, writes) int handle_##name(struct daemon *d, struct request *r);
+#include "proto/requests.def"
+#undef R
+
+#endif

@@ -1,0 +1,260 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Ends: what the outcome of an attempt, or its loss, makes of the job, and what the end of a job means
+ * for those that wait for it, for what it used and for what it was making. */
+#include "config.h"
+#include "daemon/daemon.h"
+#include "lib/clock.h"
+#include "lib/log.h"
+#include "lib/mem.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* How many bytes of a reason go into a record: a list of ten thousand must stay small. */
+#define REASON_BYTES 500
+
+static char *shortened(const char *text)
+{
+	size_t n = strlen(text);
+
+	if (n <= REASON_BYTES)
+		return xstrdup(text);
+	for (n = REASON_BYTES; n > 0 && ((unsigned char)text[n] & 0xC0) == 0x80; n--)
+		; /* not within a UTF-8 character */
+	return xasprintf("%.*s...", (int)n, text);
+}
+
+/* Another attempt, as long as some are left. */
+static int retry_or_fail(struct daemon *d, const Tf__JobRecord *r, const char *why, struct err *e)
+{
+	struct job_edit edit = { .crashed = true };
+	char *reason;
+	int rc;
+
+	if (r->crashes < r->retries)
+		reason = xasprintf("attempt %u of %u: %s", r->job->attempt, r->retries + 1, why);
+	else if (r->crashes > 0)
+		reason = xasprintf("%s (after %u attempts)", why, r->crashes + 1);
+	else
+		reason = xstrdup(why);
+	edit.reason = reason;
+	rc = job_change(d, r->job->id, r->crashes < r->retries ? EVENT_REQUEUE : EVENT_FAIL, &edit, e);
+	xfree(reason);
+	return rc;
+}
+
+/* The attempt left because it was told to. */
+static int left_as_told(struct daemon *d, const Tf__JobRecord *r, struct err *e)
+{
+	struct job_edit edit = { 0 };
+
+	switch (r->job->stopping) {
+	case TF__STOP_REASON__STOP_CANCEL:
+		break;     /* its reason says who wanted it */
+	case TF__STOP_REASON__STOP_LIMIT:
+		edit.reason = "over its time limit";
+		return job_change(d, r->job->id, EVENT_FAIL, &edit, e);
+	case TF__STOP_REASON__STOP_PREEMPT:
+		edit.reason = "made room for another job";
+		break;
+	default:
+		edit.reason = "stopped by a drain";
+	}
+	return job_change(d, r->job->id, EVENT_REQUEUE, &edit, e);
+}
+
+static int done(struct daemon *d, const Tf__JobRecord *r, const Tf__Outcome *outcome, struct err *e)
+{
+	struct job_edit edit = { .outcome = outcome, .reason = "" };
+	struct err why = ERR_INIT;
+
+	if (artefact_publish(d, r, outcome, &why) < 0) {
+		edit.reason = why.text;
+		log_line(LOG_ERROR, r->job->id, "publishing failed: %s", why.text);
+		return job_change(d, r->job->id, EVENT_FAIL, &edit, e);
+	}
+	return job_change(d, r->job->id, EVENT_DONE, &edit, e);
+}
+
+static int failed(struct daemon *d, const Tf__JobRecord *r, const Tf__Outcome *outcome, struct err *e)
+{
+	char *why = shortened(outcome->text && *outcome->text ? outcome->text :
+			      err_text(outcome->code));
+	struct job_edit edit = { .reason = why, .outcome = outcome };
+	int rc;
+
+	rc = outcome->retry ? retry_or_fail(d, r, why, e) :
+		job_change(d, r->job->id, EVENT_FAIL, &edit, e);
+	xfree(why);
+	return rc;
+}
+
+/* The record, when this attempt is still the one that counts. */
+static int current(struct daemon *d, const struct worker *w, Tf__JobRecord **out, struct err *e)
+{
+	TRY(job_get(d->state, w->job, out, e));
+	if (job_state_active((*out)->job->state) && (*out)->job->attempt == w->attempt)
+		return 0;
+	record_free(*out);
+	return err_set(e, TF_EFENCED, "attempt %u of job %llu is over", w->attempt,
+		       (unsigned long long)w->job);
+}
+
+int job_outcome(struct daemon *d, struct worker *w, const Tf__Outcome *outcome, struct err *e)
+{
+	Tf__JobRecord *r = NULL;
+	int rc;
+
+	if (w->ended)
+		return 0;
+	TRY(current(d, w, &r, e));
+	if (outcome->code == 0)
+		rc = done(d, r, outcome, e);
+	else if (outcome->code == TF_ECANCELLED && r->job->stopping != TF__STOP_REASON__STOP_NONE)
+		rc = left_as_told(d, r, e);
+	else if (outcome->code == TF_ECANCELLED)
+		rc = retry_or_fail(d, r, "the worker was told to stop, but not by the daemon", e);
+	else
+		rc = failed(d, r, outcome, e);
+	record_free(r);
+	TRY(rc);
+	w->ended = true;
+	w->stop_at_ms = clock_mono_ms();
+	return 0;
+}
+
+int job_lost(struct daemon *d, struct worker *w, const char *why, struct err *e)
+{
+	Tf__JobRecord *r = NULL;
+	int rc;
+
+	if (w->ended)
+		return 0;
+	TRY(current(d, w, &r, e));
+	rc = r->job->stopping != TF__STOP_REASON__STOP_NONE ? left_as_told(d, r, e) :
+		retry_or_fail(d, r, why, e);
+	record_free(r);
+	TRY(rc);
+	w->ended = true;
+	return 0;
+}
+
+/* How the jobs stand that r waits for. */
+static int look_at_after(struct daemon *d, const Tf__JobRecord *r, bool *all_done, char **failed_text)
+{
+	*all_done = true;
+	for (size_t i = 0; i < r->job->n_after; i++) {
+		Tf__JobRecord *other = NULL;
+
+		TRY(job_get(d->state, r->job->after[i], &other, NULL));
+		if (other->job->state != TF__JOB_STATE__DONE)
+			*all_done = false;
+		if (job_state_ended(other->job->state) && !*all_done && !*failed_text)
+			*failed_text = xasprintf("job %llu, which it waited for, is %s",
+						 (unsigned long long)other->job->id,
+						 job_state_name(other->job->state));
+		record_free(other);
+	}
+	return 0;
+}
+
+static int wake(struct daemon *d, uint64_t waiter, struct err *e)
+{
+	Tf__JobRecord *r = NULL;
+	struct job_edit edit = { 0 };
+	char *failed_text = NULL;
+	bool all_done;
+	int rc;
+
+	TRY(job_get(d->state, waiter, &r, e));
+	rc = job_state_ended(r->job->state) ? 1 : look_at_after(d, r, &all_done, &failed_text);
+	record_free(r);
+	edit.reason = failed_text ? failed_text : "";
+	if (rc == 0 && failed_text)
+		rc = job_change(d, waiter, EVENT_UNREADY, &edit, e);
+	else if (rc == 0 && all_done && live_find(&d->live, waiter)->state == TF__JOB_STATE__WAITING)
+		rc = job_change(d, waiter, EVENT_READY, &edit, e);
+	xfree(failed_text);
+	return rc < 0 ? rc : 0;
+}
+
+static int wake_waiters(struct daemon *d, uint64_t id, struct err *e)
+{
+	uint64_t *waiter = NULL;
+	size_t n = 0;
+	int rc = job_waiters(d->state, id, &waiter, &n, e);
+
+	for (size_t i = 0; rc == 0 && i < n; i++) {
+		rc = job_after_delete(d->state, id, waiter[i], e);
+		if (rc == 0)
+			rc = wake(d, waiter[i], e);
+	}
+	xfree(waiter);
+	return rc;
+}
+
+/* An upload goes with the last job that used it. */
+static int drop_upload(struct daemon *d, const char *id, const char *job, struct err *e)
+{
+	uint8_t token[16];
+	char who, *name = NULL;
+
+	TRY(use_delete(d->state, id, 'j', job, e));
+	if (use_find(d->state, id, &who, &name, e) == TF_ENOTFOUND && upload_token(id, token)) {
+		TRY(upload_delete(d->state, token, e));
+		loop_doom(d, daemon_path(d, "uploads/%s", id));
+	}
+	xfree(name);
+	return 0;
+}
+
+static int drop_uses(struct daemon *d, uint64_t id, struct err *e)
+{
+	Tf__SpecRecord *spec = NULL;
+	char job[24];
+	int rc;
+
+	snprintf(job, sizeof job, "%llu", (unsigned long long)id);
+	TRY(job_spec_get(d->state, id, &spec, e));
+	rc = 0;
+	for (size_t i = 0; rc == 0 && i < spec->n_input; i++)
+		rc = use_delete(d->state, spec->input[i]->id, 'j', job, e);
+	if (spec->spec->ingest)
+		for (size_t i = 0; rc == 0 && i < spec->spec->ingest->n_upload; i++)
+			rc = drop_upload(d, spec->spec->ingest->upload[i], job, e);
+	if (spec->spec->tokenizer)
+		for (size_t i = 0; rc == 0 && i < spec->spec->tokenizer->n_upload; i++)
+			rc = drop_upload(d, spec->spec->tokenizer->upload[i], job, e);
+	record_free(spec);
+	return rc;
+}
+
+static int follow_up(struct daemon *d, uint64_t id, struct err *e)
+{
+	Tf__JobRecord *r = NULL;
+	int rc = 0;
+
+	TRY(job_get(d->state, id, &r, e));
+	CHECK(job_state_ended(r->job->state));
+	if (r->artefact && r->job->state != TF__JOB_STATE__DONE)
+		rc = artefact_unmake(d, r->artefact, e);
+	record_free(r);
+	if (rc == 0)
+		rc = drop_uses(d, id, e);
+	return rc == 0 ? wake_waiters(d, id, e) : rc;
+}
+
+void job_follow_up(struct daemon *d)
+{
+	uint64_t id;
+
+	/* the list grows while it is walked: a failed job may end others */
+	for (size_t at = 0; at < d->ended.len; at += sizeof id) {
+		struct err e = ERR_INIT;
+
+		memcpy(&id, d->ended.data + at, sizeof id);
+		if (follow_up(d, id, &e) < 0)
+			log_line(LOG_ERROR, id, "after its end: %s", e.text);
+	}
+	buf_clear(&d->ended);
+}

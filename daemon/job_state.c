@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The life of a job: one table, one setter. Every change of a job's state goes through job_change,
+ * which looks into the table, writes the record into the turn's transaction, and announces it.
+ *
+ *               ready unready hold release start hello stop cancel done fail requeue */
+#include "config.h"
+#include "daemon/daemon.h"
+#include "lib/clock.h"
+#include "lib/log.h"
+#include "lib/mem.h"
+
+#include <string.h>
+
+#define SEQ_RESERVE 1000000u
+
+#define Q TF__JOB_STATE__QUEUED
+#define W TF__JOB_STATE__WAITING
+#define H TF__JOB_STATE__HELD
+#define S TF__JOB_STATE__STARTING
+#define R_ TF__JOB_STATE__RUNNING
+#define P TF__JOB_STATE__STOPPING
+#define D TF__JOB_STATE__DONE
+#define F TF__JOB_STATE__FAILED
+#define C TF__JOB_STATE__CANCELLED
+
+/* A stopping job that is cancelled stays stopping; its reason changes. An attempt may report its
+ * outcome while still starting: the daemon that took its hello died before the commit. */
+static const uint8_t next[TF__JOB_STATE__CANCELLED + 1][JOB_EVENTS] = {
+	/*      ready unready hold release start hello stop cancel done fail requeue */
+	[Q]  = { 0,    0,      H,   0,      S,    0,    0,   C,     0,   F,   0 },
+	[W]  = { Q,    C,      H,   0,      0,    0,    0,   C,     0,   0,   0 },
+	[H]  = { 0,    C,      0,   Q,      0,    0,    0,   C,     0,   0,   0 },
+	[S]  = { 0,    0,      0,   0,      0,    R_,   P,   P,     D,   F,   Q },
+	[R_] = { 0,    0,      0,   0,      0,    R_,   P,   P,     D,   F,   Q },
+	[P]  = { 0,    0,      0,   0,      0,    P,    P,   P,     D,   F,   Q },
+	[D]  = { 0 },
+	[F]  = { 0 },
+	[C]  = { 0 },
+};
+
+/* A stopping job ends cancelled when its attempt is over and a person wanted it so. */
+#define CANCELLED_AT_LAST(record, event) ((record)->job->state == P && \
+	(record)->job->stopping == TF__STOP_REASON__STOP_CANCEL && \
+	((event) == EVENT_REQUEUE || (event) == EVENT_FAIL))
+
+Tf__JobState job_next(Tf__JobState state, enum job_event event)
+{
+	CHECK((size_t)event < JOB_EVENTS);
+	CHECK(state >= Q && state <= C);
+	return (Tf__JobState)next[state][event];
+}
+
+const char *job_event_name(enum job_event event)
+{
+	static const char *const names[JOB_EVENTS] = {
+		"made ready", "given up", "held", "released", "started", "greeted", "stopped",
+		"cancelled", "done", "failed", "queued again",
+	};
+
+	return names[event];
+}
+
+uint64_t job_seq(struct daemon *d)
+{
+	if (++d->seq > d->seq_reserved) {
+		d->seq_reserved = d->seq + SEQ_RESERVE;
+		state_set_number(d->state, "seq", d->seq_reserved, NULL);
+	}
+	return d->seq;
+}
+
+/* Replaces an owned string of a record. */
+static void set_text(char **field, const char *text)
+{
+	xfree(*field);
+	*field = text && *text ? xstrdup(text) : NULL;
+}
+
+static void set_results(Tf__Job *j, const Tf__Outcome *outcome)
+{
+	for (size_t i = 0; i < j->n_result; i++)
+		tf__metric__free_unpacked(j->result[i], NULL);
+	xfree(j->result);
+	j->n_result = outcome->n_result < LIMIT_METRICS ? outcome->n_result : LIMIT_METRICS;
+	j->result = xcalloc(j->n_result + 1, sizeof *j->result);
+	for (size_t i = 0; i < j->n_result; i++) {
+		j->result[i] = xmalloc(sizeof **j->result);
+		tf__metric__init(j->result[i]);
+		j->result[i]->name = xstrdup(outcome->result[i]->name);
+		j->result[i]->value = outcome->result[i]->value;
+	}
+}
+
+/* Writes the new state and what goes with it into the record. */
+static void edit_record(struct daemon *d, Tf__JobRecord *r, Tf__JobState to, enum job_event event,
+			const struct job_edit *edit)
+{
+	static const struct job_edit nothing;
+	Tf__Job *j = r->job;
+	bool ended = job_state_ended(to);
+
+	edit = edit ? edit : &nothing;
+	if (event == EVENT_START) {
+		j->has_attempt = true;
+		j->attempt++;
+		j->has_started = true;
+		j->started = clock_wall_ms();
+		set_text(&j->slot, edit->slot);
+		set_text(&j->reason, NULL);
+	}
+	if (edit->crashed) {
+		r->has_crashes = true;
+		r->crashes++;
+	}
+	if (edit->reason)
+		set_text(&j->reason, edit->reason);
+	if (edit->outcome)
+		set_results(j, edit->outcome);
+	if (to == Q)
+		set_text(&j->slot, NULL);
+	if (to != P)
+		j->stopping = TF__STOP_REASON__STOP_NONE;
+	else if (j->stopping != TF__STOP_REASON__STOP_CANCEL && edit->stopping)
+		j->stopping = edit->stopping;
+	j->has_stopping = j->stopping != TF__STOP_REASON__STOP_NONE;
+	if (ended && live_find(&d->live, j->id)) {
+		/* the last progress stays with the record */
+		if (j->progress)
+			tf__progress__free_unpacked(j->progress, NULL);
+		j->progress = live_find(&d->live, j->id)->progress;
+		live_find(&d->live, j->id)->progress = NULL;
+	}
+	j->has_ended = ended;
+	j->ended = ended ? clock_wall_ms() : 0;
+	j->state = to;
+	j->has_seq = true;
+	j->seq = job_seq(d);
+}
+
+/* The memory follows the record. */
+static void announce(struct daemon *d, const Tf__JobRecord *r)
+{
+	struct job *j = live_find(&d->live, r->job->id);
+	bool ended = job_state_ended(r->job->state);
+
+	CHECK(j);
+	d->announced = true;
+	log_line(LOG_INFO, r->job->id, "state=%s attempt=%u%s%s", job_state_name(r->job->state),
+		 r->job->attempt, r->job->reason ? " reason=" : "", r->job->reason ? r->job->reason : "");
+	if (ended) {
+		buf_append(&d->ended, &r->job->id, sizeof r->job->id);
+		live_remove(&d->live, r->job->id);
+		return;
+	}
+	if (j->attempt != r->job->attempt && j->progress) {
+		tf__progress__free_unpacked(j->progress, NULL);
+		j->progress = NULL;
+	}
+	j->seq = r->job->seq;
+	j->attempt = r->job->attempt;
+	j->state = (uint8_t)r->job->state;
+	j->stopping = (uint8_t)r->job->stopping;
+	live_queued(&d->live, j);
+}
+
+int job_change(struct daemon *d, uint64_t id, enum job_event event, const struct job_edit *edit,
+	       struct err *e)
+{
+	Tf__JobRecord *r = NULL;
+	Tf__JobState to;
+	int rc;
+
+	TRY(job_get(d->state, id, &r, e));
+	to = job_next(r->job->state, event);
+	if (to != 0 && CANCELLED_AT_LAST(r, event))
+		to = C;
+	if (to == 0) {
+		rc = err_set(e, TF_ESTATE, "job %llu is %s: it cannot be %s", (unsigned long long)id,
+			     job_state_name(r->job->state), job_event_name(event));
+	} else {
+		edit_record(d, r, to, event, edit);
+		rc = job_put(d->state, r, e);
+	}
+	if (rc == 0)
+		announce(d, r);
+	record_free(r);
+	return rc;
+}
+
+void job_progress(struct daemon *d, struct job *j, const Tf__Progress *progress)
+{
+	size_t len = tf__progress__get_packed_size(progress);
+	uint8_t *copy = xmalloc(len + 1);
+
+	tf__progress__pack(progress, copy);
+	if (j->progress)
+		tf__progress__free_unpacked(j->progress, NULL);
+	j->progress = tf__progress__unpack(NULL, len, copy);
+	xfree(copy);
+	j->seq = job_seq(d);
+	d->announced = true;
+}
+
+Tf__Job *job_view(struct daemon *d, Tf__JobRecord *record)
+{
+	const struct job *j = live_find(&d->live, record->job->id);
+
+	if (j) {
+		record->job->seq = j->seq;
+		record->job->progress = j->progress;
+	}
+	return record->job;
+}
+
+void job_view_end(struct daemon *d, Tf__JobRecord *record)
+{
+	if (live_find(&d->live, record->job->id))
+		record->job->progress = NULL;
+}

@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The jobs that have not ended, in memory: an array of pointers by rising id, which is the order of the
+ * queue. New ids only grow, so adding is appending; an ended job leaves a hole, and when half are holes
+ * the array is closed up. */
+#include "config.h"
+#include "daemon/daemon.h"
+#include "lib/mem.h"
+
+#include <string.h>
+
+enum job_device device_parse(const char *text)
+{
+	if (!text || !*text)
+		return DEVICE_ANY;
+	return strncmp(text, "cuda", 4) == 0 ? DEVICE_CUDA : DEVICE_CPU;
+}
+
+static uint64_t id_at(const struct live *l, size_t i)
+{
+	return l->job[i] ? l->job[i]->id : 0;
+}
+
+/* Index of the job, or of its hole's neighbour; count when there is none such. */
+static size_t find(const struct live *l, uint64_t id)
+{
+	size_t low = 0, high = l->count;
+
+	while (low < high) {
+		size_t middle = low + (high - low) / 2, i = middle;
+
+		while (i < high && !l->job[i])
+			i++;
+		if (i == high)
+			high = middle;
+		else if (id_at(l, i) < id)
+			low = i + 1;
+		else if (id_at(l, i) == id)
+			return i;
+		else
+			high = middle;
+	}
+	return l->count;
+}
+
+struct job *live_find(const struct live *l, uint64_t id)
+{
+	size_t i = find(l, id);
+
+	return i < l->count ? l->job[i] : NULL;
+}
+
+struct job *live_add(struct live *l, const Tf__JobRecord *r)
+{
+	struct job *j = xcalloc(1, sizeof *j);
+
+	j->id = r->job->id;
+	j->seq = r->job->seq;
+	j->attempt = r->job->attempt;
+	j->state = (uint8_t)r->job->state;
+	j->kind = (uint8_t)r->job->kind;
+	j->stopping = (uint8_t)r->job->stopping;
+	j->device = (uint8_t)device_parse(r->device);
+	CHECK(!job_state_ended(r->job->state));
+	if (l->count == l->room) {
+		l->room = l->room ? 2 * l->room : 64;
+		l->job = xrealloc(l->job, l->room, sizeof *l->job);
+	}
+	for (size_t i = l->count; i > 0; i--)
+		if (l->job[i - 1]) {
+			CHECK(l->job[i - 1]->id < j->id);
+			break;
+		}
+	l->job[l->count++] = j;
+	live_queued(l, j);
+	return j;
+}
+
+void live_queued(struct live *l, const struct job *j)
+{
+	size_t i = find(l, j->id);
+
+	if (j->state == TF__JOB_STATE__QUEUED && i < l->first_queued)
+		l->first_queued = i;
+}
+
+static void close_up(struct live *l)
+{
+	size_t kept = 0;
+
+	for (size_t i = 0; i < l->count; i++)
+		if (l->job[i])
+			l->job[kept++] = l->job[i];
+	l->count = kept;
+	l->holes = 0;
+	l->first_queued = 0;
+}
+
+void live_remove(struct live *l, uint64_t id)
+{
+	size_t i = find(l, id);
+
+	CHECK(i < l->count);
+	if (l->job[i]->progress)
+		tf__progress__free_unpacked(l->job[i]->progress, NULL);
+	xfree(l->job[i]);
+	if (++l->holes > 64 && l->holes > l->count / 2)
+		close_up(l);
+}
+
+void live_release(struct live *l)
+{
+	for (size_t i = 0; i < l->count; i++) {
+		if (l->job[i] && l->job[i]->progress)
+			tf__progress__free_unpacked(l->job[i]->progress, NULL);
+		xfree(l->job[i]);
+	}
+	xfree(l->job);
+	*l = (struct live){ 0 };
+}

@@ -1,0 +1,487 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Workers: one process for each attempt. A worker is started before the attempt is on record, but it
+ * waits for its secret key, which is written into its pipe after the commit: until then it can do
+ * nothing, and when the daemon dies it reads an end of file and leaves. From then on it outlives the
+ * daemon. Its pidfd says when it ended; its outcome file says how. */
+#include "config.h"
+#include "daemon/daemon.h"
+#include "lib/clock.h"
+#include "lib/fault.h"
+#include "lib/files.h"
+#include "lib/log.h"
+#include "lib/mem.h"
+
+#include <zmq.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define SPAWN_WAIT_MS_MAX 30000
+
+static struct worker *worker_new(void)
+{
+	struct worker *w = xcalloc(1, sizeof *w);
+
+	w->pidfd = w->key_pipe = w->slot = -1;
+	return w;
+}
+
+static void worker_add(struct daemon *d, struct worker *w)
+{
+	d->worker = xrealloc(d->worker, d->workers + 1, sizeof *d->worker);
+	d->worker[d->workers++] = w;
+	if (w->slot >= 0)
+		d->slot[w->slot].job = w->job;
+}
+
+static void worker_free(struct worker *w)
+{
+	if (w->key_pipe >= 0)
+		close(w->key_pipe);
+	if (w->pidfd >= 0)
+		close(w->pidfd);
+	explicit_bzero(w->secret, sizeof w->secret);
+	xfree(w);
+}
+
+static void worker_remove(struct daemon *d, struct worker *w)
+{
+	for (size_t i = 0; i < d->workers; i++)
+		if (d->worker[i] == w) {
+			d->worker[i] = d->worker[--d->workers];
+			break;
+		}
+	if (w->slot >= 0 && d->slot[w->slot].job == w->job)
+		d->slot[w->slot].job = 0;
+	worker_free(w);
+}
+
+void worker_forget_all(struct daemon *d)
+{
+	while (d->workers > 0)
+		worker_remove(d, d->worker[0]);
+	xfree(d->worker);
+}
+
+struct worker *worker_of(struct daemon *d, uint64_t job)
+{
+	for (size_t i = 0; i < d->workers; i++)
+		if (d->worker[i]->job == job && !d->worker[i]->ended)
+			return d->worker[i];
+	return NULL;
+}
+
+struct worker *worker_by_key(struct daemon *d, const char *key)
+{
+	for (size_t i = 0; i < d->workers; i++)
+		if (strcmp(d->worker[i]->key, key) == 0)
+			return d->worker[i];
+	return NULL;
+}
+
+/* ---------------------------------------------------------------- starting */
+
+/* jobs/<id>/attempt-<n>; *log is the open log. */
+static int make_folders(struct daemon *d, const struct worker *w, char **folder, int *log, struct err *e)
+{
+	char *job = daemon_path(d, "jobs/%llu", (unsigned long long)w->job);
+	char *path = xasprintf("%s/log", job);
+	int rc = 0;
+
+	*folder = xasprintf("%s/attempt-%u", job, w->attempt);
+	*log = -1;
+	if (mkdir(job, 0700) < 0 && errno != EEXIST)
+		rc = err_errno(e, "%s", job);
+	else if (mkdir(*folder, 0700) < 0 && errno != EEXIST)
+		rc = err_errno(e, "%s", *folder);
+	else if ((*log = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600)) < 0)
+		rc = err_errno(e, "%s", path);
+	xfree(path);
+	xfree(job);
+	return rc;
+}
+
+/* The folders' names must be on disk before the attempt is: its outcome will lie there. */
+static int sync_folders(struct daemon *d, const struct worker *w, struct err *e)
+{
+	char *jobs = daemon_path(d, "jobs");
+	char *job = daemon_path(d, "jobs/%llu", (unsigned long long)w->job);
+	int rc = file_fsync(job, e);
+
+	if (rc == 0)
+		rc = file_fsync(jobs, e);
+	xfree(job);
+	xfree(jobs);
+	return rc;
+}
+
+/* What was asked for, beside its results, for people. The store's record is the one that counts. */
+static int write_spec(struct daemon *d, uint64_t job, struct err *e)
+{
+	char *path = daemon_path(d, "jobs/%llu/spec.pb", (unsigned long long)job);
+	Tf__SpecRecord *spec = NULL;
+	uint8_t *data = NULL;
+	int fd = -1, rc;
+
+	rc = job_spec_get(d->state, job, &spec, e);
+	if (rc == 0 && (fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600)) < 0)
+		rc = err_errno(e, "%s", path);
+	if (rc == 0) {
+		size_t len = tf__job_spec__get_packed_size(spec->spec);
+
+		data = xmalloc(len + 1);
+		tf__job_spec__pack(spec->spec, data);
+		rc = file_write_all(fd, data, len, path, e);
+	}
+	if (fd >= 0)
+		close(fd);
+	xfree(data);
+	record_free(spec);
+	xfree(path);
+	return rc;
+}
+
+static int slot_threads(const struct daemon *d)
+{
+	return (int)d->options.threads;
+}
+
+static int run_program(struct daemon *d, struct worker *w, const char *folder, int log, struct err *e)
+{
+	char job[24], attempt[16];
+	char *argv[] = { d->worker_program, "--endpoint", d->worker_endpoint, "--server-key",
+		d->server_public, "--job", job, "--attempt", attempt, "--key-fd", "3", NULL };
+	struct spawn s = { .argv = argv, .folder = folder, .output = log };
+	char **environment;
+	int pipe_fd[2], rc;
+
+	snprintf(job, sizeof job, "%llu", (unsigned long long)w->job);
+	snprintf(attempt, sizeof attempt, "%u", w->attempt);
+	if (pipe2(pipe_fd, O_CLOEXEC) < 0)
+		return err_errno(e, "pipe for the key of job %s", job);
+	environment = spawn_env(slot_threads(d));
+	s.environment = environment;
+	s.extra = pipe_fd[0];
+	w->key_pipe = pipe_fd[1];
+	rc = spawn_process(&s, &w->pid, &w->pidfd, e);
+	close(pipe_fd[0]);
+	spawn_env_free(environment);
+	if (rc == 0) {
+		w->child = true;
+		w->pid_start = process_start(w->pid);
+	}
+	return rc;
+}
+
+static int put_on_record(struct daemon *d, struct worker *w, struct err *e)
+{
+	Tf__AttemptRecord r = TF__ATTEMPT_RECORD__INIT;
+	struct job_edit edit = { .slot = d->slot[w->slot].name };
+
+	r.job = w->job;
+	r.attempt = w->attempt;
+	r.pid = (uint32_t)w->pid;
+	r.pid_start = w->pid_start;
+	r.key = w->key;
+	r.slot = d->slot[w->slot].name;
+	TRY(attempt_put(d->state, &r, e));
+	return job_change(d, w->job, EVENT_START, &edit, e);
+}
+
+/* A process that is not to live: it has no key yet, so it has done nothing. */
+static void abandon(struct worker *w)
+{
+	if (w->pid > 0) {
+		kill(w->pid, SIGKILL);
+		waitpid(w->pid, NULL, 0);
+	}
+	worker_free(w);
+}
+
+static int start_one(struct daemon *d, const struct decision *decision, struct err *e)
+{
+	const struct job *j = live_find(&d->live, decision->job);
+	struct worker *w = worker_new();
+	char *folder = NULL;
+	int log = -1, rc;
+
+	CHECK(j && j->state == TF__JOB_STATE__QUEUED);
+	w->job = j->id;
+	w->attempt = j->attempt + 1;
+	w->slot = decision->slot;
+	w->hello_by_ms = clock_mono_ms() + d->options.hello_seconds * 1000;
+	CHECK(zmq_curve_keypair(w->key, w->secret) == 0);
+	rc = make_folders(d, w, &folder, &log, e);
+	if (rc == 0)
+		rc = write_spec(d, w->job, e);
+	if (rc == 0)
+		rc = run_program(d, w, folder, log, e);
+	if (rc == 0)
+		rc = sync_folders(d, w, e);
+	if (rc == 0 && fault_hit("spawned"))
+		rc = err_set(e, TF_EIO, "fault after the start");
+	if (rc == 0)
+		rc = put_on_record(d, w, e);
+	if (log >= 0)
+		close(log);
+	xfree(folder);
+	if (rc == 0)
+		worker_add(d, w);
+	else
+		abandon(w);
+	return rc;
+}
+
+/* Inputs that were not there at the submit are now, or the job cannot run. */
+static int ready_inputs(struct daemon *d, uint64_t job, struct err *e)
+{
+	Tf__SpecRecord *spec = NULL;
+	struct job_edit edit = { 0 };
+	struct err why = ERR_INIT;
+	int rc = job_spec_get(d->state, job, &spec, e);
+
+	if (rc == 0 && resolve_late(d, spec, &why) < 0) {
+		edit.reason = why.text;
+		rc = job_change(d, job, EVENT_FAIL, &edit, e);
+		if (rc == 0)
+			rc = TF_ESTATE;
+	}
+	record_free(spec);
+	return rc;
+}
+
+/* The secret is a line of the pipe; with it the worker may begin. */
+static void release_keys(struct daemon *d)
+{
+	for (size_t i = 0; i < d->workers; i++) {
+		struct worker *w = d->worker[i];
+		char line[Z85_KEY_CHARS + 2];
+
+		if (w->key_pipe < 0)
+			continue;
+		snprintf(line, sizeof line, "%s\n", w->secret);
+		if (write(w->key_pipe, line, strlen(line)) < 0)
+			log_line(LOG_WARN, w->job, "the worker did not take its key");
+		close(w->key_pipe);
+		w->key_pipe = -1;
+		explicit_bzero(w->secret, sizeof w->secret);
+		explicit_bzero(line, sizeof line);
+	}
+}
+
+static void start_failed(struct daemon *d, uint64_t job, const struct err *e)
+{
+	int64_t wait_ms = 500LL << (d->spawn_failures < 6 ? d->spawn_failures : 6);
+
+	d->spawn_failures++;
+	d->spawn_after_ms = clock_mono_ms() + (wait_ms < SPAWN_WAIT_MS_MAX ? wait_ms : SPAWN_WAIT_MS_MAX);
+	log_line(LOG_ERROR, job, "cannot be started, next try in %lld ms: %s", (long long)wait_ms, e->text);
+}
+
+void worker_start_all(struct daemon *d)
+{
+	struct schedule_input in = { .slot = d->slot, .slots = d->slots, .now_ms = clock_wall_ms() };
+	struct decision decision[LIMIT_SLOTS];
+	struct live *l = &d->live;
+	size_t n;
+
+	if (d->read_only || d->draining || d->leaving || clock_mono_ms() < d->spawn_after_ms)
+		return;
+	while (l->first_queued < l->count && (!l->job[l->first_queued] ||
+	       l->job[l->first_queued]->state != TF__JOB_STATE__QUEUED))
+		l->first_queued++;
+	in.job = l->job + l->first_queued;
+	in.count = l->count - l->first_queued;
+	n = in.count ? schedule_decide(&in, decision, LIMIT_SLOTS) : 0;
+	for (size_t i = 0; i < n; i++) {
+		struct err e = ERR_INIT;
+
+		CHECK(decision[i].slot >= 0 && d->slot[decision[i].slot].job == 0);
+		if (ready_inputs(d, decision[i].job, &e) < 0)
+			continue;
+		if (start_one(d, &decision[i], &e) < 0) {
+			start_failed(d, decision[i].job, &e);
+			break;
+		}
+		d->spawn_failures = 0;
+	}
+	if (n > 0 && loop_commit(d)) {
+		fault_hit("start-committed");
+		release_keys(d);
+	}
+}
+
+/* ---------------------------------------------------------------- stopping */
+
+void worker_order(struct daemon *d, struct worker *w)
+{
+	const struct job *j = live_find(&d->live, w->job);
+
+	CHECK(j && j->stopping);
+	if (!w->stop_at_ms)
+		w->stop_at_ms = clock_mono_ms();
+	if (w->route_len)
+		order_put(d, w, (Tf__StopReason)j->stopping);
+}
+
+static void signal_worker(const struct worker *w, int number, const char *why)
+{
+	if (w->pidfd < 0)
+		return;
+	log_line(LOG_WARN, w->job, "%s to pid=%d: %s", number == SIGKILL ? "SIGKILL" : "SIGTERM",
+		 (int)w->pid, why);
+	syscall(SYS_pidfd_send_signal, w->pidfd, number, NULL, 0);
+}
+
+/* A log that grew over its bound is cut there; the worker's descriptor appends after the cut. */
+static void bound_log(struct daemon *d, const struct worker *w)
+{
+	char *path = daemon_path(d, "jobs/%llu/log", (unsigned long long)w->job);
+	static const char last[] = "\n(the log is over its limit: later lines are dropped)\n";
+	int64_t size = file_size(path);
+
+	if (size > (int64_t)d->options.log_mib << 20) {
+		int64_t keep = ((int64_t)d->options.log_mib << 20) - (int64_t)sizeof last;
+		int fd = open(path, O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
+
+		if (fd >= 0 && ftruncate(fd, keep) == 0 &&
+		    pwrite(fd, last, sizeof last - 1, keep) < 0)
+			log_line(LOG_WARN, w->job, "its log cannot be cut");
+		if (fd >= 0)
+			close(fd);
+	}
+	xfree(path);
+}
+
+static void escalate(struct daemon *d, struct worker *w, int64_t now)
+{
+	int64_t grace = w->ended ? 0 : d->options.stop_grace_seconds * 1000;
+	int64_t kill_at = w->stop_at_ms + grace + d->options.kill_grace_seconds * 1000;
+
+	if (!w->killed && w->hello_by_ms && now > w->hello_by_ms) {
+		w->killed = true;
+		signal_worker(w, SIGKILL, "it did not report in time");
+	}
+	if (w->stop_at_ms && !w->terminated && !w->ended && now > w->stop_at_ms + grace) {
+		w->terminated = true;
+		signal_worker(w, SIGTERM, "it did not stop in time");
+	}
+	if (w->stop_at_ms && !w->killed && now > kill_at) {
+		w->killed = true;
+		signal_worker(w, SIGKILL, "it did not leave in time");
+	}
+}
+
+void worker_tick(struct daemon *d)
+{
+	int64_t now = clock_mono_ms();
+
+	for (size_t i = 0; i < d->workers; i++) {
+		escalate(d, d->worker[i], now);
+		bound_log(d, d->worker[i]);
+	}
+}
+
+/* ---------------------------------------------------------------- ending */
+
+/* The attempt's outcome file; NULL when there is none that can be read. */
+static Tf__Outcome *read_outcome(struct daemon *d, const struct worker *w)
+{
+	char *path = daemon_path(d, "jobs/%llu/attempt-%u/outcome.pb", (unsigned long long)w->job,
+				 w->attempt);
+	struct buf b = BUF_INIT;
+	struct err e = ERR_INIT;
+	Tf__Outcome *outcome = NULL;
+
+	if (file_exists(path)) {
+		if (file_read(path, LIMIT_MESSAGE_BYTES, &b, &e) == 0)
+			outcome = tf__outcome__unpack(NULL, b.len, (const uint8_t *)b.data);
+		if (!outcome)
+			log_line(LOG_ERROR, w->job, "%s cannot be read %s", path, e.text);
+	}
+	buf_release(&b);
+	xfree(path);
+	return outcome;
+}
+
+/* The process is gone: its outcome, or its loss. */
+static int settle(struct daemon *d, struct worker *w, const char *why, struct err *e)
+{
+	Tf__Outcome *outcome = w->ended ? NULL : read_outcome(d, w);
+	int rc = outcome ? job_outcome(d, w, outcome, e) : job_lost(d, w, why, e);
+
+	if (outcome)
+		tf__outcome__free_unpacked(outcome, NULL);
+	if (rc == TF_EFENCED || rc == TF_ENOTFOUND)
+		rc = 0;      /* a later attempt counts, or the job ended otherwise */
+	TRY(rc);
+	return attempt_delete(d->state, w->job, w->attempt, e);
+}
+
+static char *exit_text(const struct worker *w)
+{
+	int status = 0;
+
+	if (!w->child || waitpid(w->pid, &status, 0) < 0)
+		return xstrdup("the worker's process is gone, without an outcome");
+	if (WIFSIGNALED(status) && w->hello_by_ms && w->killed)
+		return xstrdup("the worker did not report in time and was killed");
+	if (WIFSIGNALED(status))
+		return xasprintf("the worker was killed by signal %d (%s)", WTERMSIG(status),
+				 strsignal(WTERMSIG(status)));
+	return xasprintf("the worker ended with status %d and no outcome", WEXITSTATUS(status));
+}
+
+void worker_exited(struct daemon *d, struct worker *w)
+{
+	char *why = exit_text(w);
+	struct err e = ERR_INIT;
+
+	if (!d->read_only && settle(d, w, why, &e) < 0)
+		log_line(LOG_ERROR, w->job, "after the end of its worker: %s", e.text);
+	xfree(why);
+	worker_remove(d, w);     /* read-only: the attempt stays on record and is looked at again */
+}
+
+/* ---------------------------------------------------------------- adopting */
+
+static int slot_index(const struct daemon *d, const char *name)
+{
+	for (size_t i = 0; i < d->slots; i++)
+		if (strcmp(d->slot[i].name, name) == 0)
+			return (int)i;
+	return -1;
+}
+
+int worker_adopt(struct daemon *d, const Tf__AttemptRecord *r, struct err *e)
+{
+	struct worker *w = worker_new();
+	const struct job *j = live_find(&d->live, r->job);
+	int rc = 0;
+
+	w->job = r->job;
+	w->attempt = r->attempt;
+	w->slot = slot_index(d, r->slot);
+	w->pid = (pid_t)r->pid;
+	w->pid_start = r->pid_start;
+	w->child = waitpid(w->pid, NULL, WNOHANG) == 0;
+	w->ended = !j || j->attempt != r->attempt || !job_state_active((Tf__JobState)j->state);
+	snprintf(w->key, sizeof w->key, "%s", r->key);
+	w->pidfd = process_fd(w->pid);
+	if (w->pidfd >= 0 && process_start(w->pid) == w->pid_start) {
+		log_line(LOG_INFO, w->job, "attempt=%u is alive, pid=%d", w->attempt, (int)w->pid);
+		w->hello_by_ms = w->ended ? 0 : clock_mono_ms() + d->options.hello_seconds * 1000;
+		w->stop_at_ms = w->ended || j->stopping ? clock_mono_ms() : 0;
+		worker_add(d, w);
+		return 0;
+	}
+	rc = settle(d, w, "the worker ended while no daemon ran, without an outcome", e);
+	worker_free(w);
+	return rc;
+}
