@@ -11,7 +11,9 @@
 
 #include "lib/buf.h"
 #include "lib/err.h"
+#include "proto/keys.h"
 #include "proto/limits.h"
+#include "proto/spec.h"
 #include "proto/transfused.pb-c.h"
 #include "store/catalogue.h"
 #include "store/jobs.h"
@@ -23,7 +25,6 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-#define Z85_KEY_CHARS 40
 #define ROUTE_BYTES_MAX 255
 
 struct daemon;
@@ -46,6 +47,7 @@ struct options {
 #undef O_TEXT
 #undef O_INT
 #undef O_LIST
+	bool background;
 };
 
 enum options_result { OPTIONS_RUN, OPTIONS_EXIT };
@@ -121,8 +123,8 @@ struct worker {
 	uint64_t pid_start;           /* field 22 of /proc/PID/stat: pid and start are unique */
 	int pidfd;                    /* readable when the process ended; -1: it is gone already */
 	bool child;                   /* ours to reap; false: adopted from an earlier daemon */
-	char key[Z85_KEY_CHARS + 1];  /* public key of the attempt */
-	char secret[Z85_KEY_CHARS + 1];
+	char key[KEY_CHARS + 1];  /* public key of the attempt */
+	char secret[KEY_CHARS + 1];
 	int key_pipe;                 /* gets the secret after the commit; -1: it has it */
 	bool ended;                   /* its outcome was applied; only the process remains */
 	bool terminated, killed;      /* SIGTERM, SIGKILL were sent */
@@ -153,7 +155,7 @@ struct request {
 	uint8_t route[ROUTE_BYTES_MAX];
 	size_t route_len;
 	uint64_t id;
-	char key[Z85_KEY_CHARS + 1];
+	char key[KEY_CHARS + 1];
 	char user[LIMIT_NAME_BYTES + 1];
 	enum user_role role;
 	struct worker *worker;        /* role worker: whose key it is */
@@ -219,7 +221,7 @@ struct daemon {
 	char *worker_program;
 	char *worker_endpoint;        /* ipc, for workers and clients of this machine */
 	int lock;                     /* flock'ed state/lock */
-	char server_public[Z85_KEY_CHARS + 1], server_secret[Z85_KEY_CHARS + 1];
+	struct key_pair server;       /* our keys */
 	int64_t started_ms;           /* wall clock */
 
 	struct state *state;
@@ -359,7 +361,7 @@ struct resolved {
 int resolve_spec(struct daemon *d, const Tf__JobSpec *spec, struct resolved *out, struct err *e);
 void resolved_release(struct resolved *r);
 /* Again at the start of an attempt: what was being made at the submit is there now. */
-int resolve_late(struct daemon *d, Tf__SpecRecord *record, struct err *e);
+int resolve_late(struct daemon *d, Tf__SpecRecord *record, uint64_t job, struct err *e);
 
 /* ---- server.c: sockets, keys, dispatch ---- */
 int server_open(struct daemon *d, struct err *e);

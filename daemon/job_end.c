@@ -149,7 +149,7 @@ static int look_at_after(struct daemon *d, const Tf__JobRecord *r, bool *all_don
 		TRY(job_get(d->state, r->job->after[i], &other, NULL));
 		if (other->job->state != TF__JOB_STATE__DONE)
 			*all_done = false;
-		if (job_state_ended(other->job->state) && !*all_done && !*failed_text)
+		if (job_state_is_end(other->job->state) && !*all_done && !*failed_text)
 			*failed_text = xasprintf("job %llu, which it waited for, is %s",
 						 (unsigned long long)other->job->id,
 						 job_state_name(other->job->state));
@@ -167,7 +167,7 @@ static int wake(struct daemon *d, uint64_t waiter, struct err *e)
 	int rc;
 
 	TRY(job_get(d->state, waiter, &r, e));
-	rc = job_state_ended(r->job->state) ? 1 : look_at_after(d, r, &all_done, &failed_text);
+	rc = job_state_is_end(r->job->state) ? 1 : look_at_after(d, r, &all_done, &failed_text);
 	record_free(r);
 	edit.reason = failed_text ? failed_text : "";
 	if (rc == 0 && failed_text)
@@ -235,7 +235,7 @@ static int follow_up(struct daemon *d, uint64_t id, struct err *e)
 	int rc = 0;
 
 	TRY(job_get(d->state, id, &r, e));
-	CHECK(job_state_ended(r->job->state));
+	CHECK(job_state_is_end(r->job->state));
 	if (r->artefact && r->job->state != TF__JOB_STATE__DONE)
 		rc = artefact_unmake(d, r->artefact, e);
 	record_free(r);

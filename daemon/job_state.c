@@ -97,7 +97,7 @@ static void edit_record(struct daemon *d, Tf__JobRecord *r, Tf__JobState to, enu
 {
 	static const struct job_edit nothing;
 	Tf__Job *j = r->job;
-	bool ended = job_state_ended(to);
+	bool ended = job_state_is_end(to);
 
 	edit = edit ? edit : &nothing;
 	if (event == EVENT_START) {
@@ -141,7 +141,7 @@ static void edit_record(struct daemon *d, Tf__JobRecord *r, Tf__JobState to, enu
 static void announce(struct daemon *d, const Tf__JobRecord *r)
 {
 	struct job *j = live_find(&d->live, r->job->id);
-	bool ended = job_state_ended(r->job->state);
+	bool ended = job_state_is_end(r->job->state);
 
 	CHECK(j);
 	d->announced = true;

@@ -60,7 +60,7 @@ struct job *live_add(struct live *l, const Tf__JobRecord *r)
 	j->kind = (uint8_t)r->job->kind;
 	j->stopping = (uint8_t)r->job->stopping;
 	j->device = (uint8_t)device_parse(r->device);
-	CHECK(!job_state_ended(r->job->state));
+	CHECK(!job_state_is_end(r->job->state));
 	if (l->count == l->room) {
 		l->room = l->room ? 2 * l->room : 64;
 		l->job = xrealloc(l->job, l->room, sizeof *l->job);

@@ -156,7 +156,7 @@ static int run_program(struct daemon *d, struct worker *w, const char *folder, i
 {
 	char job[24], attempt[16];
 	char *argv[] = { d->worker_program, "--endpoint", d->worker_endpoint, "--server-key",
-		d->server_public, "--job", job, "--attempt", attempt, "--key-fd", "3", NULL };
+		d->server.public_key, "--job", job, "--attempt", attempt, "--key-fd", "3", NULL };
 	struct spawn s = { .argv = argv, .folder = folder, .output = log };
 	char **environment;
 	int pipe_fd[2], rc;
@@ -246,7 +246,7 @@ static int ready_inputs(struct daemon *d, uint64_t job, struct err *e)
 	struct err why = ERR_INIT;
 	int rc = job_spec_get(d->state, job, &spec, e);
 
-	if (rc == 0 && resolve_late(d, spec, &why) < 0) {
+	if (rc == 0 && resolve_late(d, spec, job, &why) < 0) {
 		edit.reason = why.text;
 		rc = job_change(d, job, EVENT_FAIL, &edit, e);
 		if (rc == 0)
@@ -261,7 +261,7 @@ static void release_keys(struct daemon *d)
 {
 	for (size_t i = 0; i < d->workers; i++) {
 		struct worker *w = d->worker[i];
-		char line[Z85_KEY_CHARS + 2];
+		char line[KEY_CHARS + 2];
 
 		if (w->key_pipe < 0)
 			continue;

@@ -8,27 +8,22 @@
 #include <stdio.h>
 #include <string.h>
 
-static const struct { const char *name, *folder; } kinds[] = {
-	[TF__ARTEFACT_KIND__DATASET] = { "dataset", "data" },
-	[TF__ARTEFACT_KIND__TOKENIZER_MODEL] = { "tokenizer", "tokenizers" },
-	[TF__ARTEFACT_KIND__VAE_MODEL] = { "vae", "vaes" },
-	[TF__ARTEFACT_KIND__MODEL] = { "model", "models" },
+static const char *const folders[] = {
+	[TF__ARTEFACT_KIND__DATASET] = "data",
+	[TF__ARTEFACT_KIND__TOKENIZER_MODEL] = "tokenizers",
+	[TF__ARTEFACT_KIND__VAE_MODEL] = "vaes",
+	[TF__ARTEFACT_KIND__MODEL] = "models",
 };
 
 static bool kind_known(Tf__ArtefactKind kind)
 {
-	return (size_t)kind < ARRAY_LEN(kinds) && kinds[kind].name;
-}
-
-const char *artefact_kind_name(Tf__ArtefactKind kind)
-{
-	return kind_known(kind) ? kinds[kind].name : "unknown";
+	return (size_t)kind < ARRAY_LEN(folders) && folders[kind];
 }
 
 const char *artefact_kind_folder(Tf__ArtefactKind kind)
 {
 	CHECK(kind_known(kind));
-	return kinds[kind].folder;
+	return folders[kind];
 }
 
 static size_t name_key(Tf__ArtefactKind kind, const char *name, char key[LIMIT_NAME_BYTES + 2])

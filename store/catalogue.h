@@ -4,6 +4,7 @@
 #ifndef STORE_CATALOGUE_H
 #define STORE_CATALOGUE_H
 
+#include "proto/spec.h"
 #include "store/record.h"
 #include "store/store.pb-c.h"
 
@@ -12,7 +13,6 @@
 #define ARTEFACT_READY "ready"
 #define ARTEFACT_STOPPED "stopped"   /* its job ended early and left checkpoints */
 
-const char *artefact_kind_name(Tf__ArtefactKind kind);     /* "dataset" ...; never NULL */
 const char *artefact_kind_folder(Tf__ArtefactKind kind);   /* "data" ... below the state folder */
 
 /* Puts the record and leads its name to it. */

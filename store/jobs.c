@@ -7,46 +7,10 @@
 
 #include <string.h>
 
-bool job_state_ended(Tf__JobState state)
-{
-	return state == TF__JOB_STATE__DONE || state == TF__JOB_STATE__FAILED ||
-		state == TF__JOB_STATE__CANCELLED;
-}
-
 bool job_state_active(Tf__JobState state)
 {
 	return state == TF__JOB_STATE__STARTING || state == TF__JOB_STATE__RUNNING ||
 		state == TF__JOB_STATE__STOPPING;
-}
-
-const char *job_state_name(Tf__JobState state)
-{
-	static const char *const names[] = {
-		[TF__JOB_STATE__QUEUED] = "queued", [TF__JOB_STATE__WAITING] = "waiting",
-		[TF__JOB_STATE__HELD] = "held", [TF__JOB_STATE__STARTING] = "starting",
-		[TF__JOB_STATE__RUNNING] = "running", [TF__JOB_STATE__STOPPING] = "stopping",
-		[TF__JOB_STATE__DONE] = "done", [TF__JOB_STATE__FAILED] = "failed",
-		[TF__JOB_STATE__CANCELLED] = "cancelled",
-	};
-
-	return (size_t)state < ARRAY_LEN(names) && names[state] ? names[state] : "unknown";
-}
-
-const char *job_kind_name(Tf__JobKind kind)
-{
-	switch (kind) {
-#define J(id, ENUM, field, artefact, resumable, help) case TF__JOB_KIND__##ENUM: return #id;
-#include "proto/jobs.def"
-#undef J
-	default: return "unknown";
-	}
-}
-
-const char *stop_reason_name(Tf__StopReason reason)
-{
-	static const char *const names[] = { "none", "cancel", "preempt", "limit", "shutdown" };
-
-	return (size_t)reason < ARRAY_LEN(names) ? names[reason] : "unknown";
 }
 
 int jobs_next_id(struct state *s, uint64_t *out, struct err *e)
@@ -78,7 +42,7 @@ int job_put(struct state *s, Tf__JobRecord *record, struct err *e)
 	CHECK(record_is_whole(record));
 	state_key(record->job->id, key);
 	TRY(record_put(s, STATE_JOBS, key, sizeof key, &record->base, e));
-	if (job_state_ended(record->job->state))
+	if (job_state_is_end(record->job->state))
 		TRY(state_delete(s, STATE_LIVE, key, sizeof key, e));
 	else
 		TRY(state_put(s, STATE_LIVE, key, sizeof key, "", 0, e));

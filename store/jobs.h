@@ -4,16 +4,14 @@
 #ifndef STORE_JOBS_H
 #define STORE_JOBS_H
 
+#include "proto/spec.h"
 #include "store/record.h"
 #include "store/store.pb-c.h"
 
 #define JOB_TOKEN_BYTES 16u
 
-bool job_state_ended(Tf__JobState state);             /* done, failed, cancelled */
-bool job_state_active(Tf__JobState state);            /* starting, running, stopping: has an attempt */
-const char *job_state_name(Tf__JobState state);       /* "queued" ...; never NULL */
-const char *job_kind_name(Tf__JobKind kind);          /* "ingest" ...; never NULL */
-const char *stop_reason_name(Tf__StopReason reason);  /* "cancel" ...; never NULL */
+/* Starting, running or stopping: the job has an attempt. */
+bool job_state_active(Tf__JobState state);
 
 /* The next job's number; counted in the transaction that is open. */
 int jobs_next_id(struct state *s, uint64_t *out, struct err *e);

@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The event loop. One turn: wait for something, take all of it, commit once, send the answers, then
+ * start what can start. Nothing in a turn waits for a disk longer than the commit, nor for a peer. */
+#include "config.h"
+#include "daemon/daemon.h"
+#include "lib/clock.h"
+#include "lib/files.h"
+#include "lib/log.h"
+#include "lib/mem.h"
+
+#include <zmq.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#define FIXED_ITEMS 4
+#define TICK_MS 100
+#define SECOND_MS 1000
+#define MINUTE_MS 60000
+#define STORE_RETRY_MS 2000
+
+/* ---------------------------------------------------------------- committing */
+
+void loop_doom(struct daemon *d, char *path)
+{
+	d->doomed.text = xrealloc(d->doomed.text, d->doomed.count + 1, sizeof *d->doomed.text);
+	d->doomed.text[d->doomed.count++] = path;
+}
+
+static void remove_folder(void *arg)
+{
+	struct err e = ERR_INIT;
+
+	if (dir_remove(arg, &e) < 0)
+		log_error("a folder stays: %s", e.text);
+}
+
+static void removed_folder(struct daemon *d, void *arg)
+{
+	(void)d;
+	xfree_(arg);
+}
+
+static void remove_doomed(struct daemon *d, bool committed)
+{
+	for (size_t i = 0; i < d->doomed.count; i++) {
+		if (committed)
+			task_start(d, remove_folder, removed_folder, d->doomed.text[i]);
+		else
+			xfree(d->doomed.text[i]);
+	}
+	d->doomed.count = 0;
+}
+
+static void become_read_only(struct daemon *d, const struct err *e)
+{
+	log_error("the state could not be written, nothing is changed until it can: %s", e->text);
+	d->read_only = true;
+	d->retry_store_ms = clock_mono_ms() + STORE_RETRY_MS;
+}
+
+/* Workers that were started in a turn that did not come true have no key: they leave by themselves. */
+static void drop_unborn(struct daemon *d)
+{
+	for (size_t i = 0; i < d->workers; i++)
+		if (d->worker[i]->key_pipe >= 0) {
+			close(d->worker[i]->key_pipe);
+			d->worker[i]->key_pipe = -1;
+		}
+}
+
+/* What is in memory follows what is on disk. */
+static int reopen(struct daemon *d, struct err *e)
+{
+	char *path = daemon_path(d, "store");
+	int rc;
+
+	state_close(d->state);
+	d->state = NULL;
+	rc = state_open(path, (uint64_t)d->options.map_mib << 20, &d->state, e);
+	xfree(path);
+	return rc;
+}
+
+static void try_store(struct daemon *d)
+{
+	struct err e = ERR_INIT;
+	uint64_t checks = 0;
+	int rc;
+
+	d->retry_store_ms = clock_mono_ms() + STORE_RETRY_MS;
+	rc = d->state ? 0 : reopen(d, &e);
+	if (rc == 0)
+		rc = state_number(d->state, "checks", &checks, &e);
+	if (rc == 0)
+		rc = state_set_number(d->state, "checks", checks + 1, &e);
+	if (rc == 0)
+		rc = state_commit(d->state, &e);
+	if (rc < 0) {
+		log_error("the state still cannot be written: %s", e.text);
+		return;
+	}
+	d->read_only = false;
+	rc = daemon_load(d, &e);
+	if (rc < 0) {
+		become_read_only(d, &e);
+		return;
+	}
+	log_info("the state can be written again");
+}
+
+bool loop_commit(struct daemon *d)
+{
+	struct err e = ERR_INIT;
+	bool committed;
+
+	if (!d->read_only) {
+		job_follow_up(d);
+		wait_answer(d, false);
+	}
+	committed = !d->state || d->read_only || state_commit(d->state, &e) == 0;
+	if (d->read_only && d->state)
+		state_abort(d->state);
+	remove_doomed(d, committed);
+	outbox_send(d, committed);
+	if (committed)
+		return true;
+	become_read_only(d, &e);
+	drop_unborn(d);
+	buf_clear(&d->ended);
+	if (reopen(d, &e) < 0)
+		log_error("the state cannot be opened: %s", e.text);
+	return false;
+}
+
+/* ---------------------------------------------------------------- waiting */
+
+static int64_t wait_ms(const struct daemon *d)
+{
+	int64_t now = clock_mono_ms();
+	int64_t until = d->second_ms;
+
+	if (d->outbox.count > 0)
+		return 1;      /* a peer's queue was full */
+	if (d->waits > 0)
+		until = d->tick_ms < until ? d->tick_ms : until;
+	if (d->spawn_after_ms > now && d->spawn_after_ms < until)
+		until = d->spawn_after_ms;
+	return until > now ? until - now : 0;
+}
+
+static size_t fill_items(struct daemon *d, zmq_pollitem_t *item)
+{
+	size_t n = FIXED_ITEMS;
+
+	item[0] = (zmq_pollitem_t){ .socket = d->router, .events = ZMQ_POLLIN };
+	item[1] = (zmq_pollitem_t){ .socket = d->zap, .events = ZMQ_POLLIN };
+	item[2] = (zmq_pollitem_t){ .fd = d->signal_fd, .events = ZMQ_POLLIN };
+	item[3] = (zmq_pollitem_t){ .fd = d->task_fd, .events = ZMQ_POLLIN };
+	for (size_t i = 0; i < d->workers; i++)
+		item[n++] = (zmq_pollitem_t){ .fd = d->worker[i]->pidfd, .events = ZMQ_POLLIN };
+	for (int i = 0; i < READER_PROCESSES_MAX; i++)
+		if (d->reader[i].pidfd >= 0)
+			item[n++] = (zmq_pollitem_t){ .fd = d->reader[i].pidfd, .events = ZMQ_POLLIN };
+	return n;
+}
+
+static void take_signal(struct daemon *d)
+{
+	struct signalfd_siginfo info;
+
+	while (read(d->signal_fd, &info, sizeof info) == sizeof info) {
+		log_info("signal %u: leaving; workers stay for the next daemon", info.ssi_signo);
+		d->leaving = true;
+	}
+}
+
+/* Ended processes. Those lists change while they are handled, so they are looked up by descriptor. */
+static void take_ended(struct daemon *d, const zmq_pollitem_t *item, size_t n)
+{
+	for (size_t k = FIXED_ITEMS; k < n; k++) {
+		if (!item[k].revents)
+			continue;
+		for (size_t i = 0; i < d->workers; i++)
+			if (d->worker[i]->pidfd == item[k].fd) {
+				worker_exited(d, d->worker[i]);
+				break;
+			}
+		for (int i = 0; i < READER_PROCESSES_MAX; i++)
+			if (d->reader[i].pidfd == item[k].fd)
+				reader_exited(d, &d->reader[i]);
+	}
+}
+
+static void housekeeping(struct daemon *d)
+{
+	int64_t now = clock_mono_ms();
+
+	if (now >= d->tick_ms) {
+		d->tick_ms = now + TICK_MS;
+		if (!d->read_only)
+			wait_answer(d, true);
+	}
+	if (now >= d->second_ms) {
+		d->second_ms = now + SECOND_MS;
+		worker_tick(d);
+		reader_tick(d);
+	}
+	if (d->read_only && now >= d->retry_store_ms)
+		try_store(d);
+	if (now >= d->minute_ms) {
+		d->minute_ms = now + MINUTE_MS;
+		if (!d->read_only) {
+			state_reader_check(d->state);
+			upload_collect(d);
+		}
+	}
+}
+
+static void turn(struct daemon *d)
+{
+	zmq_pollitem_t item[FIXED_ITEMS + 2 * LIMIT_SLOTS + READER_PROCESSES_MAX];
+	size_t n = fill_items(d, item);
+
+	CHECK(n <= ARRAY_LEN(item));
+	if (zmq_poll(item, (int)n, (long)wait_ms(d)) < 0)
+		n = 0;      /* a signal: the next turn sees it */
+	if (n && item[2].revents)
+		take_signal(d);
+	if (n && item[1].revents)
+		server_zap(d);
+	server_receive(d);
+	if (n)
+		take_ended(d, item, n);
+	if (n && item[3].revents)
+		tasks_finish(d);
+	housekeeping(d);
+	if (loop_commit(d))
+		worker_start_all(d);
+}
+
+void loop_run(struct daemon *d)
+{
+	while (!d->leaving && !(d->leave_when_idle && d->workers == 0))
+		turn(d);
+	/* what came in before the end is answered */
+	server_receive(d);
+	loop_commit(d);
+}

@@ -1,0 +1,350 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * From options to a daemon that can take requests: the state folder and its lock, keys, store, slots,
+ * sockets; then the jobs and attempts that an earlier daemon left. */
+#include "config.h"
+#include "daemon/daemon.h"
+#include "lib/clock.h"
+#include "lib/files.h"
+#include "lib/log.h"
+#include "lib/mem.h"
+
+#include <xxhash.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pwd.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define SYSTEM_STATE "/var/lib/transfused"
+
+char *daemon_path(const struct daemon *d, const char *fmt, ...)
+{
+	char *tail = NULL, *path;
+	va_list ap;
+
+	va_start(ap, fmt);
+	if (vasprintf(&tail, fmt, ap) < 0)
+		BUG("no memory for a path");
+	va_end(ap);
+	path = xasprintf("%s/%s", d->folder, tail);
+	free(tail);
+	return path;
+}
+
+/* ---------------------------------------------------------------- folders */
+
+static int open_folder(struct daemon *d, struct err *e)
+{
+	static const char *const below[] = { "store", "keys", "jobs", "uploads", "data", "tokenizers",
+		"vaes", "models" };
+	const char *wanted = d->options.state;
+	char *real;
+	int rc;
+
+	if (!*wanted)
+		wanted = getenv("TRANSFUSE_STATE");
+	if (!wanted || !*wanted)
+		wanted = SYSTEM_STATE;
+	rc = dir_make(wanted, 0700, e);
+	if (rc < 0)
+		return err_prefix(e, "the state folder (--state or TRANSFUSE_STATE)");
+	real = realpath(wanted, NULL);
+	if (!real)
+		return err_errno(e, "%s", wanted);
+	d->folder = xstrdup(real);
+	free(real);
+	for (size_t i = 0; rc == 0 && i < ARRAY_LEN(below); i++) {
+		char *path = daemon_path(d, "%s", below[i]);
+
+		rc = dir_make(path, 0700, e);
+		xfree(path);
+	}
+	return rc;
+}
+
+static int take_lock(struct daemon *d, struct err *e)
+{
+	char *path = daemon_path(d, "lock");
+	char text[32] = "";
+	int rc = 0;
+
+	d->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	if (d->lock < 0) {
+		rc = err_errno(e, "%s", path);
+	} else if (flock(d->lock, LOCK_EX | LOCK_NB) < 0) {
+		ssize_t n = pread(d->lock, text, sizeof text - 1, 0);
+
+		text[n > 0 ? n : 0] = 0;
+		text[strcspn(text, "\n")] = 0;
+		rc = err_set(e, TF_EBUSY, "another daemon (pid %s) owns %s", *text ? text : "unknown",
+			     d->folder);
+	} else {
+		int n = snprintf(text, sizeof text, "%d\n", (int)getpid());
+
+		if (ftruncate(d->lock, 0) < 0 || pwrite(d->lock, text, (size_t)n, 0) < 0)
+			rc = err_errno(e, "%s", path);
+	}
+	xfree(path);
+	return rc;
+}
+
+/* Sockets' paths are short, so they lie in a folder of their own whose name comes from the state's. */
+static int open_runtime(struct daemon *d, struct err *e)
+{
+	const char *given = d->options.runtime, *base = getenv("XDG_RUNTIME_DIR");
+	struct stat st;
+
+	if (!*given)
+		given = getenv("RUNTIME_DIRECTORY");
+	if (given && *given)
+		d->runtime = xstrdup(given);
+	else
+		d->runtime = xasprintf("%s/transfused-%u-%016llx", base && strlen(base) < 50 && *base ? base :
+				       "/tmp", (unsigned)getuid(),
+				       (unsigned long long)XXH64(d->folder, strlen(d->folder), 0));
+	if (mkdir(d->runtime, 0700) < 0 && errno != EEXIST)
+		return err_errno(e, "%s", d->runtime);
+	if (lstat(d->runtime, &st) < 0)
+		return err_errno(e, "%s", d->runtime);
+	FAIL_IF(!S_ISDIR(st.st_mode) || st.st_uid != geteuid() || (st.st_mode & 022), e, TF_EREFUSED,
+		"%s: the folder of the sockets must be ours and writable by us alone", d->runtime);
+	d->worker_endpoint = xasprintf("ipc://%s/socket", d->runtime);
+	return 0;
+}
+
+static int find_worker(struct daemon *d, struct err *e)
+{
+	char path[1024];
+	ssize_t n;
+
+	if (*d->options.worker) {
+		char *real = realpath(d->options.worker, NULL);
+
+		if (!real)
+			return err_errno(e, "worker %s", d->options.worker);
+		d->worker_program = xstrdup(real);
+		free(real);
+	} else {
+		n = readlink("/proc/self/exe", path, sizeof path - 1);
+		if (n < 0)
+			return err_errno(e, "/proc/self/exe");
+		path[n] = 0;
+		*strrchr(path, '/') = 0;
+		d->worker_program = xasprintf("%s/transfuse-worker", path);
+	}
+	if (access(d->worker_program, X_OK) < 0)
+		log_warn("no jobs can start: %s: %s", d->worker_program, strerror(errno));
+	return 0;
+}
+
+/* ---------------------------------------------------------------- keys, users, slots */
+
+static int open_keys(struct daemon *d, struct err *e)
+{
+	struct key_pair owner;
+	struct passwd *pw = getpwuid(geteuid());
+	Tf__UserRecord user = TF__USER_RECORD__INIT, *old = NULL;
+	int rc;
+
+	TRY(keys_private_make(d->folder, &d->server, &owner, e));
+	user.name = pw ? pw->pw_name : (char *)"owner";
+	user.role = ROLE_ADMIN;
+	user.created = clock_wall_ms();
+	rc = user_get(d->state, owner.public_key, &old, e);
+	if (rc == TF_ENOTFOUND)
+		rc = user_put(d->state, owner.public_key, &user, e);
+	record_free(old);
+	key_pair_wipe(&owner);
+	TRY(rc);
+	return users_configure(d->state, (const char *const *)d->options.user.text, d->options.user.count,
+			       e);
+}
+
+static void open_slots(struct daemon *d)
+{
+	int64_t slots = d->options.slots, gpus = d->options.gpus;
+	long processors = sysconf(_SC_NPROCESSORS_ONLN);
+
+	for (int64_t i = 0; i < slots + gpus && d->slots < LIMIT_SLOTS; i++) {
+		struct slot *s = &d->slot[d->slots++];
+		int number = (int)(i < slots ? i : i - slots);
+
+		snprintf(s->name, sizeof s->name, "%s%d", i < slots ? "cpu" : "gpu", number);
+		if (i < slots)
+			snprintf(s->device, sizeof s->device, "cpu");
+		else
+			snprintf(s->device, sizeof s->device, "cuda:%d", number);
+	}
+	if (d->options.threads == 0) {
+		d->options.threads = processors / (long)(d->slots ? d->slots : 1);
+		if (d->options.threads < 1)
+			d->options.threads = 1;
+	}
+}
+
+static int open_signals(struct daemon *d, struct err *e)
+{
+	sigset_t set;
+
+	signal(SIGPIPE, SIG_IGN);
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	d->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	return d->signal_fd < 0 ? err_errno(e, "signalfd") : 0;
+}
+
+static int tell_endpoints(struct daemon *d, struct err *e)
+{
+	const char *endpoint[1 + 16];
+	size_t n = 0;
+
+	endpoint[n++] = d->worker_endpoint;
+	for (size_t i = 0; i < d->options.listen.count && n < ARRAY_LEN(endpoint); i++)
+		endpoint[n++] = d->options.listen.text[i];
+	return endpoint_write(d->folder, endpoint, n, e);
+}
+
+/* ---------------------------------------------------------------- what was left */
+
+static int load_job(void *arg, const Tf__JobRecord *r)
+{
+	struct daemon *d = arg;
+
+	live_add(&d->live, r);
+	if (r->job->seq > d->seq)
+		d->seq = r->job->seq;
+	return 0;
+}
+
+struct attempts {
+	Tf__AttemptRecord **record;
+	size_t count;
+};
+
+static int load_attempt(void *arg, const Tf__AttemptRecord *r)
+{
+	struct attempts *a = arg;
+	Tf__AttemptRecord *copy = xmalloc(sizeof *copy);
+
+	*copy = *r;
+	copy->key = xstrdup(r->key);
+	copy->slot = xstrdup(r->slot);
+	a->record = xrealloc(a->record, a->count + 1, sizeof *a->record);
+	a->record[a->count++] = copy;
+	return 0;
+}
+
+static bool has_attempt(const struct attempts *a, const struct job *j)
+{
+	for (size_t i = 0; i < a->count; i++)
+		if (a->record[i]->job == j->id && a->record[i]->attempt == j->attempt)
+			return true;
+	return false;
+}
+
+/* Adopts every attempt on record; a running job without one (which cannot be) goes back to the queue. */
+static int examine(struct daemon *d, struct err *e)
+{
+	struct attempts a = { 0 };
+	int rc = attempts_each(d->state, load_attempt, &a, e);
+
+	for (size_t i = 0; rc == 0 && i < d->live.count; i++) {
+		const struct job *j = d->live.job[i];
+
+		if (j && job_state_active((Tf__JobState)j->state) && !has_attempt(&a, j)) {
+			log_line(LOG_ERROR, j->id, "no process is on record for it");
+			rc = job_change(d, j->id, EVENT_REQUEUE, NULL, e);
+		}
+	}
+	for (size_t i = 0; i < a.count; i++) {
+		if (rc == 0)
+			rc = worker_adopt(d, a.record[i], e);
+		xfree(a.record[i]->key);
+		xfree(a.record[i]->slot);
+		xfree(a.record[i]);
+	}
+	xfree(a.record);
+	return rc;
+}
+
+int daemon_load(struct daemon *d, struct err *e)
+{
+	uint64_t reserved = 0;
+
+	worker_forget_all(d);
+	live_release(&d->live);
+	TRY(state_number(d->state, "seq", &reserved, e));
+	d->seq = d->seq > reserved ? d->seq : reserved;
+	d->seq_reserved = reserved;
+	TRY(jobs_each_live(d->state, 0, true, load_job, d, e));
+	TRY(examine(d, e));
+	d->announced = true;
+	job_follow_up(d);
+	return 0;
+}
+
+/* ---------------------------------------------------------------- the whole */
+
+int daemon_open(struct daemon *d, struct err *e)
+{
+	char *store;
+	int rc;
+
+	umask(077);
+	d->lock = d->signal_fd = d->task_fd = -1;
+	for (int i = 0; i < READER_PROCESSES_MAX; i++)
+		d->reader[i].pidfd = d->reader[i].output = -1;
+	d->started_ms = clock_wall_ms();
+	TRY(open_folder(d, e));
+	TRY(take_lock(d, e));
+	TRY(open_runtime(d, e));
+	TRY(find_worker(d, e));
+	TRY(open_signals(d, e));
+	TRY(tasks_open(d, e));
+	store = daemon_path(d, "store");
+	rc = state_open(store, (uint64_t)d->options.map_mib << 20, &d->state, e);
+	xfree(store);
+	TRY(rc);
+	TRY(open_keys(d, e));
+	open_slots(d);
+	TRY(daemon_load(d, e));
+	artefact_collect(d);
+	upload_collect(d);
+	TRY(server_open(d, e));
+	FAIL_IF(!loop_commit(d), e, TF_EIO, "the state in %s cannot be written", d->folder);
+	return tell_endpoints(d, e);
+}
+
+void daemon_close(struct daemon *d)
+{
+	server_close(d);
+	tasks_close(d);
+	worker_forget_all(d);
+	upload_release_all(d);
+	outbox_release(&d->outbox);
+	live_release(&d->live);
+	state_close(d->state);
+	buf_release(&d->ended);
+	xfree(d->wait);
+	xfree(d->doomed.text);
+	xfree(d->worker_program);
+	xfree(d->worker_endpoint);
+	xfree(d->runtime);
+	key_pair_wipe(&d->server);
+	if (d->signal_fd >= 0)
+		close(d->signal_fd);
+	if (d->lock >= 0)
+		close(d->lock);
+	xfree(d->folder);
+	options_release(&d->options);
+}
