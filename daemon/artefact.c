@@ -29,6 +29,15 @@ char *artefact_path(const struct daemon *d, Tf__ArtefactKind kind, const char *i
 	return daemon_path(d, "%s/%s%s", artefact_kind_folder(kind), id, staging ? STAGING : "");
 }
 
+int artefact_find_named(struct daemon *d, const Tf__ArtefactRef *ref, Tf__ArtefactRecord **out,
+			struct err *e)
+{
+	struct artefact_name name;
+
+	TRY(artefact_name_parse(artefact_kind_name(ref->kind), ref->name, &name, e));
+	return artefact_find(d->state, ref->kind, name.name, out, e);
+}
+
 /* What the spec makes: kind (0: nothing), name, and whether to go on with an existing one. */
 static Tf__ArtefactKind made_by(const Tf__JobSpec *spec, const char **name, bool *resume)
 {

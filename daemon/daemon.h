@@ -346,6 +346,9 @@ int artefact_reserve(struct daemon *d, const Tf__JobSpec *spec, uint64_t job, co
 		     bool dry_run, char **id, struct err *e);
 int artefact_publish(struct daemon *d, const Tf__JobRecord *r, const Tf__Outcome *outcome,
 		     struct err *e);
+/* By kind and name, whatever step the name also says. */
+int artefact_find_named(struct daemon *d, const Tf__ArtefactRef *ref, Tf__ArtefactRecord **out,
+			struct err *e);
 /* The job ended without making it: keeps checkpoints, else removes it. */
 int artefact_unmake(struct daemon *d, const char *id, struct err *e);
 /* Removes folders that no record names, and half-made ones of jobs that are gone. */
@@ -372,6 +375,10 @@ void server_receive(struct daemon *d);                      /* takes up to a tur
 /* ---- reply.c ---- */
 /* Puts the reply (its version and id are filled in) into the outbox. */
 void reply_put(struct daemon *d, struct request *r, Tf__Reply *reply);
+/* Append to the packed fields of a message Jobs or Artefacts; a reply whose body is packed already. */
+void reply_pack_job(struct buf *jobs, const Tf__Job *job);
+void reply_pack_artefact(struct buf *artefacts, const Tf__Artefact *artefact);
+void reply_put_packed(struct daemon *d, struct request *r, unsigned field, const struct buf *body);
 void reply_ok(struct daemon *d, struct request *r);
 void reply_error(struct daemon *d, struct request *r, int code, const char *text);
 /* whole: with spec and inputs. */

@@ -55,7 +55,7 @@ static int go_down(const char *root, const char *rel, int *dir, const char **las
 
 int folder_open_file(const char *root, const char *rel, int *fd, uint64_t *size, struct err *e)
 {
-	const char *last;
+	const char *last = rel;
 	struct stat st;
 	int dir = -1;
 

@@ -55,6 +55,58 @@ void reply_put(struct daemon *d, struct request *r, Tf__Reply *reply)
 	}
 }
 
+static void put_varint(struct buf *b, uint64_t value)
+{
+	do {
+		char byte = (char)((value & 0x7F) | (value > 0x7F ? 0x80 : 0));
+
+		buf_append(b, &byte, 1);
+		value >>= 7;
+	} while (value);
+}
+
+/* Field number and length of an embedded message, as protobuf has them. */
+static void put_field(struct buf *b, unsigned field, size_t len)
+{
+	put_varint(b, (uint64_t)field << 3 | 2);
+	put_varint(b, len);
+}
+
+void reply_pack_job(struct buf *jobs, const Tf__Job *job)
+{
+	size_t len = tf__job__get_packed_size(job);
+
+	put_field(jobs, 1, len);
+	buf_reserve(jobs, len);
+	jobs->len += tf__job__pack(job, (uint8_t *)jobs->data + jobs->len);
+}
+
+void reply_pack_artefact(struct buf *artefacts, const Tf__Artefact *artefact)
+{
+	size_t len = tf__artefact__get_packed_size(artefact);
+
+	put_field(artefacts, 1, len);
+	buf_reserve(artefacts, len);
+	artefacts->len += tf__artefact__pack(artefact, (uint8_t *)artefacts->data + artefacts->len);
+}
+
+void reply_put_packed(struct daemon *d, struct request *r, unsigned field, const struct buf *body)
+{
+	struct letter *l = letter_add(&d->outbox, r->route, r->route_len, r->id);
+	Tf__Reply head = TF__REPLY__INIT;
+	struct buf b = BUF_INIT;
+
+	letter_pack(l, &head);
+	put_field(&b, field, body->len);
+	l->data = xrealloc(l->data, l->len + b.len + body->len, 1);
+	memcpy(l->data + l->len, b.data, b.len);
+	if (body->len)
+		memcpy(l->data + l->len + b.len, body->data, body->len);
+	l->len += b.len + body->len;
+	buf_release(&b);
+	CHECK(l->len <= LIMIT_MESSAGE_BYTES);
+}
+
 void reply_ok(struct daemon *d, struct request *r)
 {
 	Tf__Reply reply = TF__REPLY__INIT;

@@ -216,7 +216,7 @@ static int tell_endpoints(struct daemon *d, struct err *e)
 
 /* ---------------------------------------------------------------- what was left */
 
-static int load_job(void *arg, const Tf__JobRecord *r)
+static int load_job(void *arg, Tf__JobRecord *r)
 {
 	struct daemon *d = arg;
 

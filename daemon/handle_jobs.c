@@ -1,0 +1,361 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Requests about jobs: submit, list, show, wait, log, cancel. */
+#include "config.h"
+#include "daemon/daemon.h"
+#include "lib/clock.h"
+#include "lib/files.h"
+#include "lib/mem.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define LIST_BYTES_MAX (LIMIT_MESSAGE_BYTES - (256u << 10))
+
+/* ---------------------------------------------------------------- submit */
+
+static int check_after(struct daemon *d, const Tf__JobSpec *spec, bool *waiting, struct err *e)
+{
+	*waiting = false;
+	for (size_t i = 0; i < spec->n_after; i++) {
+		Tf__JobRecord *other = NULL;
+		Tf__JobState state;
+
+		TRY(job_get(d->state, spec->after[i], &other, e));
+		state = other->job->state;
+		record_free(other);
+		FAIL_IF(state == TF__JOB_STATE__FAILED || state == TF__JOB_STATE__CANCELLED, e, TF_EREFUSED,
+			"job %llu is %s: nothing can wait for it", (unsigned long long)spec->after[i],
+			job_state_name(state));
+		*waiting |= state != TF__JOB_STATE__DONE;
+	}
+	return 0;
+}
+
+static int check_device(struct daemon *d, const Tf__JobSpec *spec, struct err *e)
+{
+	enum job_device device = device_parse(spec->device);
+
+	for (size_t i = 0; i < d->slots; i++)
+		if (device == DEVICE_ANY || device_parse(d->slot[i].device) == device)
+			return 0;
+	return err_set(e, TF_EREFUSED, "no slot here has the device '%s' (%lld for the processor, %lld GPUs)",
+		       spec->device ? spec->device : "any", (long long)d->options.slots,
+		       (long long)d->options.gpus);
+}
+
+/* Files a job reads: uploads of the user, or paths below a configured root. */
+static int check_sources(struct daemon *d, const struct request *r, char **path, size_t paths,
+			 char **upload, size_t uploads, struct err *e)
+{
+	for (size_t i = 0; i < uploads; i++)
+		TRY(upload_path(d, upload[i], r->user, NULL, e));
+	for (size_t i = 0; i < paths; i++) {
+		bool inside = false;
+
+		for (size_t k = 0; k < d->options.root.count; k++)
+			inside |= path_is_inside(d->options.root.text[k], path[i]);
+		FAIL_IF(!inside, e, TF_EREFUSED, "%s: not below a folder the daemon may read (option root)",
+			path[i]);
+	}
+	return 0;
+}
+
+static int check_files(struct daemon *d, const struct request *r, const Tf__JobSpec *s, struct err *e)
+{
+	if (s->spec_case == TF__JOB_SPEC__SPEC_INGEST)
+		return check_sources(d, r, s->ingest->path, s->ingest->n_path, s->ingest->upload,
+				     s->ingest->n_upload, e);
+	if (s->spec_case == TF__JOB_SPEC__SPEC_TOKENIZER)
+		return check_sources(d, r, s->tokenizer->path, s->tokenizer->n_path, s->tokenizer->upload,
+				     s->tokenizer->n_upload, e);
+	return 0;
+}
+
+static int put_uses(struct daemon *d, uint64_t id, const Tf__JobSpec *s, const struct resolved *v,
+		    struct err *e)
+{
+	char job[24];
+	char **upload = s->ingest ? s->ingest->upload : s->tokenizer ? s->tokenizer->upload : NULL;
+	size_t uploads = s->ingest ? s->ingest->n_upload : s->tokenizer ? s->tokenizer->n_upload : 0;
+
+	snprintf(job, sizeof job, "%llu", (unsigned long long)id);
+	for (size_t i = 0; i < v->inputs; i++)
+		TRY(use_put(d->state, v->input[i]->id, 'j', job, e));
+	for (size_t i = 0; i < uploads; i++)
+		TRY(use_put(d->state, upload[i], 'j', job, e));
+	for (size_t i = 0; i < s->n_after; i++)
+		TRY(job_after_put(d->state, s->after[i], id, e));
+	return 0;
+}
+
+/* What a new artefact is made from is known now: its record protects them. */
+static int put_made_from(struct daemon *d, const char *artefact, const struct resolved *v, struct err *e)
+{
+	Tf__ArtefactRecord *r = NULL;
+	Tf__Artefact a;
+	int rc;
+
+	if (!artefact || v->inputs == 0)
+		return 0;
+	TRY(artefact_get(d->state, artefact, &r, e));
+	a = *r->artefact;
+	a.made_from = v->input;
+	a.n_made_from = v->inputs;
+	rc = artefact_put(d->state, &a, e);
+	record_free(r);
+	return rc;
+}
+
+/* Everything was checked: from here on only the disk can fail. */
+static int create(struct daemon *d, const struct request *r, const Tf__Submit *m,
+		  const struct resolved *v, bool waiting, uint64_t *id, struct err *e)
+{
+	Tf__JobRecord record = TF__JOB_RECORD__INIT;
+	Tf__SpecRecord spec = TF__SPEC_RECORD__INIT;
+	Tf__Job job = TF__JOB__INIT;
+	int rc;
+
+	TRY(jobs_next_id(d->state, id, e));
+	rc = artefact_reserve(d, m->spec, *id, r->user, false, &record.artefact, e);
+	if (rc == 0)
+		rc = put_made_from(d, record.artefact, v, e);
+	job.id = *id;
+	job.kind = m->spec->kind;
+	job.name = m->spec->name;
+	job.user = (char *)r->user;
+	job.state = waiting ? TF__JOB_STATE__WAITING : TF__JOB_STATE__QUEUED;
+	job.has_submitted = job.has_seq = true;
+	job.submitted = clock_wall_ms();
+	job.seq = job_seq(d);
+	job.n_after = m->spec->n_after;
+	job.after = m->spec->after;
+	record.job = &job;
+	record.token = m->token;
+	record.has_retries = true;
+	record.retries = m->spec->retries < LIMIT_RETRIES ? m->spec->retries : LIMIT_RETRIES;
+	record.device = m->spec->device;
+	spec.spec = m->spec;
+	spec.n_input = v->inputs;
+	spec.input = v->input;
+	if (rc == 0)
+		rc = job_spec_put(d->state, *id, &spec, e);
+	if (rc == 0)
+		rc = put_uses(d, *id, m->spec, v, e);
+	if (rc == 0)
+		rc = job_put(d->state, &record, e);
+	if (rc == 0)
+		live_add(&d->live, &record);
+	xfree(record.artefact);
+	return rc;
+}
+
+static void reply_submitted(struct daemon *d, struct request *r, uint64_t job, bool already,
+			    const struct resolved *v)
+{
+	Tf__Reply reply = TF__REPLY__INIT;
+	Tf__Submitted s = TF__SUBMITTED__INIT;
+
+	s.job = job;
+	s.has_already = s.already = already;
+	if (v) {
+		s.n_input = v->inputs;
+		s.input = v->input;
+		s.n_fact = v->facts;
+		s.fact = v->fact;
+	}
+	reply.body_case = TF__REPLY__BODY_SUBMITTED;
+	reply.submitted = &s;
+	reply_put(d, r, &reply);
+}
+
+/* The job the token got earlier; its owner alone may ask for it again. */
+static int submit_again(struct daemon *d, struct request *r, uint64_t id)
+{
+	Tf__JobRecord *old = NULL;
+	bool own;
+
+	TRY(job_get(d->state, id, &old, &r->err));
+	own = old->job->user && strcmp(old->job->user, r->user) == 0;
+	record_free(old);
+	FAIL_IF(!own, &r->err, TF_EREFUSED, "this token belongs to a job of another user");
+	reply_submitted(d, r, id, true, NULL);
+	return 0;
+}
+
+int handle_submit(struct daemon *d, struct request *r)
+{
+	const Tf__Submit *m = r->message->submit;
+	struct resolved v = { 0 };
+	uint64_t id = 0;
+	char *none = NULL;
+	bool waiting = false;
+	int rc;
+
+	FAIL_IF(m->token.len != JOB_TOKEN_BYTES, &r->err, TF_EINVALID, "a token of %zu bytes: expected %u",
+		m->token.len, JOB_TOKEN_BYTES);
+	rc = job_by_token(d->state, m->token.data, &id, &r->err);
+	if (rc == 0)
+		return submit_again(d, r, id);
+	FAIL_IF(rc != TF_ENOTFOUND, &r->err, rc, "the token cannot be looked up");
+	FAIL_IF(d->live.count - d->live.holes >= LIMIT_JOBS_QUEUED, &r->err, TF_ELIMIT,
+		"%u jobs are queued, the limit", LIMIT_JOBS_QUEUED);
+	TRY(spec_check(m->spec, &r->err));
+	TRY(check_device(d, m->spec, &r->err));
+	TRY(check_after(d, m->spec, &waiting, &r->err));
+	TRY(check_files(d, r, m->spec, &r->err));
+	rc = resolve_spec(d, m->spec, &v, &r->err);
+	if (rc == 0)
+		rc = artefact_reserve(d, m->spec, 0, r->user, true, &none, &r->err);
+	if (rc == 0 && !m->dry_run)
+		rc = create(d, r, m, &v, waiting, &id, &r->err);
+	if (rc == 0)
+		reply_submitted(d, r, id, false, &v);
+	resolved_release(&v);
+	xfree(none);
+	return rc;
+}
+
+/* ---------------------------------------------------------------- list, show, wait, log */
+
+/* A list is packed while the store is walked: ten thousand records never lie in memory together. */
+struct list {
+	struct daemon *d;
+	struct buf packed;            /* fields `job` of a message Jobs */
+	size_t count, limit;
+	bool more;
+};
+
+static int list_job(void *arg, Tf__JobRecord *r)
+{
+	struct list *l = arg;
+
+	if (l->count >= l->limit || l->packed.len > LIST_BYTES_MAX) {
+		l->more = true;
+		return 1;
+	}
+	reply_pack_job(&l->packed, job_view(l->d, r));
+	job_view_end(l->d, r);
+	l->count++;
+	return 0;
+}
+
+static void reply_list(struct daemon *d, struct request *r, struct list *l)
+{
+	Tf__Jobs rest = TF__JOBS__INIT;
+
+	rest.has_more = rest.more = l->more;
+	buf_reserve(&l->packed, 16);
+	l->packed.len += tf__jobs__pack(&rest, (uint8_t *)l->packed.data + l->packed.len);
+	reply_put_packed(d, r, TF__REPLY__BODY_JOBS, &l->packed);
+	buf_release(&l->packed);
+}
+
+int handle_job_list(struct daemon *d, struct request *r)
+{
+	const Tf__JobList *m = r->message->job_list;
+	struct list l = { .d = d, .limit = LIMIT_JOBS_LISTED };
+	int rc;
+
+	if (m->has_limit && m->limit > 0 && m->limit < LIMIT_JOBS_LISTED)
+		l.limit = m->limit;
+	rc = m->all ? jobs_each(d->state, m->before, list_job, &l, &r->err) :
+		jobs_each_live(d->state, m->before, false, list_job, &l, &r->err);
+	if (rc == 0)
+		reply_list(d, r, &l);
+	buf_release(&l.packed);
+	return rc;
+}
+
+int handle_job_show(struct daemon *d, struct request *r)
+{
+	reply_job(d, r, r->message->job_show->job, true);
+	return 0;
+}
+
+int handle_job_wait(struct daemon *d, struct request *r)
+{
+	const Tf__JobWait *m = r->message->job_wait;
+	const struct job *j = live_find(&d->live, m->job);
+
+	if (!j || j->seq > m->since || m->timeout_ms == 0) {
+		reply_job(d, r, m->job, false);
+		return 0;
+	}
+	return wait_add(d, r, WAIT_JOB, m->job, m->since, m->timeout_ms, &r->err);
+}
+
+int handle_log_read(struct daemon *d, struct request *r)
+{
+	const Tf__LogRead *m = r->message->log_read;
+	Tf__JobRecord *record = NULL;
+	char *path;
+	int64_t size;
+
+	TRY(job_get(d->state, m->job, &record, &r->err));
+	record_free(record);
+	path = daemon_path(d, "jobs/%llu/log", (unsigned long long)m->job);
+	size = file_size(path);
+	xfree(path);
+	if (m->wait_ms > 0 && live_find(&d->live, m->job) && (size < 0 || (uint64_t)size <= m->offset))
+		return wait_add(d, r, WAIT_LOG, m->job, m->offset, m->wait_ms, &r->err);
+	reply_log(d, r, m->job, m->offset);
+	return 0;
+}
+
+/* ---------------------------------------------------------------- cancel */
+
+static int may_change(const struct request *r, const Tf__Job *j, struct err *e)
+{
+	FAIL_IF(r->role != ROLE_ADMIN && (!j->user || strcmp(j->user, r->user) != 0), e, TF_EREFUSED,
+		"job %llu belongs to %s", (unsigned long long)j->id, j->user ? j->user : "nobody");
+	return 0;
+}
+
+static int cancel_one(struct daemon *d, const struct request *r, uint64_t id, struct err *e)
+{
+	struct job_edit edit = { .stopping = TF__STOP_REASON__STOP_CANCEL };
+	char reason[LIMIT_NAME_BYTES + 32];
+	struct worker *w;
+
+	if (!live_find(&d->live, id))
+		return 0;      /* it has ended: its state says how */
+	snprintf(reason, sizeof reason, "cancelled by %s", r->user);
+	edit.reason = reason;
+	TRY(job_change(d, id, EVENT_CANCEL, &edit, e));
+	w = worker_of(d, id);
+	if (w)
+		worker_order(d, w);
+	return 0;
+}
+
+int handle_job_cancel(struct daemon *d, struct request *r)
+{
+	const Tf__JobRefs *m = r->message->job_cancel;
+	struct list l = { .d = d, .limit = LIMIT_JOBS_LISTED };
+	int rc = 0;
+
+	FAIL_IF(m->n_job == 0 || m->n_job > LIMIT_JOBS_LISTED, &r->err, TF_ELIMIT,
+		"%zu jobs to cancel: expected 1 to %u", m->n_job, LIMIT_JOBS_LISTED);
+	for (size_t i = 0; i < m->n_job; i++) {
+		Tf__JobRecord *record = NULL;
+
+		TRY(job_get(d->state, m->job[i], &record, &r->err));
+		rc = may_change(r, record->job, &r->err);
+		record_free(record);
+		TRY(rc);
+	}
+	for (size_t i = 0; rc == 0 && i < m->n_job; i++)
+		rc = cancel_one(d, r, m->job[i], &r->err);
+	for (size_t i = 0; rc == 0 && i < m->n_job; i++) {
+		Tf__JobRecord *record = NULL;
+
+		rc = job_get(d->state, m->job[i], &record, &r->err);
+		if (rc == 0)
+			list_job(&l, record);
+		record_free(record);
+	}
+	if (rc == 0)
+		reply_list(d, r, &l);
+	buf_release(&l.packed);
+	return rc;
+}

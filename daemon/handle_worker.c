@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Requests of workers: hello (answered by the assignment), report, done. A worker is known by the key
+ * of its attempt; what it says of another job or attempt is refused. */
+#include "config.h"
+#include "daemon/daemon.h"
+#include "lib/files.h"
+#include "lib/log.h"
+#include "lib/mem.h"
+
+#include <string.h>
+
+static int check_attempt(struct daemon *d, struct request *r, uint64_t job, uint32_t attempt)
+{
+	const struct worker *w = r->worker;
+	const struct job *j = live_find(&d->live, job);
+
+	FAIL_IF(w->job != job || w->attempt != attempt, &r->err, TF_EFENCED,
+		"this key is for attempt %u of job %llu, not for attempt %u of job %llu", w->attempt,
+		(unsigned long long)w->job, attempt, (unsigned long long)job);
+	FAIL_IF(w->ended || !j || j->attempt != attempt, &r->err, TF_EFENCED,
+		"attempt %u of job %llu is over", attempt, (unsigned long long)job);
+	return 0;
+}
+
+/* ---------------------------------------------------------------- hello */
+
+struct assignment {
+	Tf__Assignment message;
+	Tf__JobRecord *job;
+	Tf__SpecRecord *spec;
+};
+
+static void assignment_release(struct assignment *a)
+{
+	for (size_t i = 0; i < a->message.n_source; i++)
+		xfree(a->message.source[i]);
+	xfree(a->message.source);
+	xfree(a->message.job_folder);
+	xfree(a->message.attempt_folder);
+	xfree(a->message.output_folder);
+	record_free(a->job);
+	record_free(a->spec);
+}
+
+static int add_sources(struct daemon *d, struct assignment *a, char **path, size_t paths,
+		       char **upload, size_t uploads, struct err *e)
+{
+	Tf__Assignment *m = &a->message;
+
+	m->source = xcalloc(paths + uploads + 1, sizeof *m->source);
+	for (size_t i = 0; i < paths; i++)
+		m->source[m->n_source++] = xstrdup(path[i]);
+	for (size_t i = 0; i < uploads; i++) {
+		TRY(upload_path(d, upload[i], NULL, &m->source[m->n_source], e));
+		m->n_source++;
+	}
+	return 0;
+}
+
+/* The folder the new artefact is made in; it exists afterwards. */
+static int make_output(struct daemon *d, struct assignment *a, struct err *e)
+{
+	Tf__ArtefactRecord *r = NULL;
+	int rc;
+
+	if (!a->job->artefact)
+		return 0;
+	rc = artefact_get(d->state, a->job->artefact, &r, e);
+	FAIL_IF(rc == TF_ENOTFOUND, e, TF_EINTERNAL, "what the job makes is not in the catalogue");
+	TRY(rc);
+	a->message.output_folder = artefact_path(d, r->artefact->kind, r->artefact->id,
+						 !artefact_in_place(r->artefact->kind));
+	record_free(r);
+	return dir_make(a->message.output_folder, 0700, e);
+}
+
+static int fill(struct daemon *d, const struct worker *w, struct assignment *a, struct err *e)
+{
+	const Tf__JobSpec *s;
+	Tf__Assignment *m = &a->message;
+
+	TRY(job_get(d->state, w->job, &a->job, e));
+	TRY(job_spec_get(d->state, w->job, &a->spec, e));
+	s = a->spec->spec;
+	m->job = w->job;
+	m->attempt = w->attempt;
+	m->spec = a->spec->spec;
+	m->n_input = a->spec->n_input;
+	m->input = a->spec->input;
+	for (size_t i = 0; i < m->n_input; i++)
+		m->input[i]->path = artefact_path(d, m->input[i]->kind, m->input[i]->id, false);
+	m->job_folder = daemon_path(d, "jobs/%llu", (unsigned long long)w->job);
+	m->attempt_folder = daemon_path(d, "jobs/%llu/attempt-%u", (unsigned long long)w->job, w->attempt);
+	m->device = w->slot >= 0 ? d->slot[w->slot].device : (char *)"cpu";
+	m->has_threads = m->has_map_bytes = true;
+	m->threads = s->threads > 0 ? s->threads : (int32_t)d->options.threads;
+	m->map_bytes = (uint64_t)d->options.data_map_mib << 20;
+	m->stop = a->job->job->stopping;
+	m->has_stop = m->stop != TF__STOP_REASON__STOP_NONE;
+	if (s->spec_case == TF__JOB_SPEC__SPEC_INGEST)
+		TRY(add_sources(d, a, s->ingest->path, s->ingest->n_path, s->ingest->upload,
+				s->ingest->n_upload, e));
+	if (s->spec_case == TF__JOB_SPEC__SPEC_TOKENIZER)
+		TRY(add_sources(d, a, s->tokenizer->path, s->tokenizer->n_path, s->tokenizer->upload,
+				s->tokenizer->n_upload, e));
+	return make_output(d, a, e);
+}
+
+int handle_worker_hello(struct daemon *d, struct request *r)
+{
+	const Tf__WorkerHello *m = r->message->worker_hello;
+	struct assignment a = { .message = TF__ASSIGNMENT__INIT };
+	Tf__Reply reply = TF__REPLY__INIT;
+	struct worker *w = r->worker;
+	int rc;
+
+	TRY(check_attempt(d, r, m->job, m->attempt));
+	FAIL_IF((pid_t)m->pid != w->pid, &r->err, TF_EFENCED, "attempt %u of job %llu is process %d, not %u",
+		w->attempt, (unsigned long long)w->job, (int)w->pid, m->pid);
+	rc = fill(d, w, &a, &r->err);
+	if (rc == 0 && live_find(&d->live, w->job)->state == TF__JOB_STATE__STARTING)
+		rc = job_change(d, w->job, EVENT_HELLO, NULL, &r->err);
+	else if (rc == 0)
+		log_line(LOG_INFO, w->job, "attempt=%u is adopted, pid=%d", w->attempt, (int)w->pid);
+	if (rc == 0) {
+		w->hello_by_ms = 0;
+		w->route_len = r->route_len;
+		memcpy(w->route, r->route, r->route_len);
+		reply.body_case = TF__REPLY__BODY_ASSIGNMENT;
+		reply.assignment = &a.message;
+		reply_put(d, r, &reply);
+	}
+	assignment_release(&a);
+	return rc;
+}
+
+/* ---------------------------------------------------------------- report, done */
+
+int handle_worker_report(struct daemon *d, struct request *r)
+{
+	const Tf__WorkerReport *m = r->message->worker_report;
+
+	TRY(check_attempt(d, r, m->job, m->attempt));
+	FAIL_IF(m->progress->n_metric > LIMIT_METRICS, &r->err, TF_ELIMIT, "%zu metrics: the limit is %u",
+		m->progress->n_metric, LIMIT_METRICS);
+	job_progress(d, live_find(&d->live, m->job), m->progress);
+	reply_ok(d, r);
+	return 0;
+}
+
+int handle_worker_done(struct daemon *d, struct request *r)
+{
+	const Tf__WorkerDone *m = r->message->worker_done;
+
+	if (r->worker->job == m->job && r->worker->attempt == m->attempt && r->worker->ended) {
+		reply_ok(d, r);      /* said again */
+		return 0;
+	}
+	TRY(check_attempt(d, r, m->job, m->attempt));
+	TRY(job_outcome(d, r->worker, m->outcome, &r->err));
+	reply_ok(d, r);
+	return 0;
+}
