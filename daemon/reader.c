@@ -9,7 +9,7 @@
 #include "lib/log.h"
 #include "lib/mem.h"
 
-#if __has_include("store/dataset.h")
+#if __has_include("store/dataset.c")
 #include "store/dataset.h"
 #define HAVE_DATASETS 1
 #endif

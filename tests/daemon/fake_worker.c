@@ -1,0 +1,253 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * A worker that behaves as its job's name says, to try the daemon's side of the protocol:
+ *   done       says it is done at once            fail       ends with an error
+ *   wait       stays until ordered to stop         stubborn   stays until it is killed
+ *   crash      exits with no outcome, always       once       crashes in its first attempt only
+ *   quiet      writes its outcome, exits unsaid    mute       never says hello
+ *   fence      speaks for another attempt first    make       makes the artefact it should
+ *   half       makes half of it and fails          steps      leaves a checkpoint and fails
+ * It writes "begin N" and "end N" (N: attempt) lines into its log. */
+#include "config.h"
+#include "lib/clock.h"
+#include "lib/files.h"
+#include "lib/mem.h"
+#include "proto/wire.h"
+#include "store/checkpoints.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static struct {
+	void *socket;
+	uint64_t job, next_id;
+	uint32_t attempt;
+	Tf__Reply *assigned;          /* keeps the assignment alive */
+	const Tf__Assignment *a;
+	Tf__StopReason stop;
+} self;
+
+static Tf__Reply *receive(int64_t timeout_ms)
+{
+	int64_t until = clock_mono_ms() + timeout_ms;
+
+	while (clock_mono_ms() < until) {
+		zmq_pollitem_t item = { .socket = self.socket, .events = ZMQ_POLLIN };
+		struct wire_message m;
+		Tf__Reply *reply = NULL;
+		int rc;
+
+		zmq_poll(&item, 1, timeout_ms < 20 ? timeout_ms : 20);
+		rc = wire_receive(self.socket, false, &m, NULL);
+		if (rc != 1)
+			continue;
+		rc = wire_unpack_reply(zmq_msg_data(&m.body), zmq_msg_size(&m.body), &reply, NULL);
+		wire_message_close(&m);
+		if (rc < 0)
+			die(9, "a reply cannot be read");
+		if (reply->body_case != TF__REPLY__BODY_ORDER)
+			return reply;
+		self.stop = reply->order->stop;
+		tf__reply__free_unpacked(reply, NULL);
+		if (timeout_ms < 0)
+			return NULL;
+	}
+	return NULL;
+}
+
+/* Sends and waits for the answer; sends again when none comes (another daemon may be there). */
+static Tf__Reply *call(Tf__Request *r)
+{
+	Tf__Reply *reply = NULL;
+
+	r->version = TF_PROTOCOL_VERSION;
+	r->id = ++self.next_id;
+	for (int i = 0; i < 5000 && !reply; i++) {
+		bool sent = wire_send(self.socket, NULL, 0, &r->base, NULL) == 0;
+
+		reply = receive(sent ? 500 : 1);
+		if (reply && (reply->id != r->id || reply->code == TF_EUNKNOWN)) {
+			tf__reply__free_unpacked(reply, NULL);
+			reply = NULL;
+		}
+	}
+	if (!reply)
+		die(9, "no answer");
+	return reply;
+}
+
+static void hello(void)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__WorkerHello m = TF__WORKER_HELLO__INIT;
+
+	m.job = self.job;
+	m.attempt = self.attempt;
+	m.pid = (uint32_t)getpid();
+	r.body_case = TF__REQUEST__BODY_WORKER_HELLO;
+	r.worker_hello = &m;
+	if (self.assigned)
+		tf__reply__free_unpacked(self.assigned, NULL);
+	self.assigned = call(&r);
+	if (self.assigned->body_case != TF__REPLY__BODY_ASSIGNMENT)
+		die(4, "no assignment: %s", self.assigned->text ? self.assigned->text : "?");
+	self.a = self.assigned->assignment;
+	if (self.a->stop)
+		self.stop = self.a->stop;
+}
+
+static int report(uint32_t attempt, uint64_t done)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__WorkerReport m = TF__WORKER_REPORT__INIT;
+	Tf__Progress p = TF__PROGRESS__INIT;
+	Tf__Reply *reply;
+	int code;
+
+	p.phase = (char *)"trying";
+	p.has_done = true;
+	p.done = done;
+	m.job = self.job;
+	m.attempt = attempt;
+	m.progress = &p;
+	r.body_case = TF__REQUEST__BODY_WORKER_REPORT;
+	r.worker_report = &m;
+	reply = call(&r);
+	code = reply->code;
+	tf__reply__free_unpacked(reply, NULL);
+	return code;
+}
+
+static void leave(int code, const char *text, Tf__Artefact *artefact, bool say)
+{
+	char *path = xasprintf("%s/outcome.pb", self.a->attempt_folder);
+	Tf__Outcome o = TF__OUTCOME__INIT;
+	Tf__WorkerDone m = TF__WORKER_DONE__INIT;
+	Tf__Request r = TF__REQUEST__INIT;
+	uint8_t data[4096];
+
+	o.version = 1;
+	o.code = code;
+	o.text = (char *)text;
+	o.artefact = artefact;
+	if (file_write(path, data, tf__outcome__pack(&o, data), 0600, NULL) < 0)
+		die(9, "%s cannot be written", path);
+	printf("end %u\n", self.attempt);
+	fflush(stdout);
+	m.job = self.job;
+	m.attempt = self.attempt;
+	m.outcome = &o;
+	r.body_case = TF__REQUEST__BODY_WORKER_DONE;
+	r.worker_done = &m;
+	if (say)
+		tf__reply__free_unpacked(call(&r), NULL);
+	exit(code ? 1 : 0);
+}
+
+static void make(bool whole)
+{
+	char *path = xasprintf("%s/content", self.a->output_folder);
+	Tf__Artefact a = TF__ARTEFACT__INIT;
+
+	if (file_write(path, "content\n", 8, 0600, NULL) < 0)
+		die(9, "%s cannot be written", path);
+	a.kind = self.a->spec->spec_case == TF__JOB_SPEC__SPEC_TOKENIZER ?
+		TF__ARTEFACT_KIND__TOKENIZER_MODEL : self.a->spec->spec_case == TF__JOB_SPEC__SPEC_INGEST ?
+		TF__ARTEFACT_KIND__DATASET : self.a->spec->spec_case == TF__JOB_SPEC__SPEC_VAE ?
+		TF__ARTEFACT_KIND__VAE_MODEL : TF__ARTEFACT_KIND__MODEL;
+	a.name = a.id = (char *)"";
+	a.hash = (char *)"00112233445566778899aabbccddeeff";
+	if (whole)
+		leave(0, NULL, &a, true);
+	leave(TF_EIO, "half of it was made", NULL, true);
+}
+
+static void checkpoint(void)
+{
+	char *path = NULL;
+
+	if (checkpoint_begin(self.a->output_folder, 100, &path, NULL) < 0 ||
+	    checkpoint_commit(self.a->output_folder, 100, path, 0.5, NULL) < 0)
+		die(9, "no checkpoint");
+	leave(TF_ENAN, "the loss is not a number", NULL, true);
+}
+
+static void wait_for_order(bool obey)
+{
+	int64_t said = 0;
+
+	for (uint64_t i = 0; !self.stop || !obey; i++) {
+		Tf__Reply *reply = receive(20);
+
+		if (reply)
+			tf__reply__free_unpacked(reply, NULL);
+		/* a new daemon knows us only by a new hello */
+		if (clock_mono_ms() - said > 100 && !(self.stop && !obey)) {
+			said = clock_mono_ms();
+			if (report(self.attempt, i) < 0 || i % 3 == 0)
+				hello();
+		}
+	}
+	leave(TF_ECANCELLED, "stopped", NULL, true);
+}
+
+static void behave(const char *how)
+{
+	printf("begin %u\n", self.attempt);
+	fflush(stdout);
+	if (strcmp(how, "crash") == 0 || (strcmp(how, "once") == 0 && self.attempt == 1))
+		abort();
+	if (strcmp(how, "wait") == 0)
+		wait_for_order(true);
+	if (strcmp(how, "stubborn") == 0) {
+		signal(SIGTERM, SIG_IGN);
+		wait_for_order(false);
+	}
+	if (strcmp(how, "fence") == 0)
+		leave(report(self.attempt + 1, 1), "answered so", NULL, true);
+	if (strcmp(how, "make") == 0)
+		make(true);
+	if (strcmp(how, "half") == 0)
+		make(false);
+	if (strcmp(how, "steps") == 0)
+		checkpoint();
+	if (strcmp(how, "fail") == 0)
+		leave(TF_EINVALID, "it had to fail", NULL, true);
+	leave(0, NULL, NULL, strcmp(how, "quiet") != 0);
+}
+
+static const char *option(int argc, char **argv, const char *name)
+{
+	for (int i = 1; i + 1 < argc; i += 2)
+		if (strcmp(argv[i], name) == 0)
+			return argv[i + 1];
+	die(2, "%s is missing", name);
+}
+
+int main(int argc, char **argv)
+{
+	char secret[KEY_CHARS + 2] = "";
+	struct key_pair own;
+	struct err e = ERR_INIT;
+	size_t have = 0;
+	ssize_t n;
+	int fd = atoi(option(argc, argv, "--key-fd"));
+
+	die_set_program("fake_worker");
+	self.job = strtoull(option(argc, argv, "--job"), NULL, 10);
+	self.attempt = (uint32_t)atoi(option(argc, argv, "--attempt"));
+	while (have < KEY_CHARS + 1 && (n = read(fd, secret + have, KEY_CHARS + 1 - have)) > 0)
+		have += (size_t)n;
+	secret[KEY_CHARS] = 0;
+	if (have < KEY_CHARS || key_pair_of_secret(secret, &own, &e) < 0)
+		return 3;       /* the attempt never was */
+	if (wire_dealer(zmq_ctx_new(), option(argc, argv, "--endpoint"), option(argc, argv, "--server-key"),
+			&own, &self.socket, NULL, &e) < 0)
+		die(3, "%s", e.text);
+	if (getenv("TF_FAULT") && strstr(getenv("TF_FAULT"), "mute-worker"))
+		pause();
+	hello();
+	behave(self.a->spec->name ? self.a->spec->name : "done");
+}

@@ -1,0 +1,317 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * A live daemon for tests; see harness.h. */
+#include "tests/daemon/harness.h"
+#include "lib/buf.h"
+#include "lib/clock.h"
+#include "lib/files.h"
+#include "lib/mem.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define CALL_MS 10000
+
+static char *built(const char *rel)
+{
+	const char *build = getenv("TF_BUILD");
+
+	return xasprintf("%s/%s", build ? build : ".", rel);
+}
+
+void harness_init(struct harness *h)
+{
+	char template[] = "/tmp/tfd-XXXXXX";
+
+	memset(h, 0, sizeof *h);
+	h->folder = xstrdup(mkdtemp(template));
+	h->state = xasprintf("%s/state", h->folder);
+}
+
+char *harness_path(const struct harness *h, const char *fmt, ...)
+{
+	char tail[500];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(tail, sizeof tail, fmt, ap);
+	va_end(ap);
+	return xasprintf("%s/%s", h->state, tail);
+}
+
+bool harness_exists(const struct harness *h, const char *rel)
+{
+	char *path = harness_path(h, "%s", rel);
+	bool there = file_exists(path);
+
+	xfree(path);
+	return there;
+}
+
+static void exec_daemon(struct harness *h, int ready, const char *log)
+{
+	char *program = built("transfused"), *worker = built("tests/daemon/fake_worker");
+	char *runtime = xasprintf("%s/run", h->folder), number[16];
+	char *argv[40] = { program, "--state", h->state, "--runtime", runtime, "--map-mib", "64",
+		"--data-map-mib", "16", "--worker", (char *)(h->worker ? h->worker : worker), "--slots",
+		(char *)(h->slots ? h->slots : "1"), "--threads", "1", "--ready-fd", number };
+	int n = 17, fd = open(log, O_WRONLY | O_CREAT | O_APPEND, 0600);
+
+	snprintf(number, sizeof number, "%d", ready);
+	for (int i = 0; i < 8 && h->extra[i]; i++)
+		argv[n++] = (char *)h->extra[i];
+	if (h->fault)
+		setenv("TF_FAULT", h->fault, 1);
+	else
+		unsetenv("TF_FAULT");
+	dup2(fd, STDERR_FILENO);
+	dup2(fd, STDOUT_FILENO);
+	execv(program, argv);
+	_exit(127);
+}
+
+/* Starts one; true when it says that it is ready. */
+static bool start(struct harness *h)
+{
+	char *log = xasprintf("%s/daemon.log", h->folder), byte;
+	int fd[2];
+	bool ready;
+
+	assert_int_equal(pipe(fd), 0);
+	h->pid = fork();
+	if (h->pid == 0) {
+		close(fd[0]);
+		exec_daemon(h, fd[1], log);
+	}
+	close(fd[1]);
+	ready = read(fd[0], &byte, 1) == 1;
+	close(fd[0]);
+	xfree(log);
+	return ready;
+}
+
+static void print_log(const struct harness *h)
+{
+	char *log = xasprintf("%s/daemon.log", h->folder);
+	struct buf b = BUF_INIT;
+
+	file_read(log, 1 << 20, &b, NULL);
+	print_message("%s\n", b.data ? b.data : "");
+	buf_release(&b);
+	xfree(log);
+}
+
+void harness_start(struct harness *h)
+{
+	char *path = harness_path(h, "keys/client.key");
+	struct key_pair owner;
+	struct err e = ERR_INIT;
+
+	if (!start(h)) {
+		print_log(h);
+		fail_msg("the daemon did not start");
+	}
+	assert_ok(key_pair_read(path, &owner, &e), &e);
+	h->line = harness_line(h, &owner);
+	xfree(path);
+}
+
+int harness_start_fails(struct harness *h, char *text, size_t room)
+{
+	char *log = xasprintf("%s/daemon.log", h->folder);
+	struct buf b = BUF_INIT;
+	pid_t kept = h->pid;
+	int status;
+
+	unlink(log);
+	assert_false(start(h));
+	waitpid(h->pid, &status, 0);
+	h->pid = kept;
+	file_read(log, 1 << 20, &b, NULL);
+	snprintf(text, room, "%s", b.data ? b.data : "");
+	buf_release(&b);
+	xfree(log);
+	return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+struct connection *harness_line(struct harness *h, const struct key_pair *keys)
+{
+	struct connection_options o = { .keys = *keys, .connect_ms = CALL_MS, .reconnect_ms = CALL_MS };
+	char *path = harness_path(h, "keys/server.pub"), *endpoint = NULL, server[KEY_CHARS + 1];
+	struct connection *c = NULL;
+	struct err e = ERR_INIT;
+
+	assert_ok(key_public_read(path, server, &e), &e);
+	assert_ok(endpoint_read(h->state, &endpoint, &e), &e);
+	o.endpoint = endpoint;
+	o.server_key = server;
+	assert_ok(connection_open(&o, &c, &e), &e);
+	xfree(endpoint);
+	xfree(path);
+	return c;
+}
+
+void harness_kill(struct harness *h, int number)
+{
+	if (h->line)
+		connection_close(h->line);
+	h->line = NULL;
+	if (h->pid > 0) {
+		kill(h->pid, number);
+		waitpid(h->pid, NULL, 0);
+	}
+	h->pid = 0;
+}
+
+/* Workers that a test left behind: those whose working folder is below ours. */
+static void kill_workers(const struct harness *h)
+{
+	char *command = xasprintf("for p in /proc/[0-9]*; do case \"$(readlink $p/cwd)\" in %s/*) "
+				  "kill -9 ${p#/proc/};; esac; done 2>/dev/null", h->folder);
+
+	if (system(command) < 0)
+		print_message("workers may be left\n");
+	xfree(command);
+}
+
+void harness_stop(struct harness *h)
+{
+	struct err e = ERR_INIT;
+
+	harness_kill(h, SIGKILL);
+	kill_workers(h);
+	dir_remove(h->folder, &e);
+	xfree(h->folder);
+	xfree(h->state);
+}
+
+int harness_call(struct connection *c, Tf__Request *r, Tf__Reply **reply, struct err *e)
+{
+	Tf__Reply *mine = NULL;
+	int rc = connection_call(c, r, CALL_MS, &mine, e);
+
+	if (reply && rc == 0)
+		*reply = mine;
+	else if (mine)
+		tf__reply__free_unpacked(mine, NULL);
+	return rc;
+}
+
+int harness_submit(struct connection *c, const Tf__JobSpec *spec, const uint8_t token[16], bool dry_run,
+		   uint64_t *id, struct err *e)
+{
+	static uint64_t counter;
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__Submit m = TF__SUBMIT__INIT;
+	uint64_t own[2] = { (uint64_t)getpid() << 32 | ++counter, (uint64_t)clock_mono_ns() };
+	Tf__Reply *reply = NULL;
+	int rc;
+
+	m.token.len = 16;
+	m.token.data = token ? (uint8_t *)token : (uint8_t *)own;
+	m.spec = (Tf__JobSpec *)spec;
+	m.has_dry_run = m.dry_run = dry_run;
+	r.body_case = TF__REQUEST__BODY_SUBMIT;
+	r.submit = &m;
+	rc = harness_call(c, &r, &reply, e);
+	if (rc < 0)
+		return rc;
+	assert_int_equal(reply->body_case, TF__REPLY__BODY_SUBMITTED);
+	if (id)
+		*id = reply->submitted->job;
+	tf__reply__free_unpacked(reply, NULL);
+	return 0;
+}
+
+uint64_t harness_noop(struct harness *h, const char *how)
+{
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	Tf__NoopSpec noop = TF__NOOP_SPEC__INIT;
+	struct err e = ERR_INIT;
+	uint64_t id = 0;
+
+	spec.kind = TF__JOB_KIND__NOOP;
+	spec.name = (char *)how;
+	spec.spec_case = TF__JOB_SPEC__SPEC_NOOP;
+	spec.noop = &noop;
+	assert_ok(harness_submit(h->line, &spec, NULL, false, &id, &e), &e);
+	assert_true(id > 0);
+	return id;
+}
+
+Tf__Reply *harness_show(struct harness *h, uint64_t id)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__JobRef m = TF__JOB_REF__INIT;
+	Tf__Reply *reply = NULL;
+	struct err e = ERR_INIT;
+
+	m.job = id;
+	r.body_case = TF__REQUEST__BODY_JOB_SHOW;
+	r.job_show = &m;
+	assert_ok(harness_call(h->line, &r, &reply, &e), &e);
+	assert_int_equal(reply->body_case, TF__REPLY__BODY_JOBS);
+	assert_int_equal(reply->jobs->n_job, 1);
+	return reply;
+}
+
+Tf__JobState harness_state(struct harness *h, uint64_t id)
+{
+	Tf__Reply *reply = harness_show(h, id);
+	Tf__JobState state = reply->jobs->job[0]->state;
+
+	tf__reply__free_unpacked(reply, NULL);
+	return state;
+}
+
+void harness_until(struct harness *h, uint64_t id, Tf__JobState state)
+{
+	int64_t until = clock_mono_ms() + 10000;
+	Tf__JobState now;
+
+	while ((now = harness_state(h, id)) != state) {
+		if (clock_mono_ms() > until || job_state_is_end(now)) {
+			print_log(h);
+			fail_msg("job %llu is %s, not %s", (unsigned long long)id, job_state_name(now),
+				 job_state_name(state));
+		}
+		clock_sleep_ms(5);
+	}
+}
+
+char *harness_reason(struct harness *h, uint64_t id, uint32_t *attempt)
+{
+	Tf__Reply *reply = harness_show(h, id);
+	char *reason = xstrdup(reply->jobs->job[0]->reason ? reply->jobs->job[0]->reason : "");
+
+	if (attempt)
+		*attempt = reply->jobs->job[0]->attempt;
+	tf__reply__free_unpacked(reply, NULL);
+	return reason;
+}
+
+int harness_cancel(struct connection *c, uint64_t id, struct err *e)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__JobRefs m = TF__JOB_REFS__INIT;
+
+	m.n_job = 1;
+	m.job = &id;
+	r.body_case = TF__REQUEST__BODY_JOB_CANCEL;
+	r.job_cancel = &m;
+	return harness_call(c, &r, NULL, e);
+}
+
+char *harness_log(struct harness *h, uint64_t id)
+{
+	char *path = harness_path(h, "jobs/%llu/log", (unsigned long long)id);
+	struct buf b = BUF_INIT;
+
+	file_read(path, 1 << 20, &b, NULL);
+	xfree(path);
+	return buf_detach(&b);
+}

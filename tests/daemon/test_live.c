@@ -1,0 +1,357 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * A live daemon and workers that crash, hang, vanish and lie: every job ends as it should, once. */
+#include "tests/daemon/harness.h"
+#include "lib/clock.h"
+#include "lib/mem.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static int count_of(const char *text, const char *word)
+{
+	int n = 0;
+
+	for (const char *p = text; (p = strstr(p, word)) != NULL; p++)
+		n++;
+	return n;
+}
+
+static void a_job_goes_the_whole_way(void **state)
+{
+	struct harness h;
+	uint64_t id;
+	char *log;
+
+	(void)state;
+	harness_init(&h);
+	harness_start(&h);
+	id = harness_noop(&h, "done");
+	harness_until(&h, id, TF__JOB_STATE__DONE);
+	log = harness_log(&h, id);
+	assert_string_equal(log, "begin 1\nend 1\n");
+	xfree(log);
+	harness_stop(&h);
+}
+
+static void acknowledged_jobs_survive_kill_9(void **state)
+{
+	struct harness h;
+	uint64_t running, first, last = 0;
+	char *log;
+
+	(void)state;
+	harness_init(&h);
+	harness_start(&h);
+	running = harness_noop(&h, "wait");
+	harness_until(&h, running, TF__JOB_STATE__RUNNING);
+	first = harness_noop(&h, "done");
+	for (int i = 0; i < 50; i++)
+		last = harness_noop(&h, "done");
+	harness_kill(&h, SIGKILL);
+	harness_start(&h);
+	assert_int_equal(harness_state(&h, last), TF__JOB_STATE__QUEUED);
+	clock_sleep_ms(300);
+	assert_int_equal(harness_state(&h, running), TF__JOB_STATE__RUNNING);   /* adopted */
+	assert_int_equal(harness_state(&h, first), TF__JOB_STATE__QUEUED);
+	harness_cancel(h.line, running, NULL);
+	harness_until(&h, running, TF__JOB_STATE__CANCELLED);
+	harness_until(&h, last, TF__JOB_STATE__DONE);
+	log = harness_log(&h, running);
+	assert_int_equal(count_of(log, "begin"), 1);
+	xfree(log);
+	harness_stop(&h);
+}
+
+static void a_worker_that_ends_without_a_daemon_counts(void **state)
+{
+	struct harness h;
+	uint64_t id;
+	uint32_t attempt;
+
+	(void)state;
+	harness_init(&h);
+	harness_start(&h);
+	id = harness_noop(&h, "quiet");
+	harness_until(&h, id, TF__JOB_STATE__DONE);
+	xfree_(harness_reason(&h, id, &attempt));
+	assert_int_equal(attempt, 1);
+	harness_stop(&h);
+}
+
+static void a_crash_is_retried_so_often(void **state)
+{
+	struct harness h;
+	uint64_t always, once;
+	uint32_t attempt;
+	char *reason, *log;
+
+	(void)state;
+	harness_init(&h);
+	harness_start(&h);
+	always = harness_noop(&h, "crash");
+	once = harness_noop(&h, "once");
+	harness_until(&h, always, TF__JOB_STATE__FAILED);
+	reason = harness_reason(&h, always, &attempt);
+	assert_int_equal(attempt, 3);
+	assert_non_null(strstr(reason, "signal 6"));
+	xfree(reason);
+	harness_until(&h, once, TF__JOB_STATE__DONE);
+	log = harness_log(&h, once);
+	assert_int_equal(count_of(log, "begin"), 2);
+	assert_int_equal(count_of(log, "end"), 1);
+	xfree(log);
+	harness_stop(&h);
+}
+
+static void a_job_can_be_cancelled_at_any_time(void **state)
+{
+	struct harness h;
+	uint64_t running, queued, stubborn;
+	struct err e = ERR_INIT;
+	char *reason;
+
+	(void)state;
+	harness_init(&h);
+	h.extra[0] = "--stop-grace-seconds";
+	h.extra[1] = "0";
+	h.extra[2] = "--kill-grace-seconds";
+	h.extra[3] = "1";
+	harness_start(&h);
+	running = harness_noop(&h, "wait");
+	queued = harness_noop(&h, "done");
+	harness_until(&h, running, TF__JOB_STATE__RUNNING);
+	assert_ok(harness_cancel(h.line, queued, &e), &e);
+	assert_int_equal(harness_state(&h, queued), TF__JOB_STATE__CANCELLED);
+	assert_ok(harness_cancel(h.line, running, &e), &e);
+	assert_ok(harness_cancel(h.line, running, &e), &e);
+	harness_until(&h, running, TF__JOB_STATE__CANCELLED);
+	reason = harness_reason(&h, running, NULL);
+	assert_non_null(strstr(reason, "cancelled by "));
+	xfree(reason);
+	stubborn = harness_noop(&h, "stubborn");
+	assert_ok(harness_cancel(h.line, stubborn, &e), &e);      /* while starting, or before */
+	harness_until(&h, stubborn, TF__JOB_STATE__CANCELLED);
+	stubborn = harness_noop(&h, "stubborn");
+	harness_until(&h, stubborn, TF__JOB_STATE__RUNNING);
+	assert_ok(harness_cancel(h.line, stubborn, &e), &e);
+	assert_int_equal(harness_state(&h, stubborn), TF__JOB_STATE__STOPPING);
+	harness_kill(&h, SIGKILL);                                /* the cancel was acknowledged */
+	harness_start(&h);
+	harness_until(&h, stubborn, TF__JOB_STATE__CANCELLED);
+	harness_stop(&h);
+}
+
+static void other_attempts_are_fenced(void **state)
+{
+	struct harness h;
+	uint64_t id;
+	char *reason;
+
+	(void)state;
+	harness_init(&h);
+	harness_start(&h);
+	id = harness_noop(&h, "fence");
+	harness_until(&h, id, TF__JOB_STATE__FAILED);
+	reason = harness_reason(&h, id, NULL);
+	assert_string_equal(reason, "answered so");
+	xfree(reason);
+	harness_stop(&h);
+}
+
+static void a_mute_worker_is_lost(void **state)
+{
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	Tf__NoopSpec noop = TF__NOOP_SPEC__INIT;
+	struct harness h;
+	struct err e = ERR_INIT;
+	uint64_t id;
+	char *reason;
+
+	(void)state;
+	harness_init(&h);
+	h.fault = "mute-worker:1";
+	h.extra[0] = "--hello-seconds";
+	h.extra[1] = "1";
+	harness_start(&h);
+	spec.kind = TF__JOB_KIND__NOOP;
+	spec.spec_case = TF__JOB_SPEC__SPEC_NOOP;
+	spec.noop = &noop;
+	spec.has_retries = true;
+	spec.retries = 0;
+	assert_ok(harness_submit(h.line, &spec, NULL, false, &id, &e), &e);
+	harness_until(&h, id, TF__JOB_STATE__FAILED);
+	reason = harness_reason(&h, id, NULL);
+	if (!strstr(reason, "did not report in time"))
+		fail_msg("the reason is '%s'", reason);
+	xfree(reason);
+	harness_stop(&h);
+}
+
+static int submit_after(struct harness *h, const char *how, uint64_t after, uint64_t *id, struct err *e)
+{
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	Tf__NoopSpec noop = TF__NOOP_SPEC__INIT;
+
+	spec.kind = TF__JOB_KIND__NOOP;
+	spec.name = (char *)how;
+	spec.spec_case = TF__JOB_SPEC__SPEC_NOOP;
+	spec.noop = &noop;
+	spec.n_after = 1;
+	spec.after = &after;
+	return harness_submit(h->line, &spec, NULL, false, id, e);
+}
+
+static void dependents_wait_and_fall(void **state)
+{
+	struct harness h;
+	uint64_t first, second, third, bad, worse, worst;
+	struct err e = ERR_INIT;
+	char *reason;
+
+	(void)state;
+	harness_init(&h);
+	harness_start(&h);
+	first = harness_noop(&h, "wait");
+	assert_ok(submit_after(&h, "fail", first, &bad, &e), &e);
+	assert_ok(submit_after(&h, "done", bad, &worse, &e), &e);
+	assert_ok(submit_after(&h, "done", worse, &worst, &e), &e);
+	harness_until(&h, first, TF__JOB_STATE__RUNNING);
+	assert_int_equal(harness_state(&h, bad), TF__JOB_STATE__WAITING);
+	assert_ok(harness_cancel(h.line, first, &e), &e);
+	harness_until(&h, first, TF__JOB_STATE__CANCELLED);
+	harness_until(&h, worst, TF__JOB_STATE__CANCELLED);
+	reason = harness_reason(&h, worst, NULL);
+	assert_non_null(strstr(reason, "which it waited for, is cancelled"));
+	xfree(reason);
+	second = harness_noop(&h, "done");
+	assert_ok(submit_after(&h, "done", second, &third, &e), &e);
+	harness_until(&h, third, TF__JOB_STATE__DONE);
+	assert_int_equal(submit_after(&h, "done", worst, NULL, &e), TF_EREFUSED);
+	err_clear(&e);
+	assert_int_equal(submit_after(&h, "done", 999, NULL, &e), TF_ENOTFOUND);
+	harness_stop(&h);
+}
+
+static void a_token_gives_one_job(void **state)
+{
+	static const uint8_t token[16] = "the same token..";
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	Tf__NoopSpec noop = TF__NOOP_SPEC__INIT;
+	struct harness h;
+	uint64_t a = 0, b = 0;
+	struct err e = ERR_INIT;
+
+	(void)state;
+	harness_init(&h);
+	harness_start(&h);
+	spec.kind = TF__JOB_KIND__NOOP;
+	spec.spec_case = TF__JOB_SPEC__SPEC_NOOP;
+	spec.noop = &noop;
+	assert_ok(harness_submit(h.line, &spec, token, false, &a, &e), &e);
+	harness_kill(&h, SIGKILL);
+	harness_start(&h);
+	assert_ok(harness_submit(h.line, &spec, token, false, &b, &e), &e);
+	assert_int_equal(a, b);
+	harness_stop(&h);
+}
+
+static int drain(struct harness *h, bool resume, bool stop, struct err *e)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__Drain m = TF__DRAIN__INIT;
+
+	m.has_resume = m.has_stop_daemon = true;
+	m.resume = resume;
+	m.stop_daemon = stop;
+	r.body_case = TF__REQUEST__BODY_DRAIN;
+	r.drain = &m;
+	return harness_call(h->line, &r, NULL, e);
+}
+
+static void a_drain_puts_jobs_back(void **state)
+{
+	struct harness h;
+	struct err e = ERR_INIT;
+	uint64_t id;
+	uint32_t attempt;
+
+	(void)state;
+	harness_init(&h);
+	harness_start(&h);
+	id = harness_noop(&h, "wait");
+	harness_until(&h, id, TF__JOB_STATE__RUNNING);
+	assert_ok(drain(&h, false, false, &e), &e);
+	harness_until(&h, id, TF__JOB_STATE__QUEUED);
+	clock_sleep_ms(200);
+	assert_int_equal(harness_state(&h, id), TF__JOB_STATE__QUEUED);
+	assert_ok(drain(&h, true, false, &e), &e);
+	harness_until(&h, id, TF__JOB_STATE__RUNNING);
+	xfree_(harness_reason(&h, id, &attempt));
+	assert_int_equal(attempt, 2);
+	assert_ok(drain(&h, false, true, &e), &e);
+	harness_kill(&h, 0);                          /* it leaves by itself */
+	harness_start(&h);
+	harness_until(&h, id, TF__JOB_STATE__RUNNING);
+	harness_stop(&h);
+}
+
+static void sigterm_leaves_the_workers(void **state)
+{
+	struct harness h;
+	uint64_t id;
+	char *log;
+
+	(void)state;
+	harness_init(&h);
+	harness_start(&h);
+	id = harness_noop(&h, "wait");
+	harness_until(&h, id, TF__JOB_STATE__RUNNING);
+	harness_kill(&h, SIGTERM);
+	harness_start(&h);
+	clock_sleep_ms(200);
+	assert_int_equal(harness_state(&h, id), TF__JOB_STATE__RUNNING);
+	harness_cancel(h.line, id, NULL);
+	harness_until(&h, id, TF__JOB_STATE__CANCELLED);
+	log = harness_log(&h, id);
+	assert_int_equal(count_of(log, "begin"), 1);
+	xfree(log);
+	harness_stop(&h);
+}
+
+static void a_second_daemon_is_refused(void **state)
+{
+	struct harness h;
+	char text[2000], pid[40];
+
+	(void)state;
+	harness_init(&h);
+	harness_start(&h);
+	assert_int_equal(harness_start_fails(&h, text, sizeof text), 1);
+	snprintf(pid, sizeof pid, "another daemon (pid %d)", (int)h.pid);
+	if (!strstr(text, pid))
+		fail_msg("it said: %s", text);
+	harness_stop(&h);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_job_goes_the_whole_way),
+		cmocka_unit_test(acknowledged_jobs_survive_kill_9),
+		cmocka_unit_test(a_worker_that_ends_without_a_daemon_counts),
+		cmocka_unit_test(a_crash_is_retried_so_often),
+		cmocka_unit_test(a_job_can_be_cancelled_at_any_time),
+		cmocka_unit_test(other_attempts_are_fenced),
+		cmocka_unit_test(a_mute_worker_is_lost),
+		cmocka_unit_test(dependents_wait_and_fall),
+		cmocka_unit_test(a_token_gives_one_job),
+		cmocka_unit_test(a_drain_puts_jobs_back),
+		cmocka_unit_test(sigterm_leaves_the_workers),
+		cmocka_unit_test(a_second_daemon_is_refused),
+	};
+
+	return cmocka_run_group_tests_name("live", tests, NULL, NULL);
+}
