@@ -21,20 +21,20 @@
 #define LOADER_WAITING 64
 
 struct loader_source {
-	struct dataset *data;        /* open, with tokens; outlives the loader */
-	double weight;               /* > 0 */
+	struct dataset *data; /* open, with tokens; outlives the loader */
+	double weight;        /* > 0 */
 };
 
 struct loader_options {
 	uint64_t seed;
 	enum dataset_split split;
-	double caption_first;        /* share of pairs whose caption comes first; 0.8 */
-	double caption_dropout;      /* share of those that lose it; 0.1 */
-	int noise_limit;             /* largest timestep where the picture comes first; 500 */
+	double caption_first;   /* share of pairs whose caption comes first; 0.8 */
+	double caption_dropout; /* share of those that lose it; 0.1 */
+	int noise_limit;        /* largest timestep where the picture comes first; 500 */
 	/* Held-out losses: order as stored, each sample once, noise and times from PHILOX_EVAL.
 	 *  */
 	bool once;
-	uint64_t limit;              /* once: at most so many samples of each dataset; 0: all */
+	uint64_t limit; /* once: at most so many samples of each dataset; 0: all */
 };
 
 struct loader;
@@ -54,10 +54,10 @@ int loader_next(struct loader *l, struct batch *b, int64_t *documents, struct er
 void loader_rewind(struct loader *l);
 
 struct loader_count {
-	uint64_t documents;          /* drawn from it, waiting ones included */
-	uint64_t positions;          /* of them */
-	uint64_t left_out;           /* a picture with a caption too long for a sequence */
-	uint64_t epoch;              /* whole passes */
+	uint64_t documents; /* drawn from it, waiting ones included */
+	uint64_t positions; /* of them */
+	uint64_t left_out;  /* a picture with a caption too long for a sequence */
+	uint64_t epoch;     /* whole passes */
 };
 struct loader_count loader_count(const struct loader *l, int source);
 

@@ -13,9 +13,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SPM_FILE "tokenizer.model"        /* its name in a tokenizer's folder */
+#define SPM_FILE "tokenizer.model" /* its name in a tokenizer's folder */
 #define SPM_HASH_TEXT 33
-#define SPM_PIECES_LEAST 300              /* 256 bytes, the marks and some letters */
+#define SPM_PIECES_LEAST 300 /* 256 bytes, the marks and some letters */
 
 #ifdef __cplusplus
 extern "C" {
@@ -32,7 +32,7 @@ void spm_close(struct spm *s);
 int32_t spm_pieces(const struct spm *s);
 int32_t spm_bos(const struct spm *s);
 int32_t spm_eos(const struct spm *s);
-const char *spm_hash(const struct spm *s);   /* XXH3-128 of the file, as hex */
+const char *spm_hash(const struct spm *s); /* XXH3-128 of the file, as hex */
 /* Whether decode(encode(text)) gives the text for a handful of hard texts. */
 bool spm_is_exact(const struct spm *s);
 

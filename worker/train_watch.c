@@ -47,6 +47,7 @@ static int sum_heldout(struct training *t, struct sums *s, struct err *e)
 		pass_evaluate(t->pass, &t->batch[0], token_loss, image_loss);
 		add_losses(&t->batch[0], token_loss, image_loss, s);
 	}
+	pass_losses(t->pass, &(struct pass_losses) { 0 }); /* the next step's sums begin at zero */
 	xfree(token_loss);
 	xfree(image_loss);
 	return rc;

@@ -5,160 +5,16 @@
 #include "lib/clock.h"
 #include "lib/files.h"
 #include "lib/mem.h"
-#include "proto/limits.h"
+#include "tests/worker/fake_daemon.h"
 #include "worker/link.h"
 
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <zmq.h>
 
-#define JOB 7
-#define ATTEMPT 2
-#define WAIT_MS 10000
-
 static char *folder, *endpoint;
 static char server_public[41], server_secret[41], worker_public[41], worker_secret[41];
-
-/* Answers every request; what it saw is counted. */
-struct fake {
-	pthread_t thread;
-	void *context, *socket;
-	atomic_bool closing;
-	atomic_int hellos, reports, dones, last_done_code;
-	atomic_llong progress; /* `done` of the last report */
-	atomic_int order;      /* sent to the worker after the next request, then 0 */
-	atomic_int answer;     /* code of every answer */
-	atomic_int silent;     /* requests to leave unanswered */
-};
-
-static void reply(struct fake *f, zmq_msg_t *route, Tf__Reply *r)
-{
-	uint8_t data[4096];
-	size_t len = tf__reply__get_packed_size(r);
-
-	assert_true(len <= sizeof data);
-	tf__reply__pack(r, data);
-	zmq_send(f->socket, zmq_msg_data(route), zmq_msg_size(route), ZMQ_SNDMORE);
-	zmq_send(f->socket, data, len, 0);
-}
-
-static void count(struct fake *f, const Tf__Request *q)
-{
-	switch (q->body_case) {
-	case TF__REQUEST__BODY_WORKER_HELLO:
-		assert_int_equal(q->worker_hello->job, JOB);
-		assert_int_equal(q->worker_hello->attempt, ATTEMPT);
-		f->hellos++;
-		break;
-	case TF__REQUEST__BODY_WORKER_REPORT:
-		f->progress = (long long)q->worker_report->progress->done;
-		f->reports++;
-		break;
-	case TF__REQUEST__BODY_WORKER_DONE:
-		f->last_done_code = q->worker_done->outcome->code;
-		f->dones++;
-		break;
-	default: fail_msg("request %d", (int)q->body_case);
-	}
-}
-
-static void answer(struct fake *f, zmq_msg_t *route, const Tf__Request *q)
-{
-	Tf__Reply r = TF__REPLY__INIT;
-	Tf__Assignment a = TF__ASSIGNMENT__INIT;
-	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
-	Tf__Empty ok = TF__EMPTY__INIT;
-
-	r.version = TF_PROTOCOL_VERSION;
-	r.id = q->id;
-	r.has_code = true;
-	r.code = f->answer;
-	r.text = r.code ? "as the test wants" : NULL;
-	if (r.code == 0 && q->body_case == TF__REQUEST__BODY_WORKER_HELLO) {
-		spec.kind = TF__JOB_KIND__NOOP;
-		a.job = JOB;
-		a.attempt = ATTEMPT;
-		a.spec = &spec;
-		a.job_folder = a.attempt_folder = folder;
-		r.body_case = TF__REPLY__BODY_ASSIGNMENT;
-		r.assignment = &a;
-	} else if (r.code == 0) {
-		r.body_case = TF__REPLY__BODY_OK;
-		r.ok = &ok;
-	}
-	reply(f, route, &r);
-}
-
-static void order(struct fake *f, zmq_msg_t *route)
-{
-	Tf__Reply r = TF__REPLY__INIT;
-	Tf__Order o = TF__ORDER__INIT;
-
-	if (!f->order)
-		return;
-	o.job = JOB;
-	o.stop = (Tf__StopReason)(int)f->order;
-	f->order = 0;
-	r.version = TF_PROTOCOL_VERSION;
-	r.body_case = TF__REPLY__BODY_ORDER;
-	r.order = &o;
-	reply(f, route, &r);
-}
-
-static void *serve(void *arg)
-{
-	struct fake *f = arg;
-
-	while (!f->closing) {
-		zmq_pollitem_t item = { f->socket, 0, ZMQ_POLLIN, 0 };
-		zmq_msg_t route, body;
-		Tf__Request *q;
-
-		if (zmq_poll(&item, 1, 20) <= 0)
-			continue;
-		zmq_msg_init(&route);
-		zmq_msg_init(&body);
-		zmq_msg_recv(&route, f->socket, 0);
-		zmq_msg_recv(&body, f->socket, 0);
-		q = tf__request__unpack(NULL, zmq_msg_size(&body), zmq_msg_data(&body));
-		assert_non_null(q);
-		count(f, q);
-		if (f->silent > 0) {
-			f->silent--;
-		} else {
-			answer(f, &route, q);
-			order(f, &route);
-		}
-		tf__request__free_unpacked(q, NULL);
-		zmq_msg_close(&route);
-		zmq_msg_close(&body);
-	}
-	return NULL;
-}
-
-static void fake_start(struct fake *f)
-{
-	int yes = 1, zero = 0;
-
-	memset(f, 0, sizeof *f);
-	f->context = zmq_ctx_new();
-	f->socket = zmq_socket(f->context, ZMQ_ROUTER);
-	zmq_setsockopt(f->socket, ZMQ_LINGER, &zero, sizeof zero);
-	zmq_setsockopt(f->socket, ZMQ_CURVE_SERVER, &yes, sizeof yes);
-	zmq_setsockopt(f->socket, ZMQ_CURVE_SECRETKEY, server_secret, 41);
-	assert_int_equal(zmq_bind(f->socket, endpoint), 0);
-	assert_int_equal(pthread_create(&f->thread, NULL, serve, f), 0);
-}
-
-static void fake_stop(struct fake *f)
-{
-	f->closing = true;
-	pthread_join(f->thread, NULL);
-	zmq_close(f->socket);
-	zmq_ctx_term(f->context);
-}
 
 static atomic_int fenced_calls;
 
@@ -166,6 +22,22 @@ static void on_fenced(const char *text)
 {
 	assert_string_equal(text, "as the test wants");
 	fenced_calls++;
+}
+
+static void begin(struct fake *f)
+{
+	static Tf__Assignment a = TF__ASSIGNMENT__INIT;
+	static Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+
+	spec.kind = TF__JOB_KIND__NOOP;
+	a.job = JOB;
+	a.attempt = ATTEMPT;
+	a.spec = &spec;
+	a.job_folder = a.attempt_folder = folder;
+	f->endpoint = endpoint;
+	f->secret_key = server_secret;
+	f->assignment = &a;
+	fake_start(f);
 }
 
 static struct link *open_link(void)
@@ -189,15 +61,6 @@ static void progress(struct link *l, uint64_t done)
 	link_progress(l, &p);
 }
 
-/* Waits until *value is at least `least`. */
-#define wait_for(value, least)                                                                    \
-	do {                                                                                      \
-		int64_t end_ = clock_mono_ms() + WAIT_MS;                                         \
-		while ((value) < (least) && clock_mono_ms() < end_)                               \
-			clock_sleep_ms(5);                                                        \
-		assert_true((value) >= (least));                                                  \
-	} while (0)
-
 static void hello_progress_and_outcome(void **state)
 {
 	const Tf__Assignment *a = NULL;
@@ -208,7 +71,7 @@ static void hello_progress_and_outcome(void **state)
 	struct buf packed = BUF_INIT;
 
 	(void)state;
-	fake_start(&f);
+	begin(&f);
 	l = open_link();
 	assert_ok(link_assignment(l, WAIT_MS, &a, &e), &e);
 	assert_int_equal(a->job, JOB);
@@ -238,7 +101,7 @@ static void an_order_arrives(void **state)
 	struct link *l;
 
 	(void)state;
-	fake_start(&f);
+	begin(&f);
 	f.order = TF__STOP_REASON__STOP_PREEMPT;
 	l = open_link();
 	assert_ok(link_assignment(l, WAIT_MS, &a, &e), &e);
@@ -260,7 +123,7 @@ static void a_daemon_goes_and_comes_back(void **state)
 	int64_t start;
 
 	(void)state;
-	fake_start(&f);
+	begin(&f);
 	l = open_link();
 	assert_ok(link_assignment(l, WAIT_MS, &a, &e), &e);
 	fake_stop(&f);
@@ -269,7 +132,7 @@ static void a_daemon_goes_and_comes_back(void **state)
 		progress(l, i);
 	assert_true(clock_mono_ms() - start < 1000);
 	clock_sleep_ms(300);
-	fake_start(&f);
+	begin(&f);
 	wait_for(f.reports, 1);
 	assert_int_equal(f.progress, 1000);
 	assert_string_equal(a->job_folder, folder); /* still the first assignment's memory */
@@ -286,7 +149,7 @@ static void silence_leads_to_a_new_hello(void **state)
 	struct link *l;
 
 	(void)state;
-	fake_start(&f);
+	begin(&f);
 	l = open_link();
 	assert_ok(link_assignment(l, WAIT_MS, &a, &e), &e);
 	f.silent = 1;
@@ -306,7 +169,7 @@ static void a_fenced_attempt_is_told(void **state)
 	struct link *l;
 
 	(void)state;
-	fake_start(&f);
+	begin(&f);
 	l = open_link();
 	assert_ok(link_assignment(l, WAIT_MS, &a, &e), &e);
 	f.answer = TF_EFENCED;
@@ -327,7 +190,7 @@ static void refusals_and_absence_end_with_a_sentence(void **state)
 	(void)state;
 	assert_int_equal(link_assignment(l, 200, &a, &e), TF_ENODAEMON);
 	assert_non_null(strstr(e.text, "gave no assignment in 0 s"));
-	fake_start(&f);
+	begin(&f);
 	f.answer = TF_EREFUSED;
 	wait_for(f.hellos, 1);
 	err_clear(&e);
