@@ -281,7 +281,9 @@ static void receive_all(struct link *l, int64_t now)
 
 static void wait_for_something(struct link *l)
 {
-	zmq_pollitem_t items[] = { { l->socket, 0, ZMQ_POLLIN, 0 },
+	/* a hello that is due leaves as soon as the handshake is through */
+	bool hello = !l->known && !l->open_id && clock_mono_ms() >= l->next_hello_ms;
+	zmq_pollitem_t items[] = { { l->socket, 0, ZMQ_POLLIN | (hello ? ZMQ_POLLOUT : 0), 0 },
 				   { NULL, l->wake_fd, ZMQ_POLLIN, 0 } };
 	uint64_t count;
 
