@@ -273,7 +273,7 @@ static int read_fallback(const struct yaml *y, const struct yaml_field *f, void 
 		return err_set(e, TF_EINVALID, "%s: %s is missing: %s", y->file, f->name, f->help);
 	if (f->type == YAML_NODE)
 		return 0;
-	text = xasprintf("value: %s\n", f->fallback);
+	text = xasprintf("value: %s\n", *f->fallback ? f->fallback : "\"\""); /* "": empty */
 	rc = yaml_parse("built in", text, strlen(text), &own, e);
 	if (rc == 0)
 		rc = read_value(&own, own.root->child, f, to, e);

@@ -111,14 +111,28 @@ static void take_events(struct connection *c)
 	}
 }
 
-static void send_open(struct connection *c)
+/* The unsent request with the lowest id: order counts (chunks of an upload). */
+static struct open_request *next_unsent(struct connection *c)
 {
+	struct open_request *next = NULL;
+
 	for (size_t i = 0; i < OPEN_MAX; i++) {
 		struct open_request *r = &c->open[i];
 
-		if (r->id && !r->sent &&
-		    wire_send_bytes(c->socket, NULL, 0, r->data, r->len, NULL) == 0)
-			r->sent = true;
+		if (r->id && !r->sent && (!next || r->id < next->id))
+			next = r;
+	}
+	return next;
+}
+
+static void send_open(struct connection *c)
+{
+	struct open_request *r;
+
+	while ((r = next_unsent(c)) != NULL) {
+		if (wire_send_bytes(c->socket, NULL, 0, r->data, r->len, NULL) < 0)
+			return;
+		r->sent = true;
 	}
 }
 

@@ -1,0 +1,226 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The vocabulary of transfuse, the command line. One thread; a process is one verb. verbs.def has a row
+ * for each verb and options.def one for each option; help, completion and the checks of the command
+ * line come from these rows. What a verb prints for people and programs goes to stdout; progress,
+ * hints and errors go to stderr. */
+#ifndef CLIENT_CLIENT_H
+#define CLIENT_CLIENT_H
+
+#include "lib/buf.h"
+#include "lib/err.h"
+#include "proto/connection.h"
+#include "proto/limits.h"
+#include "proto/spec.h"
+#include "proto/transfused.pb-c.h"
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* What the program ends with; --help prints the table. */
+enum status {
+	STATUS_DONE = 0,
+	STATUS_FAILED = 1,        /* the job failed, or a file here could not be written */
+	STATUS_USAGE = 2,         /* wrong command line or a wrong file given on it */
+	STATUS_NO_DAEMON = 3,
+	STATUS_REFUSED = 4,       /* by the daemon: key, role, name, state, limit */
+	STATUS_CANCELLED = 5,     /* the job was cancelled */
+	STATUS_INTERRUPTED = 130, /* ctrl-C; the job goes on */
+};
+
+/* ---- the command line (args.c) */
+
+enum option_id {
+#define O(id, name, letter, argument, help) OPTION_##id,
+#include "client/options.def"
+#undef O
+	OPTIONS
+};
+
+struct option_row {
+	const char *name;         /* without "--" */
+	char letter;              /* 0: none */
+	const char *argument;     /* for the help; NULL: a flag */
+	const char *help;
+};
+extern const struct option_row option_rows[OPTIONS];
+
+struct client;
+
+struct verb {
+	const char *word, *sub;   /* "data", "import"; sub "" for a verb of one word */
+	int (*run)(struct client *c, struct err *e); /* a status, or a negative TF_E* */
+	const char *operands;     /* "NAME PATH..." */
+	int least, most;          /* how many operands; most -1: any number */
+	const char *options;      /* names divided by spaces */
+	const char *help;         /* one line; "" hides the verb */
+	const char *example;
+};
+extern const struct verb verbs[];
+extern const size_t verb_count;
+
+struct words {
+	char **word;              /* borrowed from argv */
+	int count;
+};
+
+struct args {
+	struct words given[OPTIONS]; /* every occurrence of an option (a flag: NULLs) */
+	struct words operand;
+};
+
+/* Reads argv of the verb (argv[0] is skipped). TF_EUSAGE with a sentence. */
+int args_read(const struct verb *v, int argc, char **argv, struct args *out, struct err *e);
+void args_release(struct args *a);
+bool args_has(const struct args *a, enum option_id o);
+const char *args_text(const struct args *a, enum option_id o);  /* the last one given; NULL: none */
+/* Change *out only when the option was given. */
+int args_int(const struct args *a, enum option_id o, int64_t least, int64_t most, int64_t *out,
+	     struct err *e);
+int args_float(const struct args *a, enum option_id o, double least, double most, double *out,
+	       struct err *e);
+int text_to_int(const char *what, const char *text, int64_t least, int64_t most, int64_t *out,
+		struct err *e);
+
+/* ---- help and completion (help.c) */
+
+bool verb_takes(const struct verb *v, enum option_id o);
+const struct verb *verb_find(const char *word, const char *sub);  /* sub NULL: the first of the word */
+void help_all(struct buf *out);
+void help_verb(const struct verb *v, struct buf *out);
+/* The verb's word (and sub) most like the text; NULL when none is near. */
+const char *suggest_verb(const char *text);
+const char *suggest_sub(const char *word, const char *text);
+const char *suggest_option(const struct verb *v, const char *text);
+
+/* ---- finding and asking the daemon (place.c, client.c) */
+
+struct place {
+	char *endpoint, *key_file;
+	char server_key[KEY_CHARS + 1];
+	struct key_pair keys;
+	const char *found_by;     /* "--endpoint", "TRANSFUSE_STATE", ... */
+};
+/* --endpoint, TRANSFUSE_ENDPOINT, the daemon of TRANSFUSE_STATE, the system's; with the keys for it. */
+int place_find(const struct args *a, struct place *out, struct err *e);
+void place_release(struct place *p);
+char *place_own_key(void);        /* ~/.config/transfused/client.key; free it. NULL: no home */
+
+struct client {
+	const struct verb *verb;
+	struct args args;
+	struct place place;
+	struct connection *connection;
+	bool refused;             /* the last error was the daemon's no */
+};
+
+/* Finds the daemon and begins to connect; a second call does nothing. */
+int client_connect(struct client *c, struct err *e);
+void client_release(struct client *c);
+#define ASK_MS 30000
+/* Sends r and waits for an answer of this kind, which the caller frees. */
+int client_ask(struct client *c, Tf__Request *r, Tf__Reply__BodyCase want, Tf__Reply **out,
+	       struct err *e);
+/* The same, given up after timeout_ms. */
+int client_ask_for(struct client *c, Tf__Request *r, Tf__Reply__BodyCase want, int64_t timeout_ms,
+		   Tf__Reply **out, struct err *e);
+/* An answer taken out of several outstanding ones: its error, if it is one. */
+int client_check(struct client *c, const Tf__Reply *reply, Tf__Reply__BodyCase want, struct err *e);
+enum status status_of(const struct client *c, int code);
+bool client_interrupted(void);    /* ctrl-C was pressed */
+int operand_job(const struct client *c, int i, uint64_t *id, struct err *e);
+
+/* ---- for people (format.c) */
+
+struct table {
+	int columns, rows, room;
+	char **cell;              /* row by row, the head first; owned */
+	const char *align;        /* 'l' or 'r' for each column */
+};
+void table_init(struct table *t, const char *align, const char *const *head);
+void table_add(struct table *t, const char *const *cell);   /* copies; NULL prints as "-" */
+void table_print(struct table *t);                          /* and releases it */
+#define FORMAT_MAX 48
+void format_bytes(uint64_t bytes, char out[FORMAT_MAX]);    /* "1.4 GB" */
+void format_count(uint64_t n, char out[FORMAT_MAX]);        /* "12,345" */
+void format_age(int64_t since_ms, char out[FORMAT_MAX]);    /* "3 min", "2 d"; "-" for 0 */
+/* The text with control characters shown as '?', so that nothing of it moves the cursor. Free it. */
+char *text_safe(const char *text);
+int text_width(const char *text);                           /* columns */
+int terminal_width(int fd);                                 /* 0: no terminal */
+/* A JSON value as indented "key: value" lines. */
+void print_json_for_people(const json_t *value, int indent);
+
+/* ---- for programs (json.c) */
+
+json_t *json_of_job(const Tf__Job *j);
+json_t *json_of_artefact(const Tf__Artefact *a);
+json_t *json_of_pairs(size_t n, Tf__KeyValue **pair);
+void json_print(json_t *value);                             /* one line; takes the reference */
+
+/* ---- progress (progress.c) */
+
+struct progress_view {
+	int width;                /* of the terminal; 0: plain lines */
+	bool quiet, drawn;
+	int64_t last_ms;          /* of the last plain line or redraw */
+	char last[64];            /* state and phase then */
+};
+void progress_init(struct progress_view *v, bool quiet);
+void progress_job(struct progress_view *v, const Tf__Job *j);
+void progress_transfer(struct progress_view *v, const char *what, uint64_t done, uint64_t total);
+void progress_end(struct progress_view *v);                 /* leaves the line */
+
+/* ---- jobs (submit.c) */
+
+/* Checks and submits the spec with the common options; prints the job, follows it with --wait (or when
+ * `follow`). *id is 0 after a dry run. Returns a status. */
+int submit(struct client *c, Tf__JobSpec *spec, bool follow, uint64_t *id, struct err *e);
+/* Follows a job to its end with progress. The last answer (its jobs[0] is the job) is the caller's.
+ * Returns the status of the job. */
+int follow_job(struct client *c, uint64_t id, bool quiet, Tf__Reply **last, struct err *e);
+/* "job 12 (train emoji): done after 3 min 02 s", and its results. */
+void print_end(const Tf__Job *j);
+
+/* ---- transfers (source.c, upload.c, download.c) */
+
+/* Sends what PATH is (a file; a folder or a list of pictures as one tar). *id is the caller's. kind
+ * names what was found. */
+int send_source(struct client *c, const char *path, char **id, const char **kind, struct err *e);
+/* What send_source would do: its size in bytes and its kind. */
+int look_at_source(const char *path, uint64_t *bytes, const char **kind, struct err *e);
+
+struct upload;
+int upload_open(struct client *c, const char *name, uint64_t size, struct upload **out,
+		struct err *e);
+int upload_put(struct upload *u, const void *data, size_t len, struct err *e);
+int upload_close(struct upload *u, char **id, struct err *e);   /* frees u when it succeeds or not */
+void upload_abandon(struct upload *u);                          /* NULL is fine */
+
+/* Fetches the files of a job or artefact whose path begins with prefix (which is cut off) into folder.
+ * names (may be NULL) gets their paths, a line each. */
+int fetch_files(struct client *c, Tf__FileOf *of, const char *prefix, const char *folder,
+		struct buf *names, struct err *e);
+/* One file to a path. */
+int fetch_one(struct client *c, Tf__FileOf *of, const char *path, const char *to, struct err *e);
+
+/* ---- the worker program, asked for memory and sizes (plan.c) */
+
+/* facts: an object, borrowed. *plan is the caller's. */
+int plan_experiment(const char *experiment, const json_t *facts, json_t **plan, struct err *e);
+/* From the facts of a dry run: pieces and latent sizes, and all of them as they are. */
+json_t *plan_facts(size_t n, Tf__KeyValue **fact);
+void print_plan(const json_t *plan);
+
+/* ---- the daemon's state (verbs_daemon.c) */
+
+int ask_status(struct client *c, Tf__Reply **out, struct err *e);
+
+/* ---- the verbs: one function a row */
+#define V(word, sub, run, operands, least, most, options, help, example)                          \
+	int run(struct client *c, struct err *e);
+#include "client/verbs.def"
+#undef V
+
+#endif

@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Tables, sizes, times and texts for people. Nothing that came over the wire reaches the terminal with
+ * control characters in it. */
+#include "config.h"
+#include "client/client.h"
+#include "lib/clock.h"
+#include "lib/mem.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+#include <wchar.h>
+
+#define NARROWEST 10 /* the last column keeps at least so much */
+
+char *text_safe(const char *text)
+{
+	char *copy = xstrdup(text ? text : "");
+
+	for (unsigned char *p = (unsigned char *)copy; *p; p++) {
+		if (*p < ' ' || *p == 0x7f)
+			*p = '?';
+		if (*p == 0xc2 && p[1] >= 0x80 && p[1] < 0xa0) /* U+0080 to U+009F */
+			p[0] = p[1] = '?';
+	}
+	return copy;
+}
+
+/* Bytes and columns of the character at p. */
+static size_t character(const char *p, int *columns)
+{
+	mbstate_t state = { 0 };
+	wchar_t wide;
+	size_t n = mbrtowc(&wide, p, strlen(p), &state);
+
+	if (n == (size_t)-1 || n == (size_t)-2 || n == 0) {
+		*columns = ((unsigned char)*p & 0xc0) != 0x80; /* a locale without UTF-8 */
+		return 1;
+	}
+	*columns = wcwidth(wide);
+	if (*columns < 0)
+		*columns = 0;
+	return n;
+}
+
+int text_width(const char *text)
+{
+	int width = 0, columns;
+
+	while (*text) {
+		text += character(text, &columns);
+		width += columns;
+	}
+	return width;
+}
+
+/* Cuts the text to so many columns. */
+static void text_cut(char *text, int width)
+{
+	int columns;
+
+	while (*text) {
+		size_t n = character(text, &columns);
+
+		if (columns > width)
+			break;
+		width -= columns;
+		text += n;
+	}
+	*text = 0;
+}
+
+int terminal_width(int fd)
+{
+	struct winsize size;
+	const char *term = getenv("TERM");
+
+	if (!isatty(fd) || (term && strcmp(term, "dumb") == 0))
+		return 0;
+	if (ioctl(fd, TIOCGWINSZ, &size) < 0 || size.ws_col < 20)
+		return 80;
+	return size.ws_col;
+}
+
+/* ---- tables */
+
+void table_init(struct table *t, const char *align, const char *const *head)
+{
+	*t = (struct table){ .columns = (int)strlen(align), .align = align };
+	table_add(t, head);
+}
+
+void table_add(struct table *t, const char *const *cell)
+{
+	if (t->rows == t->room) {
+		t->room = t->room ? 2 * t->room : 16;
+		t->cell = xrealloc(t->cell, (size_t)t->room * t->columns, sizeof *t->cell);
+	}
+	for (int i = 0; i < t->columns; i++)
+		t->cell[t->rows * t->columns + i] = text_safe(cell[i] && *cell[i] ? cell[i] : "-");
+	t->rows++;
+}
+
+static void print_cell(const struct table *t, char *text, int column, int width, int left)
+{
+	bool last = column == t->columns - 1;
+	int pad;
+
+	if (last && left > 0)
+		text_cut(text, left > NARROWEST ? left : NARROWEST);
+	pad = width - text_width(text);
+	if (pad < 0)
+		pad = 0;
+	if (t->align[column] == 'r')
+		printf("%*s%s%s", pad, "", text, last ? "" : "  ");
+	else
+		printf("%s%*s%s", text, last ? 0 : pad, "", last ? "" : "  ");
+}
+
+void table_print(struct table *t)
+{
+	int terminal = terminal_width(STDOUT_FILENO), *width = xcalloc(t->columns, sizeof *width);
+	int used = 0;
+
+	for (int i = 0; i < t->rows * t->columns; i++) {
+		int w = text_width(t->cell[i]);
+
+		if (w > width[i % t->columns])
+			width[i % t->columns] = w;
+	}
+	for (int i = 0; i + 1 < t->columns; i++)
+		used += width[i] + 2;
+	for (int row = 0; row < t->rows; row++) {
+		for (int i = 0; i < t->columns; i++)
+			print_cell(t, t->cell[row * t->columns + i], i, width[i],
+				   terminal ? terminal - used : 0);
+		putchar('\n');
+	}
+	for (int i = 0; i < t->rows * t->columns; i++)
+		xfree(t->cell[i]);
+	xfree(t->cell);
+	xfree(width);
+}
+
+/* ---- numbers */
+
+void format_bytes(uint64_t bytes, char out[FORMAT_MAX])
+{
+	static const char *const units[] = { "B", "kB", "MB", "GB", "TB", "PB", "EB" };
+	double x = (double)bytes;
+	int unit = 0;
+
+	while (x >= 999.5 && unit < 6) {
+		x /= 1000;
+		unit++;
+	}
+	snprintf(out, FORMAT_MAX, unit && x < 99.95 ? "%.1f %s" : "%.0f %s", x, units[unit]);
+}
+
+void format_count(uint64_t n, char out[FORMAT_MAX])
+{
+	char digits[24];
+	int len = snprintf(digits, sizeof digits, "%" PRIu64, n), at = 0;
+
+	for (int i = 0; i < len; i++) {
+		if (i && (len - i) % 3 == 0)
+			out[at++] = ',';
+		out[at++] = digits[i];
+	}
+	out[at] = 0;
+}
+
+void format_age(int64_t since_ms, char out[FORMAT_MAX])
+{
+	int64_t s = (clock_wall_ms() - since_ms) / 1000;
+
+	if (since_ms <= 0)
+		snprintf(out, FORMAT_MAX, "-");
+	else if (s < 0)
+		snprintf(out, FORMAT_MAX, "0 s");
+	else if (s < 60)
+		snprintf(out, FORMAT_MAX, "%" PRId64 " s", s);
+	else if (s < 3600)
+		snprintf(out, FORMAT_MAX, "%" PRId64 " min", s / 60);
+	else if (s < 48 * 3600)
+		snprintf(out, FORMAT_MAX, "%" PRId64 " h", s / 3600);
+	else
+		snprintf(out, FORMAT_MAX, "%" PRId64 " d", s / 86400);
+}
+
+/* ---- JSON for people */
+
+static void print_scalar(const json_t *value)
+{
+	char *text;
+
+	if (json_is_string(value)) {
+		text = text_safe(json_string_value(value));
+		printf("%s\n", text);
+		xfree(text);
+	} else if (json_is_real(value)) {
+		printf("%.6g\n", json_real_value(value));
+	} else if (json_is_integer(value)) {
+		printf("%" JSON_INTEGER_FORMAT "\n", json_integer_value(value));
+	} else {
+		printf("%s\n", json_is_true(value) ? "yes" : json_is_false(value) ? "no" : "-");
+	}
+}
+
+/* A list of single values goes into one line. */
+static bool print_short_list(const json_t *list)
+{
+	json_t *item;
+	size_t i;
+
+	json_array_foreach(list, i, item)
+		if (json_is_object(item) || json_is_array(item) || json_is_string(item))
+			return false;
+	json_array_foreach(list, i, item) {
+		if (json_is_integer(item))
+			printf("%s%" JSON_INTEGER_FORMAT, i ? " " : "", json_integer_value(item));
+		else
+			printf("%s%.4g", i ? " " : "", json_number_value(item));
+	}
+	putchar('\n');
+	return true;
+}
+
+void print_json_for_people(const json_t *value, int indent)
+{
+	const char *key;
+	json_t *item;
+	size_t i;
+
+	if (json_is_object(value)) {
+		json_object_foreach((json_t *)value, key, item) {
+			char *safe = text_safe(key);
+			bool deep = json_is_object(item) || json_is_array(item);
+
+			printf("%*s%s:%s", indent, "", safe, deep ? "" : " ");
+			xfree(safe);
+			if (json_is_array(item) && json_array_size(item) <= 16) {
+				putchar(' ');
+				if (print_short_list(item))
+					continue;
+			}
+			if (deep)
+				putchar('\n');
+			print_json_for_people(item, indent + 2);
+		}
+	} else if (json_is_array(value)) {
+		json_array_foreach(value, i, item) {
+			bool deep = json_is_object(item) || json_is_array(item);
+
+			printf(deep ? "%*s%zu\n" : "%*s", indent, "", i + 1);
+			print_json_for_people(item, indent + (deep ? 2 : 0));
+		}
+	} else {
+		print_scalar(value);
+	}
+}

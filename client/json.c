@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * What --json prints. The keys are stable: programs depend on them; new ones may be added. */
+#include "config.h"
+#include "client/client.h"
+#include "lib/clock.h"
+#include "lib/mem.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+static json_t *text_or_null(const char *text)
+{
+	return text && *text ? json_string(text) : json_null();
+}
+
+static json_t *time_or_null(protobuf_c_boolean has, int64_t ms)
+{
+	char text[CLOCK_TEXT_MAX];
+
+	if (!has || ms <= 0)
+		return json_null();
+	clock_format_ms(ms, text);
+	return json_string(text);
+}
+
+static json_t *real_or_null(double x)
+{
+	return isfinite(x) ? json_real(x) : json_null();
+}
+
+static json_t *json_of_metrics(size_t n, Tf__Metric **metric)
+{
+	json_t *o = json_object();
+
+	for (size_t i = 0; i < n; i++)
+		json_object_set_new(o, metric[i]->name, real_or_null(metric[i]->value));
+	return o;
+}
+
+static json_t *json_of_progress(const Tf__Progress *p)
+{
+	json_t *o;
+
+	if (!p)
+		return json_null();
+	o = json_object();
+	json_object_set_new(o, "phase", text_or_null(p->phase));
+	json_object_set_new(o, "done", p->has_done ? json_integer((json_int_t)p->done)
+						   : json_null());
+	json_object_set_new(o, "total", p->has_total && p->total
+						? json_integer((json_int_t)p->total)
+						: json_null());
+	json_object_set_new(o, "unit", text_or_null(p->unit));
+	json_object_set_new(o, "rate", p->has_rate ? real_or_null(p->rate) : json_null());
+	json_object_set_new(o, "eta_s", p->has_eta_s ? real_or_null(p->eta_s) : json_null());
+	json_object_set_new(o, "metrics", json_of_metrics(p->n_metric, p->metric));
+	return o;
+}
+
+json_t *json_of_job(const Tf__Job *j)
+{
+	json_t *o = json_object();
+
+	json_object_set_new(o, "id", json_integer((json_int_t)j->id));
+	json_object_set_new(o, "kind", json_string(job_kind_name(j->kind)));
+	json_object_set_new(o, "name", text_or_null(j->name));
+	json_object_set_new(o, "user", text_or_null(j->user));
+	json_object_set_new(o, "state", json_string(job_state_name(j->state)));
+	json_object_set_new(o, "submitted", time_or_null(j->has_submitted, j->submitted));
+	json_object_set_new(o, "started", time_or_null(j->has_started, j->started));
+	json_object_set_new(o, "ended", time_or_null(j->has_ended, j->ended));
+	json_object_set_new(o, "progress", json_of_progress(j->progress));
+	json_object_set_new(o, "reason", text_or_null(j->reason));
+	json_object_set_new(o, "attempt", json_integer(j->has_attempt ? j->attempt : 0));
+	json_object_set_new(o, "slot", text_or_null(j->slot));
+	json_object_set_new(o, "result", json_of_metrics(j->n_result, j->result));
+	return o;
+}
+
+json_t *json_of_pairs(size_t n, Tf__KeyValue **pair)
+{
+	json_t *o = json_object();
+
+	for (size_t i = 0; i < n; i++)
+		json_object_set_new(o, pair[i]->key, text_or_null(pair[i]->value));
+	return o;
+}
+
+json_t *json_of_artefact(const Tf__Artefact *a)
+{
+	json_t *o = json_object(), *from = json_array();
+
+	json_object_set_new(o, "id", json_string(a->id));
+	json_object_set_new(o, "kind", json_string(artefact_kind_name(a->kind)));
+	json_object_set_new(o, "name", json_string(a->name));
+	json_object_set_new(o, "user", text_or_null(a->user));
+	json_object_set_new(o, "state", text_or_null(a->state));
+	json_object_set_new(o, "created", time_or_null(a->has_created, a->created));
+	json_object_set_new(o, "bytes", a->has_bytes ? json_integer((json_int_t)a->bytes)
+						     : json_null());
+	json_object_set_new(o, "hash", text_or_null(a->hash));
+	json_object_set_new(o, "job", a->has_job && a->job ? json_integer((json_int_t)a->job)
+							   : json_null());
+	json_object_set_new(o, "facts", json_of_pairs(a->n_fact, a->fact));
+	for (size_t i = 0; i < a->n_made_from; i++) {
+		const Tf__Input *in = a->made_from[i];
+		json_t *item = json_object();
+
+		json_object_set_new(item, "kind", json_string(artefact_kind_name(in->kind)));
+		json_object_set_new(item, "name", json_string(in->name));
+		json_object_set_new(item, "id", json_string(in->id));
+		json_object_set_new(item, "role", text_or_null(in->role));
+		json_array_append_new(from, item);
+	}
+	json_object_set_new(o, "made_from", from);
+	return o;
+}
+
+void json_print(json_t *value)
+{
+	char *text = json_dumps(value, JSON_COMPACT | JSON_REAL_PRECISION(9));
+
+	CHECK(text);
+	puts(text);
+	free(text);
+	json_decref(value);
+}

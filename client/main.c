@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * transfuse: finds the verb in the table, reads its command line, runs it, and turns errors into one
+ * sentence and an exit status. */
+#include "config.h"
+#include "client/client.h"
+
+#include <locale.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int usage_error(const struct err *e)
+{
+	fprintf(stderr, "transfuse: %s\n", e->text);
+	return STATUS_USAGE;
+}
+
+static int print_help(const struct verb *v)
+{
+	struct buf out = BUF_INIT;
+
+	if (v)
+		help_verb(v, &out);
+	else
+		help_all(&out);
+	fputs(out.data, stdout);
+	buf_release(&out);
+	return STATUS_DONE;
+}
+
+static int unknown_verb(const char *word, struct err *e)
+{
+	const char *near = suggest_verb(word);
+
+	return err_set(e, TF_EUSAGE, "there is no verb '%s'%s%s%s; see transfuse --help", word,
+		       near ? ": did you mean '" : "", near ? near : "", near ? "'?" : "");
+}
+
+/* The verb of argv[1] (and argv[2]); *words says how many name it. */
+static int find_verb(int argc, char **argv, const struct verb **out, int *words, struct err *e)
+{
+	const struct verb *v = verb_find(argv[1], NULL);
+	const char *sub = argc > 2 ? argv[2] : "", *near;
+
+	*words = 1;
+	*out = v;
+	if (!v)
+		return unknown_verb(argv[1], e);
+	if (!*v->sub)
+		return 0;
+	*words = 2;
+	*out = verb_find(argv[1], sub);
+	if (*out)
+		return 0;
+	near = suggest_sub(argv[1], sub);
+	if (!*sub || *sub == '-')
+		return err_set(e, TF_EUSAGE, "'%s' expects one more word, such as '%s %s'",
+			       v->word, v->word, v->sub);
+	return err_set(e, TF_EUSAGE, "there is no '%s %s'%s%s%s; see transfuse --help", argv[1],
+		       sub, near ? ": did you mean '" : "", near ? near : "", near ? "'?" : "");
+}
+
+/* `transfuse data --help` lists the verbs of the word. */
+static bool help_of_word(int argc, char **argv)
+{
+	struct buf out = BUF_INIT;
+
+	if (argc != 3 || !verb_find(argv[1], NULL) || *verb_find(argv[1], NULL)->sub == 0 ||
+	    (strcmp(argv[2], "--help") != 0 && strcmp(argv[2], "-h") != 0))
+		return false;
+	for (size_t i = 0; i < verb_count; i++)
+		if (strcmp(verbs[i].word, argv[1]) == 0)
+			buf_printf(&out, "transfuse %s %s %s\n    %s; e.g. %s\n", verbs[i].word,
+				   verbs[i].sub, verbs[i].operands, verbs[i].help,
+				   verbs[i].example);
+	fputs(out.data, stdout);
+	buf_release(&out);
+	return true;
+}
+
+static int run(struct client *c, struct err *e)
+{
+	int rc = c->verb->run(c, e);
+
+	if (rc >= 0)
+		return rc;
+	if (client_interrupted() && rc == TF_ECANCELLED)
+		return STATUS_INTERRUPTED;
+	fprintf(stderr, "transfuse: %s\n", *e->text ? e->text : err_text(rc));
+	if (rc == TF_ENODAEMON)
+		fprintf(stderr, "transfuse: `transfuse doctor` says more\n");
+	return status_of(c, rc);
+}
+
+int main(int argc, char **argv)
+{
+	struct client c = { 0 };
+	struct err e = ERR_INIT;
+	int words, status;
+
+	setlocale(LC_CTYPE, "");
+	die_set_program("transfuse");
+	signal(SIGPIPE, SIG_IGN);
+	if (argc < 2) {
+		print_help(NULL);
+		return STATUS_USAGE;
+	}
+	if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
+	    strcmp(argv[1], "help") == 0)
+		return print_help(NULL);
+	if (strcmp(argv[1], "--version") == 0) {
+		printf("transfuse %s\n", PACKAGE_VERSION);
+		return STATUS_DONE;
+	}
+	if (help_of_word(argc, argv))
+		return STATUS_DONE;
+	if (find_verb(argc, argv, &c.verb, &words, &e) < 0)
+		return usage_error(&e);
+	if (args_read(c.verb, argc - words, argv + words, &c.args, &e) < 0)
+		status = usage_error(&e);
+	else if (args_has(&c.args, OPTION_HELP))
+		status = print_help(c.verb);
+	else
+		status = run(&c, &e);
+	client_release(&c);
+	args_release(&c.args);
+	if (fflush(stdout) != 0 && status == STATUS_DONE)
+		status = STATUS_FAILED;
+	return status;
+}

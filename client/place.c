@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Where the daemon is and with which keys it is spoken to. */
+#include "config.h"
+#include "client/client.h"
+#include "lib/files.h"
+#include "lib/mem.h"
+#include "lib/yaml.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define SYSTEM_FILE "/etc/transfused/client.yaml"
+#define SYSTEM_ENDPOINT "ipc:///run/transfused/socket"
+#define SYSTEM_SERVER_KEY "/etc/transfused/server.pub"
+
+/* client.yaml: the system's daemon. */
+struct system_file {
+	char *endpoint, *server_key, *key;
+};
+static const struct yaml_field system_fields[] = {
+	{ "endpoint", YAML_TEXT, offsetof(struct system_file, endpoint), SYSTEM_ENDPOINT, 1, 1000,
+	  NULL, "where the daemon listens" },
+	{ "server_key", YAML_TEXT, offsetof(struct system_file, server_key), SYSTEM_SERVER_KEY, 1,
+	  1000, NULL, "file with the daemon's public key" },
+	{ "key", YAML_TEXT, offsetof(struct system_file, key), "", 0, 1000, NULL,
+	  "file with the user's key pair (default: ~/.config/transfused/client.key)" },
+};
+
+static char *own_file(const char *name)
+{
+	const char *config = getenv("XDG_CONFIG_HOME"), *home = getenv("HOME");
+
+	if (config && *config)
+		return xasprintf("%s/transfused/%s", config, name);
+	return home && *home ? xasprintf("%s/.config/transfused/%s", home, name) : NULL;
+}
+
+char *place_own_key(void)
+{
+	return own_file("client.key");
+}
+
+static const char *variable(const char *name)
+{
+	const char *value = getenv(name);
+
+	return value && *value ? value : NULL;
+}
+
+static int read_keys(struct place *p, const char *server_file, char *key_file, struct err *e)
+{
+	p->key_file = key_file;
+	FAIL_IF(!key_file, e, TF_ENOTFOUND, "no key of yours is known: give --key FILE or set HOME");
+	TRY(key_public_read(server_file, p->server_key, e));
+	if (!file_exists(key_file))
+		return err_set(e, TF_ENOTFOUND, "%s: you have no key yet; make one with "
+			       "`transfuse key` and give its public half to the administrator",
+			       key_file);
+	return key_pair_read(key_file, &p->keys, e);
+}
+
+/* The keys for an endpoint that was named: given ones, else the state folder's, else the user's. */
+static int named_keys(const struct args *a, struct place *p, struct err *e)
+{
+	const char *state = variable("TRANSFUSE_STATE"), *key = args_text(a, OPTION_KEY);
+	const char *server = args_text(a, OPTION_SERVER_KEY);
+	char *server_file = server ? xstrdup(server)
+				   : state ? xasprintf("%s/keys/server.pub", state)
+					   : own_file("server.pub");
+	char *key_file = key ? xstrdup(key)
+			     : state ? xasprintf("%s/keys/client.key", state) : place_own_key();
+	int rc;
+
+	if (server_file && !file_exists(server_file) && !server && !state) {
+		xfree(server_file);
+		server_file = xstrdup(SYSTEM_SERVER_KEY);
+	}
+	rc = read_keys(p, server_file ? server_file : SYSTEM_SERVER_KEY, key_file, e);
+	xfree(server_file);
+	return rc;
+}
+
+static int private_daemon(const struct args *a, const char *state, struct place *p, struct err *e)
+{
+	int rc = endpoint_read(state, &p->endpoint, NULL);
+
+	p->found_by = "TRANSFUSE_STATE";
+	if (rc < 0)
+		return err_set(e, TF_ENODAEMON, "no daemon has run with the state folder %s (of "
+			       "TRANSFUSE_STATE); start one: transfused --state %s", state, state);
+	return named_keys(a, p, e);
+}
+
+static int system_daemon(const struct args *a, struct place *p, struct err *e)
+{
+	struct system_file s = { 0 };
+	struct buf text = BUF_INIT;
+	struct yaml y = { 0 };
+	const char *key = args_text(a, OPTION_KEY), *server = args_text(a, OPTION_SERVER_KEY);
+	int rc = 0;
+
+	p->found_by = SYSTEM_FILE;
+	FAIL_IF(!file_exists(SYSTEM_FILE) && !file_exists(SYSTEM_SERVER_KEY), e, TF_ENODAEMON,
+		"no daemon is known: set TRANSFUSE_STATE to the state folder of a private one, or "
+		"give --endpoint (there is no " SYSTEM_FILE ")");
+	if (file_exists(SYSTEM_FILE))
+		rc = file_read(SYSTEM_FILE, YAML_BYTES_MAX, &text, e);
+	if (rc == 0)
+		rc = yaml_parse(SYSTEM_FILE, text.data ? text.data : "", text.len, &y, e);
+	if (rc == 0)
+		rc = yaml_fields_read(&y, system_fields, ARRAY_LEN(system_fields), &s, e);
+	if (rc == 0) {
+		p->endpoint = xstrdup(s.endpoint);
+		rc = read_keys(p, server ? server : s.server_key,
+			       key ? xstrdup(key) : *s.key ? xstrdup(s.key) : place_own_key(), e);
+		yaml_fields_release(system_fields, ARRAY_LEN(system_fields), &s);
+	}
+	yaml_release(&y);
+	buf_release(&text);
+	return rc;
+}
+
+int place_find(const struct args *a, struct place *p, struct err *e)
+{
+	const char *option = args_text(a, OPTION_ENDPOINT);
+	const char *endpoint = option ? option : variable("TRANSFUSE_ENDPOINT");
+	const char *state = variable("TRANSFUSE_STATE");
+
+	if (endpoint) {
+		p->found_by = option ? "--endpoint" : "TRANSFUSE_ENDPOINT";
+		p->endpoint = xstrdup(endpoint);
+		return named_keys(a, p, e);
+	}
+	if (state)
+		return private_daemon(a, state, p, e);
+	return system_daemon(a, p, e);
+}
+
+void place_release(struct place *p)
+{
+	key_pair_wipe(&p->keys);
+	xfree(p->endpoint);
+	xfree(p->key_file);
+}

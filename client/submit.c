@@ -1,0 +1,263 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Submitting a job and following it to its end. A submit carries a random token: the same message sent
+ * again after a lost connection is the same job. */
+#include "config.h"
+#include "client/client.h"
+#include "client/submit.h"
+#include "lib/clock.h"
+#include "lib/mem.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
+
+#define POLL_MS 10000 /* one question about a job waits so long for news */
+
+static uint64_t after[LIMIT_AFTER]; /* of the one spec a process submits */
+
+int random_token(uint8_t token[16], struct err *e)
+{
+	if (getrandom(token, 16, 0) != 16)
+		return err_errno(e, "random bytes");
+	return 0;
+}
+
+int submit_check(struct client *c, Tf__JobSpec *spec, struct err *e)
+{
+	const struct words *ids = &c->args.given[OPTION_AFTER];
+	int64_t threads = 0, retries = 2, id;
+
+	TRY(args_int(&c->args, OPTION_THREADS, 1, 1024, &threads, e));
+	TRY(args_int(&c->args, OPTION_RETRIES, 0, LIMIT_RETRIES, &retries, e));
+	spec->name = (char *)args_text(&c->args, OPTION_JOB_NAME);
+	spec->device = (char *)args_text(&c->args, OPTION_DEVICE);
+	spec->has_threads = threads > 0;
+	spec->threads = (int32_t)threads;
+	spec->has_retries = 1;
+	spec->retries = (uint32_t)retries;
+	FAIL_IF(ids->count > (int)LIMIT_AFTER, e, TF_EUSAGE, "--after is given %d times, at most %u "
+		"are allowed", ids->count, LIMIT_AFTER);
+	for (int i = 0; i < ids->count; i++) {
+		TRY(text_to_int("--after", ids->word[i], 1, INT64_MAX, &id, e));
+		after[i] = (uint64_t)id;
+	}
+	spec->after = after;
+	spec->n_after = (size_t)ids->count;
+	return spec_check(spec, e);
+}
+
+static int send_submit(struct client *c, Tf__JobSpec *spec, bool dry, Tf__Reply **out,
+		       struct err *e)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__Submit m = TF__SUBMIT__INIT;
+	uint8_t token[16];
+
+	TRY(random_token(token, e));
+	m.token.data = token;
+	m.token.len = sizeof token;
+	m.spec = spec;
+	m.has_dry_run = m.dry_run = dry;
+	r.body_case = TF__REQUEST__BODY_SUBMIT;
+	r.submit = &m;
+	return client_ask(c, &r, TF__REPLY__BODY_SUBMITTED, out, e);
+}
+
+/* ---- dry run */
+
+static json_t *describe(const Tf__JobSpec *spec, const Tf__Submitted *s)
+{
+	json_t *o = json_object(), *inputs = json_array();
+
+	for (size_t i = 0; i < s->n_input; i++) {
+		const Tf__Input *in = s->input[i];
+		json_t *item = json_object();
+
+		json_object_set_new(item, "role", json_string(in->role ? in->role : ""));
+		json_object_set_new(item, "kind", json_string(artefact_kind_name(in->kind)));
+		json_object_set_new(item, "name", json_string(in->name));
+		if (in->step)
+			json_object_set_new(item, "step", json_string(in->step));
+		if (in->ema)
+			json_object_set_new(item, "ema", json_true());
+		json_array_append_new(inputs, item);
+	}
+	json_object_set_new(o, "kind", json_string(job_kind_name(spec->kind)));
+	json_object_set_new(o, "inputs", inputs);
+	json_object_set_new(o, "facts", plan_facts(s->n_fact, s->fact));
+	return o;
+}
+
+static int dry_run(struct client *c, Tf__JobSpec *spec, struct err *e)
+{
+	Tf__Reply *reply;
+	json_t *what, *plan = NULL;
+	int rc;
+
+	TRY(send_submit(c, spec, true, &reply, e));
+	what = describe(spec, reply->submitted);
+	tf__reply__free_unpacked(reply, NULL);
+	rc = spec->kind != TF__JOB_KIND__TRAIN
+		     ? 0
+		     : plan_experiment(spec->train->experiment, json_object_get(what, "facts"),
+				       &plan, e);
+	if (rc < 0) {
+		json_decref(what);
+		return rc;
+	}
+	if (args_has(&c->args, OPTION_JSON)) {
+		json_object_set(what, "plan", plan ? plan : json_null());
+		json_print(what);
+	} else {
+		printf("The daemon would take this %s job; nothing was submitted.\n",
+		       job_kind_name(spec->kind));
+		print_json_for_people(json_object_get(what, "inputs"), 2);
+		if (plan)
+			print_plan(plan);
+		json_decref(what);
+	}
+	json_decref(plan);
+	return STATUS_DONE;
+}
+
+/* ---- following */
+
+static enum status status_of_job(const Tf__Job *j)
+{
+	switch (j->state) {
+	case TF__JOB_STATE__FAILED:
+		return STATUS_FAILED;
+	case TF__JOB_STATE__CANCELLED:
+		return STATUS_CANCELLED;
+	default:
+		return STATUS_DONE;
+	}
+}
+
+static int ask_news(struct client *c, uint64_t id, uint64_t since, Tf__Reply **out, struct err *e)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__JobWait m = TF__JOB_WAIT__INIT;
+
+	m.job = id;
+	m.has_since = m.has_timeout_ms = 1;
+	m.since = since;
+	m.timeout_ms = POLL_MS;
+	r.body_case = TF__REQUEST__BODY_JOB_WAIT;
+	r.job_wait = &m;
+	TRY(client_ask_for(c, &r, TF__REPLY__BODY_JOBS, POLL_MS + ASK_MS, out, e));
+	if ((*out)->jobs->n_job == 1)
+		return 0;
+	tf__reply__free_unpacked(*out, NULL);
+	*out = NULL;
+	return err_set(e, TF_EINTERNAL, "the daemon answered with no job");
+}
+
+static void say_how_to_go_on(uint64_t id)
+{
+	fprintf(stderr,
+		"job %" PRIu64 " goes on; follow it again: transfuse wait %" PRIu64
+		"; stop it: transfuse cancel %" PRIu64 "\n",
+		id, id, id);
+}
+
+int follow_job(struct client *c, uint64_t id, bool quiet, Tf__Reply **last, struct err *e)
+{
+	struct progress_view view;
+	uint64_t since = 0;
+
+	progress_init(&view, quiet);
+	for (;;) {
+		Tf__Reply *reply = NULL;
+		const Tf__Job *j;
+		int rc = ask_news(c, id, since, &reply, e);
+
+		if (rc < 0) {
+			progress_end(&view);
+			if (rc == TF_ECANCELLED || rc == TF_ENODAEMON || rc == TF_ETIMEOUT)
+				say_how_to_go_on(id);
+			return rc;
+		}
+		j = reply->jobs->job[0];
+		since = j->has_seq ? j->seq : since;
+		if (job_state_is_end(j->state)) {
+			progress_end(&view);
+			*last = reply;
+			return status_of_job(j);
+		}
+		progress_job(&view, j);
+		tf__reply__free_unpacked(reply, NULL);
+	}
+}
+
+void print_end(const Tf__Job *j)
+{
+	static const char *const head[] = { "result", "value" };
+	char *reason = text_safe(j->reason), *name = text_safe(j->name), span[CLOCK_TEXT_MAX];
+	struct table t;
+
+	printf("job %" PRIu64 " (%s%s%s): %s", j->id, job_kind_name(j->kind), *name ? " " : "",
+	       name, job_state_name(j->state));
+	if (j->has_started && j->started > 0 && j->has_ended && j->ended >= j->started) {
+		clock_format_span((double)(j->ended - j->started) / 1000, span);
+		printf(" after %s", span);
+	}
+	printf("%s%s\n", *reason ? ": " : "", reason);
+	if (j->n_result) {
+		table_init(&t, "lr", head);
+		for (size_t i = 0; i < j->n_result; i++) {
+			char value[32];
+
+			snprintf(value, sizeof value, "%.6g", j->result[i]->value);
+			table_add(&t, (const char *[]){ j->result[i]->name, value });
+		}
+		table_print(&t);
+	}
+	xfree(reason);
+	xfree(name);
+}
+
+/* ---- the whole */
+
+static int print_submitted(struct client *c, const Tf__JobSpec *spec, uint64_t id, struct err *e)
+{
+	Tf__Reply *reply;
+
+	if (!args_has(&c->args, OPTION_JSON)) {
+		printf("job %" PRIu64 " (%s) is submitted; follow it: transfuse wait %" PRIu64 "\n",
+		       id, job_kind_name(spec->kind), id);
+		return STATUS_DONE;
+	}
+	TRY(ask_news(c, id, 0, &reply, e));
+	json_print(json_of_job(reply->jobs->job[0]));
+	tf__reply__free_unpacked(reply, NULL);
+	return STATUS_DONE;
+}
+
+int submit(struct client *c, Tf__JobSpec *spec, bool follow, uint64_t *id, struct err *e)
+{
+	bool json = args_has(&c->args, OPTION_JSON);
+	Tf__Reply *reply;
+	int status;
+
+	*id = 0;
+	TRY(submit_check(c, spec, e));
+	if (args_has(&c->args, OPTION_DRY_RUN))
+		return dry_run(c, spec, e);
+	TRY(send_submit(c, spec, false, &reply, e));
+	*id = reply->submitted->job;
+	tf__reply__free_unpacked(reply, NULL);
+	if (!follow && !args_has(&c->args, OPTION_WAIT))
+		return print_submitted(c, spec, *id, e);
+	if (!json)
+		fprintf(stderr, "job %" PRIu64 " (%s)\n", *id, job_kind_name(spec->kind));
+	TRY(status = follow_job(c, *id, json, &reply, e));
+	if (json)
+		json_print(json_of_job(reply->jobs->job[0]));
+	else
+		print_end(reply->jobs->job[0]);
+	tf__reply__free_unpacked(reply, NULL);
+	return status;
+}
