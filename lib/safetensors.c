@@ -336,7 +336,8 @@ void st_writer_add(struct st_writer *w, const char *name, enum st_type type, int
 
 	CHECK(rank >= 0 && rank <= ST_RANK_MAX && *name && strcmp(name, "__metadata__") != 0);
 	CHECK(tensor_size(type, rank, dim, &t.bytes));
-	memcpy(t.dim, dim, (size_t)rank * sizeof *dim);
+	if (rank)
+		memcpy(t.dim, dim, (size_t)rank * sizeof *dim);
 	t.name = xstrdup(name);
 	if (w->count == w->room) {
 		w->room = w->room ? 2 * w->room : 64;

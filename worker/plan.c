@@ -15,7 +15,7 @@
 
 #define INPUT_BYTES_MAX (1 << 20)
 #define PIECES_ASSUMED 2000
-#define PROGRAM_BYTES (48 << 20) /* libraries' data, compiled products, tokenizer, buffers */
+#define PROGRAM_BYTES (24 << 20) /* libraries' data, compiled products, tokenizer, buffers */
 #define CAPTION_TOKENS 32        /* of a sampled caption, about */
 
 struct plan_groups {

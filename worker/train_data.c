@@ -73,7 +73,8 @@ static struct loader_options options_of(const struct training *t, enum dataset_s
 
 int train_open_loaders(struct training *t, struct err *e)
 {
-	struct loader_source all[EXPERIMENT_SOURCES_MAX], held[EXPERIMENT_SOURCES_MAX];
+	struct loader_source all[EXPERIMENT_SOURCES_MAX] = { { 0 } };
+	struct loader_source held[EXPERIMENT_SOURCES_MAX] = { { 0 } };
 	struct loader_options train = options_of(t, DATASET_TRAIN);
 	struct loader_options heldout = options_of(t, DATASET_HELDOUT);
 	int n = 0;
