@@ -331,8 +331,9 @@ static int describe(struct training *t, struct err *e)
 	job_fact(t->job, "positions", "%" PRIu64, t->positions);
 	job_fact(t->job, "images", "%" PRIu64, t->images);
 	job_fact(t->job, "pieces", "%" PRId64, t->facts.pieces);
-	job_fact(t->job, "latent", "%" PRId64 "x%" PRId64 "x%" PRId64, t->facts.latent_height,
-		 t->facts.latent_width, t->facts.latent_channels);
+	job_fact(t->job, "latent_height", "%" PRId64, t->facts.latent_height);
+	job_fact(t->job, "latent_width", "%" PRId64, t->facts.latent_width);
+	job_fact(t->job, "latent_channels", "%" PRId64, t->facts.latent_channels);
 	job_fact(t->job, "ema", "%s", t->average ? "yes" : "no");
 	if (!isnan(t->score))
 		job_fact(t->job, "heldout_loss", "%.5g", t->score);

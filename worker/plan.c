@@ -15,6 +15,7 @@
 
 #define INPUT_BYTES_MAX (1 << 20)
 #define PIECES_ASSUMED 2000
+#define LATENT_MOST 16384
 #define PROGRAM_BYTES (24 << 20) /* libraries' data, compiled products, tokenizer, buffers */
 #define CAPTION_TOKENS 32        /* of a sampled caption, about */
 
@@ -34,46 +35,51 @@ struct planning {
 
 /* ---- what is asked */
 
-/* The value of `key`, or of the first key that ends in ".key". */
-static const char *find_fact(const json_t *facts, const char *key)
+/* The number called `key`, or by a key that ends in ".key"; a number or its text. -1: there is
+ * none. */
+static int64_t find_fact(const json_t *facts, const char *key)
 {
 	const char *name;
 	json_t *value;
 
 	json_object_foreach ((json_t *)facts, name, value) {
 		const char *last = strrchr(name, '.');
+		const char *text = json_string_value(value);
 
-		if (strcmp(last ? last + 1 : name, key) == 0 && json_is_string(value))
-			return json_string_value(value);
+		if (strcmp(last ? last + 1 : name, key) != 0)
+			continue;
+		if (json_is_integer(value))
+			return json_integer_value(value);
+		if (text && *text && strspn(text, "0123456789") == strlen(text))
+			return strtoll(text, NULL, 10);
 	}
-	return NULL;
+	return -1;
+}
+
+/* A fact within its bounds; `assumed` and a word about it when it is not given. */
+static int take_fact(struct planning *p, const json_t *facts, const char *key, int64_t most,
+		     int64_t assumed, int64_t *out, struct err *e)
+{
+	*out = find_fact(facts, key);
+	if (*out < 0) {
+		*out = assumed;
+		json_object_set_new(p->assumed, key, json_integer(assumed));
+	}
+	FAIL_IF(*out > most, e, TF_EINVALID, "facts: %s is %" PRId64 ", expected at most %" PRId64,
+		key, *out, most);
+	return 0;
 }
 
 static int take_facts(struct planning *p, const json_t *facts, struct err *e)
 {
-	const char *pieces = find_fact(facts, "pieces"), *latent = find_fact(facts, "latent");
-	int rows = 0, columns = 0, channels = 0;
-	char rest;
+	struct model_facts *f = &p->facts;
 
-	p->facts.bos = 1;
-	p->facts.eos = 2;
-	p->facts.pieces = pieces ? strtoll(pieces, NULL, 10) : PIECES_ASSUMED;
-	FAIL_IF(p->facts.pieces < 3 || p->facts.pieces > INT32_MAX / 2, e, TF_EINVALID,
-		"facts: pieces is '%.40s', expected a number", pieces ? pieces : "");
-	if (!pieces)
-		json_object_set_new(p->assumed, "pieces", json_integer(PIECES_ASSUMED));
-	FAIL_IF(latent && (sscanf(latent, "%dx%dx%d%c", &rows, &columns, &channels, &rest) != 3 ||
-			   rows < 0 || columns < 0 || channels < 0),
-		e, TF_EINVALID, "facts: latent is '%.40s', expected ROWSxCOLUMNSxCHANNELS",
-		latent);
-	if (!latent) {
-		rows = columns = channels = 8;
-		json_object_set_new(p->assumed, "latent", json_string("8x8x8"));
-	}
-	p->facts.latent_height = rows;
-	p->facts.latent_width = columns;
-	p->facts.latent_channels = channels;
-	return 0;
+	f->bos = 1;
+	f->eos = 2;
+	TRY(take_fact(p, facts, "pieces", INT32_MAX / 2, PIECES_ASSUMED, &f->pieces, e));
+	TRY(take_fact(p, facts, "latent_height", LATENT_MOST, 8, &f->latent_height, e));
+	TRY(take_fact(p, facts, "latent_width", LATENT_MOST, 8, &f->latent_width, e));
+	return take_fact(p, facts, "latent_channels", LATENT_MOST, 8, &f->latent_channels, e);
 }
 
 static int read_request(struct planning *p, const json_t *request, struct err *e)
@@ -223,10 +229,12 @@ int plan_main(FILE *in, FILE *out)
 			     INPUT_BYTES_MAX);
 	else
 		rc = plan(text, len, &root, &e);
-	if (rc < 0)
-		root = json_pack("{s:s}", "error", e.text);
-	json_dumpf(root, out, JSON_INDENT(2) | JSON_PRESERVE_ORDER);
-	fputc('\n', out);
+	if (rc == 0) {
+		json_dumpf(root, out, JSON_INDENT(2) | JSON_PRESERVE_ORDER);
+		fputc('\n', out);
+	} else {
+		fprintf(stderr, "transfuse-worker: %s\n", e.text);
+	}
 	json_decref(root);
 	xfree(text);
 	return rc < 0 ? WORKER_FAILED : WORKER_DONE;

@@ -14,9 +14,9 @@
  *program peak_rss_anon         private memory of a worker on a CPU at its largest device_bytes of
  *a GPU, on a GPU assumed               facts that were not given, and what was taken for them
  *
- * Facts are texts by key: "pieces", and "latent" as "8x8x8"; "ROLE.NAME.pieces" does as well. An
- *error is
- * {"error": sentence}. Returns the program's exit status. */
+ * Facts are numbers (or their texts) by key: pieces, latent_height, latent_width, latent_channels
+ *(all 0: no pictures); "ROLE.NAME.pieces" does as well. A mistake is a sentence on stderr. Returns
+ *the program's exit status. */
 int plan_main(FILE *in, FILE *out);
 
 #endif
