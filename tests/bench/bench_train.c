@@ -2,7 +2,8 @@
  * Times training steps of the tiny preset on packed batches of captions and pictures, and the drawing of
  * captions. Prints one JSON object a line. tests/bench/compare runs PyTorch on the very same batches.
  *
- *	bench_train [--precision f32|bf16] [--steps N] [--device D] [--dump FILE] [--draw] */
+ *	bench_train [--precision f32|bf16] [--steps N] [--threads N] [--device D] [--dump FILE]
+ *		[--draw] */
 #include "config.h"
 #include "lib/clock.h"
 #include "lib/err.h"
@@ -25,6 +26,7 @@
 struct bench {
 	const char *device, *precision, *dump;
 	int64_t steps;
+	int threads;
 	bool draw;
 	struct dims dims;
 	struct kernels *k;
@@ -102,7 +104,7 @@ static void open_bench(struct bench *b)
 	uint64_t number = 0;
 
 	b->dims = tiny(strcmp(b->precision, "bf16") == 0 ? DT_BF16 : DT_F32);
-	need(kernels_open(b->device, 2, &b->k, &e), &e);
+	need(kernels_open(b->device, b->threads, &b->k, &e), &e);
 	need(transformer_init(&b->m, b->k, &b->dims, b->dims.T, true, &e), &e);
 	transformer_draw(&b->m, 1);
 	need(pass_new(&b->m, true, &b->p, &e), &e);
@@ -251,7 +253,7 @@ static void read_options(struct bench *b, int argc, char **argv)
 {
 	static const struct option option[] = {
 		{ "precision", required_argument, NULL, 'p' }, { "steps", required_argument, NULL, 's' },
-		{ "device", required_argument, NULL, 'd' },
+		{ "device", required_argument, NULL, 'd' }, { "threads", required_argument, NULL, 't' },
 		{ "dump", required_argument, NULL, 'o' }, { "draw", no_argument, NULL, 'w' },
 		{ NULL, 0, NULL, 0 },
 	};
@@ -261,19 +263,20 @@ static void read_options(struct bench *b, int argc, char **argv)
 		switch (c) {
 		case 'p': b->precision = optarg; break;
 		case 's': b->steps = atoll(optarg); break;
+		case 't': b->threads = atoi(optarg); break;
 		case 'd': b->device = optarg; break;
 		case 'o': b->dump = optarg; break;
 		case 'w': b->draw = true; break;
 		default: die(2, "see the first lines of tests/bench/bench_train.c");
 		}
 	}
-	if (b->steps < 1)
-		die(2, "--steps is at least 1");
+	if (b->steps < 1 || b->threads < 1)
+		die(2, "--steps and --threads are at least 1");
 }
 
 int main(int argc, char **argv)
 {
-	struct bench b = { .device = "cpu", .precision = "f32", .steps = 20 };
+	struct bench b = { .device = "cpu", .precision = "f32", .steps = 20, .threads = 2 };
 
 	die_set_program("bench_train");
 	read_options(&b, argc, argv);
