@@ -250,12 +250,11 @@ static void read_image_loss(struct pass *p, const struct batch *b, float *out)
 void pass_evaluate(struct pass *p, const struct batch *b, float *token_loss, float *image_loss)
 {
 	const struct pass_totals totals = { b->targets, b->noised, 1 };
-	bool training = p->training;
 
-	p->training = false;   /* logits stay logits */
+	p->evaluating = true;
 	pass_load(p, b, &totals);
 	pass_forward(p);
-	p->training = training;
+	p->evaluating = false;
 	if (token_loss && b->targets > 0)
 		p->k->ops->download(p->k, token_loss, p->t[LM_LOSS].data,
 				    (size_t)b->targets * sizeof *token_loss);

@@ -88,11 +88,18 @@ static void blocks(struct pass *p)
 	}
 }
 
+static bool wants_gradients(const struct pass *p)
+{
+	return p->training && !p->evaluating;
+}
+
 /* SUMS[number] += weight . loss, as a product of a row and a column. */
 static void add_sum(struct pass *p, int number, struct tensor weight, struct tensor loss)
 {
 	float *to = (float *)p->t[SUMS].data + number;
 
+	if (p->evaluating)
+		return;
 	p->k->ops->matmul(p->k, tensor_2d(to, DT_F32, 1, 1),
 			  tensor_2d(weight.data, DT_F32, 1, weight.dim[0]), false,
 			  tensor_2d(loss.data, DT_F32, loss.dim[0], 1), false, NO_TENSOR, 1);
@@ -108,7 +115,7 @@ static void text_loss(struct pass *p)
 	k->ops->gather_rows(k, h, p->t[H_OUT], pass_targets(p, p->input[LM_ROW]));
 	linear(k, logits, h, transformer_weight(p->m, W_HEAD), NO_TENSOR);
 	k->ops->cross_entropy(k, loss, logits, pass_targets(p, p->input[LM_TARGET]), weight,
-			      p->m->dims.vocabulary.ids, p->training);
+			      p->m->dims.vocabulary.ids, wants_gradients(p));
 	add_sum(p, 0, weight, loss);
 }
 
@@ -117,7 +124,7 @@ static void noise_loss(struct pass *p)
 	struct kernels *k = p->k;
 	struct tensor h = pass_patches(p, p->t[PATCH_H]), out = pass_patches(p, p->t[PREDICTED]);
 	struct tensor loss = pass_patches(p, p->t[PATCH_LOSS]);
-	struct tensor gradient = p->training ? pass_patches(p, p->t[DPREDICTED]) : NO_TENSOR;
+	struct tensor gradient = wants_gradients(p) ? pass_patches(p, p->t[DPREDICTED]) : NO_TENSOR;
 
 	k->ops->gather_rows(k, h, p->t[H_OUT], pass_patches(p, p->input[PATCH_ROW]));
 	linear(k, out, h, transformer_weight(p->m, W_PATCH_OUT),

@@ -97,6 +97,7 @@ struct pass {
 	int64_t targets, target_rows; /* used, and computed (rounded up) */
 	int64_t images, image_slots;  /* used, and computed */
 	float lambda;
+	bool evaluating;              /* logits stay logits, SUMS as they are */
 };
 
 /* Tensors at the size of the batch at hand. */
@@ -130,7 +131,7 @@ static inline struct tensor pass_pictures(const struct pass *p, struct tensor t)
 
 /* Sends the batch to the device, with the weights its losses have. */
 void pass_load(struct pass *p, const struct batch *b, const struct pass_totals *totals);
-/* Embedding to losses; training: LOGITS and DPREDICTED are left as gradients. */
+/* Embedding to losses; when training, LOGITS and DPREDICTED are left as gradients. */
 void pass_forward(struct pass *p);
 void pass_backward(struct pass *p);
 

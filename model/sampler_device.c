@@ -12,6 +12,7 @@
 #include <string.h>
 
 #define COLUMNS_LEAST 32
+#define COLUMNS_STEP 8      /* more than one element: rounded up, so that few shapes are ever used */
 
 #define ADD(name, type, a, b, c, d_) plan_add(plan, #name, &slot[name], type, a, b, c, d_);
 
@@ -291,6 +292,7 @@ static bool lay_rows(struct sampler *s, int64_t n)
 	return pictures;
 }
 
+/* Columns of the next evaluation; 0: nothing is left to feed. */
 static int64_t widest(const struct sampler *s)
 {
 	int64_t n = 0;
@@ -300,7 +302,9 @@ static int64_t widest(const struct sampler *s)
 
 		n = taken > n ? taken : n;
 	}
-	return n;
+	if (n > 1)
+		n = (n + COLUMNS_STEP - 1) / COLUMNS_STEP * COLUMNS_STEP;
+	return n < s->columns ? n : s->columns;
 }
 
 void sampler_feed(struct sampler *s)

@@ -123,22 +123,12 @@ int cpu_open(int threads, struct kernels **out, struct err *e)
 	return 0;
 }
 
-static void product_release(struct cpu_product *p)
-{
-	dnnl_primitive_destroy(p->primitive);
-	dnnl_memory_destroy(p->a);
-	dnnl_memory_destroy(p->b);
-	dnnl_memory_destroy(p->c);
-	if (p->bias)
-		dnnl_memory_destroy(p->bias_memory);
-}
-
 void cpu_close(struct kernels *k)
 {
 	struct cpu_state *state = k->state;
 
 	for (int i = 0; i < state->products; i++)
-		product_release(&state->product[i]);
+		cpu_product_release(&state->product[i]);
 	cpu_conv_close(k);
 	dnnl_stream_destroy(state->stream);
 	dnnl_engine_destroy(state->engine);

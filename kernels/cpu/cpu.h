@@ -13,7 +13,7 @@
 #include "kernels/kernels.def"
 #undef K
 
-#define CPU_PRODUCTS_MAX 512   /* different matrix products a process may use */
+#define CPU_PRODUCTS_MAX 512   /* different matrix products kept ready */
 
 /* A matrix product built once for its shape and types. */
 struct cpu_product {
@@ -29,9 +29,12 @@ struct cpu_state {
 	dnnl_stream_t stream;
 	struct cpu_product product[CPU_PRODUCTS_MAX];
 	int products;
+	unsigned oldest;               /* the next to make room once all are taken */
 	struct cpu_conv *conv;         /* of conv.c, NULL until a convolution ran */
 	char words[160];
 };
+
+void cpu_product_release(struct cpu_product *p);
 
 /* A failing oneDNN call is a bug of ours: shapes were checked before. */
 #define CPU_DNNL(call) do { dnnl_status_t status_ = (call); \

@@ -66,6 +66,16 @@ static void build(struct cpu_state *s, struct cpu_product *p)
 		p->bias_memory = memory(s, &bias);
 }
 
+void cpu_product_release(struct cpu_product *p)
+{
+	dnnl_primitive_destroy(p->primitive);
+	dnnl_memory_destroy(p->a);
+	dnnl_memory_destroy(p->b);
+	dnnl_memory_destroy(p->c);
+	if (p->bias)
+		dnnl_memory_destroy(p->bias_memory);
+}
+
 static bool same(const struct cpu_product *a, const struct cpu_product *b)
 {
 	return a->m == b->m && a->n == b->n && a->k == b->k && a->type == b->type &&
@@ -80,8 +90,12 @@ static struct cpu_product *find(struct cpu_state *s, const struct cpu_product *w
 	for (int i = 0; i < s->products; i++)
 		if (same(&s->product[i], want))
 			return &s->product[i];
-	CHECK(s->products < CPU_PRODUCTS_MAX);
-	p = &s->product[s->products++];
+	if (s->products < CPU_PRODUCTS_MAX) {
+		p = &s->product[s->products++];
+	} else {   /* the oldest makes room */
+		p = &s->product[s->oldest++ % CPU_PRODUCTS_MAX];
+		cpu_product_release(p);
+	}
 	*p = *want;
 	build(s, p);
 	return p;
