@@ -144,6 +144,7 @@ void table_print(struct table *t);                          /* and releases it *
 #define FORMAT_MAX 48
 void format_bytes(uint64_t bytes, char out[FORMAT_MAX]);    /* "1.4 GB" */
 void format_count(uint64_t n, char out[FORMAT_MAX]);        /* "12,345" */
+void format_value(double x, char out[FORMAT_MAX]);          /* "12,345", "0.0123457" */
 void format_age(int64_t since_ms, char out[FORMAT_MAX]);    /* "3 min", "2 d"; "-" for 0 */
 /* The text with control characters shown as '?', so that nothing of it moves the cursor. Free it. */
 char *text_safe(const char *text);
@@ -207,10 +208,9 @@ int fetch_one(struct client *c, Tf__FileOf *of, const char *path, const char *to
 
 /* ---- the worker program, asked for memory and sizes (plan.c) */
 
-/* facts: an object, borrowed. *plan is the caller's. */
-int plan_experiment(const char *experiment, const json_t *facts, json_t **plan, struct err *e);
-/* From the facts of a dry run: pieces and latent sizes, and all of them as they are. */
-json_t *plan_facts(size_t n, Tf__KeyValue **fact);
+/* device NULL: "cpu". facts: an object of texts and numbers by key, borrowed. *plan is the caller's. */
+int plan_experiment(const char *experiment, const char *device, const json_t *facts, json_t **plan,
+		    struct err *e);
 void print_plan(const json_t *plan);
 
 /* ---- the daemon's state (verbs_daemon.c) */

@@ -173,6 +173,14 @@ void format_count(uint64_t n, char out[FORMAT_MAX])
 	out[at] = 0;
 }
 
+void format_value(double x, char out[FORMAT_MAX])
+{
+	if (x >= 0 && x < 1e15 && x == (double)(uint64_t)x)
+		format_count((uint64_t)x, out);
+	else
+		snprintf(out, FORMAT_MAX, "%.6g", x);
+}
+
 void format_age(int64_t since_ms, char out[FORMAT_MAX])
 {
 	int64_t s = (clock_wall_ms() - since_ms) / 1000;
@@ -197,12 +205,15 @@ static void print_scalar(const json_t *value)
 {
 	char *text;
 
+	char number[FORMAT_MAX];
+
 	if (json_is_string(value)) {
 		text = text_safe(json_string_value(value));
 		printf("%s\n", text);
 		xfree(text);
 	} else if (json_is_real(value)) {
-		printf("%.6g\n", json_real_value(value));
+		format_value(json_real_value(value), number);
+		printf("%s\n", number);
 	} else if (json_is_integer(value)) {
 		printf("%" JSON_INTEGER_FORMAT "\n", json_integer_value(value));
 	} else {

@@ -4,6 +4,7 @@
 #include "client/client.h"
 #include "lib/mem.h"
 
+#include <ctype.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -81,7 +82,8 @@ void help_verb(const struct verb *v, struct buf *out)
 
 	buf_printf(out, "Usage: transfuse %s%s%s [OPTION...]%s%s\n", v->word, space, v->sub,
 		   *v->operands ? " " : "", v->operands);
-	buf_printf(out, "%s%s\n", v->help, *v->help ? "." : "");
+	if (*v->help)
+		buf_printf(out, "%c%s.\n", toupper((unsigned char)*v->help), v->help + 1);
 	buf_text(out, "\n");
 	for (int o = GLOBAL_OPTIONS; o < OPTIONS; o++)
 		if (verb_takes(v, o))

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Memory and sizes of a training run: only the worker knows its plan, so its program is asked. It reads
- * {"experiment": TEXT, "facts": {...}} and prints one object. */
+ * {"experiment": TEXT, "device": "cpu", "facts": {...}} and prints one object, or {"error": TEXT}. */
 #include "config.h"
 #include "client/client.h"
 #include "lib/files.h"
@@ -41,13 +41,13 @@ static char *worker_program(void)
 }
 
 /* Starts the program with stdin from `in` and stdout to `out`. */
-static pid_t start(const char *program, int in, int out, int error)
+static pid_t start(const char *program, int in, int out)
 {
 	pid_t pid = fork();
 
 	if (pid != 0)
 		return pid;
-	if (dup2(in, 0) < 0 || dup2(out, 1) < 0 || dup2(error, 2) < 0)
+	if (dup2(in, 0) < 0 || dup2(out, 1) < 0)
 		_exit(127);
 	execlp(program, WORKER, "--plan", (char *)NULL);
 	_exit(127);
@@ -93,39 +93,32 @@ static int unnamed_file(const void *data, size_t len, int *fd, struct err *e)
 	return rc;
 }
 
-/* The last line of what the program said on stderr. */
-static int plan_failed(int status, int error, struct err *e)
+/* The program's own sentence when it gave one. */
+static int plan_failed(const char *answer, int status, struct err *e)
 {
-	struct buf text = BUF_INIT;
-	char *line;
+	json_t *o = answer ? json_loads(answer, 0, NULL) : NULL;
+	const char *text = json_string_value(json_object_get(o, "error"));
 
 	if (WIFEXITED(status) && WEXITSTATUS(status) == 127)
-		return err_set(e, TF_ENOTFOUND,
-			       "the program " WORKER " is not found; expected beside this program, "
-			       "in ../libexec or on PATH");
-	if (lseek(error, 0, SEEK_SET) == 0)
-		read_all(error, &text, PLAN_BYTES_MAX, NULL);
-	while (text.len && text.data[text.len - 1] == '\n')
-		text.data[--text.len] = 0;
-	line = text.len ? strrchr(text.data, '\n') : NULL;
-	line = line ? line + 1 : text.len ? text.data : (char *)WORKER " --plan failed";
-	if (strncmp(line, WORKER ": ", sizeof WORKER + 1) == 0)
-		line += sizeof WORKER + 1;
-	err_set(e, TF_EINVALID, "%s", line);
-	buf_release(&text);
-	return TF_EINVALID;
+		err_set(e, TF_ENOTFOUND, "the program " WORKER " is not found; expected beside "
+			"this program, in ../libexec or on PATH");
+	else if (text)
+		err_set(e, TF_EINVALID, "%s", text);
+	else
+		err_set(e, TF_EINTERNAL, WORKER " --plan failed (status %d)",
+			WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status));
+	json_decref(o);
+	return e && e->code ? e->code : TF_EINTERNAL;
 }
 
 static int ask_worker(const char *question, struct buf *answer, struct err *e)
 {
-	int in = -1, error = -1, out[2] = { -1, -1 }, status = 0, rc;
+	int in = -1, out[2] = { -1, -1 }, status = 0, rc;
 	char *program = worker_program();
 	pid_t pid = -1;
 
 	rc = unnamed_file(question, strlen(question), &in, e);
-	if (rc == 0)
-		rc = unnamed_file("", 0, &error, e);
-	if (rc == 0 && (pipe2(out, O_CLOEXEC) < 0 || (pid = start(program, in, out[1], error)) < 0))
+	if (rc == 0 && (pipe2(out, O_CLOEXEC) < 0 || (pid = start(program, in, out[1])) < 0))
 		rc = err_errno(e, "starting %s", program);
 	if (out[1] >= 0)
 		close(out[1]);
@@ -136,16 +129,15 @@ static int ask_worker(const char *question, struct buf *answer, struct err *e)
 	if (pid > 0 && waitpid(pid, &status, 0) < 0 && rc == 0)
 		rc = err_errno(e, "%s", program);
 	if (rc == 0 && status != 0)
-		rc = plan_failed(status, error, e);
+		rc = plan_failed(answer->data, status, e);
 	if (in >= 0)
 		close(in);
-	if (error >= 0)
-		close(error);
 	xfree(program);
 	return rc;
 }
 
-int plan_experiment(const char *experiment, const json_t *facts, json_t **plan, struct err *e)
+int plan_experiment(const char *experiment, const char *device, const json_t *facts, json_t **plan,
+		    struct err *e)
 {
 	json_t *question = json_object();
 	struct buf answer = BUF_INIT;
@@ -154,6 +146,7 @@ int plan_experiment(const char *experiment, const json_t *facts, json_t **plan, 
 	int rc;
 
 	json_object_set_new(question, "experiment", json_string(experiment));
+	json_object_set_new(question, "device", json_string(device ? device : "cpu"));
 	json_object_set(question, "facts", (json_t *)facts);
 	text = json_dumps(question, JSON_COMPACT);
 	json_decref(question);
@@ -172,55 +165,42 @@ int plan_experiment(const char *experiment, const json_t *facts, json_t **plan, 
 	return rc;
 }
 
-/* ---- facts */
-
-/* "data.cats.pieces" has the last part "pieces". */
-static const char *last_part(const char *key)
-{
-	const char *dot = strrchr(key, '.');
-
-	return dot ? dot + 1 : key;
-}
-
-json_t *plan_facts(size_t n, Tf__KeyValue **fact)
-{
-	static const char *const numbers[] = { "pieces", "latent_height", "latent_width",
-					       "latent_channels" };
-	json_t *o = json_of_pairs(n, fact);
-
-	for (size_t i = 0; i < n; i++)
-		for (size_t k = 0; k < ARRAY_LEN(numbers); k++) {
-			int64_t value;
-
-			if (strcmp(last_part(fact[i]->key), numbers[k]) == 0 && fact[i]->value &&
-			    text_to_int("", fact[i]->value, 0, INT64_MAX, &value, NULL) == 0 &&
-			    value > 0)
-				json_object_set_new(o, numbers[k], json_integer(value));
-		}
-	return o;
-}
-
 /* ---- for people */
+
+static void print_figure(const char *key, const json_t *value)
+{
+	char text[FORMAT_MAX], *safe;
+
+	if (json_is_string(value)) {
+		safe = text_safe(json_string_value(value));
+		printf("%s: %s\n", key, safe);
+		xfree(safe);
+	} else if (strstr(key, "bytes") || strstr(key, "rss")) {
+		format_bytes((uint64_t)json_number_value(value), text);
+		printf("%s: %s\n", key, text);
+	} else if (json_is_integer(value)) {
+		format_count((uint64_t)json_integer_value(value), text);
+		printf("%s: %s\n", key, text);
+	} else if (json_is_real(value)) {
+		printf("%s: %.3g\n", key, json_real_value(value));
+	}
+}
 
 void print_plan(const json_t *plan)
 {
-	static const char *const head[] = { "memory", "" };
+	static const char *const head[] = { "memory of", "size" };
 	const json_t *bytes = json_object_get(plan, "bytes");
+	const json_t *assumed = json_object_get(plan, "assumed");
 	const char *key;
 	json_t *value;
 	char text[FORMAT_MAX];
 	struct table t;
 
-	json_object_foreach((json_t *)plan, key, value) {
-		if (json_is_integer(value)) {
-			format_count((uint64_t)json_integer_value(value), text);
-			printf("%s: %s\n", key, text);
-		} else if (json_is_string(value)) {
-			char *safe = text_safe(json_string_value(value));
-
-			printf("%s: %s\n", key, safe);
-			xfree(safe);
-		}
+	json_object_foreach((json_t *)plan, key, value)
+		print_figure(key, value);
+	if (json_object_size(assumed)) {
+		puts("assumed (--pieces and --latent change it):");
+		print_json_for_people(assumed, 2);
 	}
 	if (!json_is_object(bytes))
 		return;

@@ -221,8 +221,9 @@ int send_source(struct client *c, const char *path, char **id, const char **kind
 		return rc;
 	*kind = file_set_kind(&f);
 	if (f.missing)
-		fprintf(stderr, "transfuse: %s names %zu pictures that are not there, %s first\n",
-			path, f.missing, f.first_missing);
+		fprintf(stderr, "transfuse: %s: %zu of the pictures it names %s not there, the "
+				"first is %s\n",
+			path, f.missing, f.missing == 1 ? "is" : "are", f.first_missing);
 	rc = client_connect(c, e);
 	if (rc == 0)
 		rc = f.single ? send_file(c, path, id, e) : send_tar(c, path, &f, id, e);

@@ -86,7 +86,7 @@ static json_t *describe(const Tf__JobSpec *spec, const Tf__Submitted *s)
 	}
 	json_object_set_new(o, "kind", json_string(job_kind_name(spec->kind)));
 	json_object_set_new(o, "inputs", inputs);
-	json_object_set_new(o, "facts", plan_facts(s->n_fact, s->fact));
+	json_object_set_new(o, "facts", json_of_pairs(s->n_fact, s->fact));
 	return o;
 }
 
@@ -101,8 +101,8 @@ static int dry_run(struct client *c, Tf__JobSpec *spec, struct err *e)
 	tf__reply__free_unpacked(reply, NULL);
 	rc = spec->kind != TF__JOB_KIND__TRAIN
 		     ? 0
-		     : plan_experiment(spec->train->experiment, json_object_get(what, "facts"),
-				       &plan, e);
+		     : plan_experiment(spec->train->experiment, spec->device,
+				       json_object_get(what, "facts"), &plan, e);
 	if (rc < 0) {
 		json_decref(what);
 		return rc;
@@ -208,9 +208,9 @@ void print_end(const Tf__Job *j)
 	if (j->n_result) {
 		table_init(&t, "lr", head);
 		for (size_t i = 0; i < j->n_result; i++) {
-			char value[32];
+			char value[FORMAT_MAX];
 
-			snprintf(value, sizeof value, "%.6g", j->result[i]->value);
+			format_value(j->result[i]->value, value);
 			table_add(&t, (const char *[]){ j->result[i]->name, value });
 		}
 		table_print(&t);

@@ -251,6 +251,25 @@ int verb_wait(struct client *c, struct err *e)
 	return rc < 0 ? rc : worst;
 }
 
+/* A running job is cancelled once its worker has left: until then it is stopping. */
+static void print_cancelled(const struct client *c, const Tf__Jobs *jobs)
+{
+	json_t *list = json_array();
+
+	for (size_t i = 0; i < jobs->n_job; i++) {
+		const Tf__Job *j = jobs->job[i];
+
+		json_array_append_new(list, json_of_job(j));
+		if (!args_has(&c->args, OPTION_JSON))
+			printf("job %" PRIu64 " is %s\n", j->id,
+			       j->state == TF__JOB_STATE__STOPPING ? "being cancelled"
+								   : job_state_name(j->state));
+	}
+	if (args_has(&c->args, OPTION_JSON))
+		json_print(json_incref(list));
+	json_decref(list);
+}
+
 int verb_cancel(struct client *c, struct err *e)
 {
 	Tf__Request r = TF__REQUEST__INIT;
@@ -267,10 +286,9 @@ int verb_cancel(struct client *c, struct err *e)
 	m.n_job = (size_t)n;
 	r.body_case = TF__REQUEST__BODY_JOB_CANCEL;
 	r.job_cancel = &m;
-	TRY(client_ask_for(c, &r, TF__REPLY__BODY_OK, ASK_MS, &reply, e));
+	TRY(client_ask(c, &r, TF__REPLY__BODY_JOBS, &reply, e));
+	print_cancelled(c, reply->jobs);
 	tf__reply__free_unpacked(reply, NULL);
-	for (int i = 0; i < n; i++)
-		printf("job %" PRIu64 " is cancelled\n", ids[i]);
 	return STATUS_DONE;
 }
 

@@ -75,91 +75,56 @@ int verb_vae_train(struct client *c, struct err *e)
 
 /* ---- check */
 
-/* "32x32x8", or "0" for text alone. */
-static int latent_size(const char *text, struct experiment_facts *f, struct err *e)
+/* What was given of the data; the worker's program says what it assumes of the rest. */
+static int given_facts(struct client *c, json_t **out, struct err *e)
 {
-	int64_t *const part[] = { &f->latent_height, &f->latent_width, &f->latent_channels };
-	const char *at = text;
+	const char *latent = args_text(&c->args, OPTION_LATENT);
+	int rows, columns, channels;
+	int64_t pieces = 0;
+	char rest;
 
-	f->latent_height = f->latent_width = f->latent_channels = 0;
-	if (strcmp(text, "0") == 0)
-		return 0;
-	for (size_t i = 0; i < ARRAY_LEN(part); i++) {
-		char *end;
-
-		*part[i] = *at >= '0' && *at <= '9' ? strtol(at, &end, 10) : 0;
-		FAIL_IF(*part[i] < 1 || *part[i] > 4096 || *end != (i < 2 ? 'x' : 0), e, TF_EUSAGE,
-			"--latent is '%s', expected HEIGHTxWIDTHxCHANNELS such as 8x8x8, or 0",
-			text);
-		at = end + 1;
+	TRY(args_int(&c->args, OPTION_PIECES, 16, 1000000, &pieces, e));
+	FAIL_IF(latent && sscanf(latent, "%dx%dx%d%c", &rows, &columns, &channels, &rest) != 3, e,
+		TF_EUSAGE, "--latent is '%s', expected HEIGHTxWIDTHxCHANNELS such as 8x8x8",
+		latent);
+	*out = json_object();
+	if (pieces)
+		json_object_set_new(*out, "pieces", json_integer(pieces));
+	if (latent) {
+		json_object_set_new(*out, "latent_height", json_integer(rows));
+		json_object_set_new(*out, "latent_width", json_integer(columns));
+		json_object_set_new(*out, "latent_channels", json_integer(channels));
 	}
 	return 0;
 }
 
-/* What the data is taken to be like where no daemon is asked. */
-static int assumed_facts(struct client *c, struct experiment_facts *f, struct err *e)
+static void print_valid(struct client *c, const char *path, const char *kind, json_t *plan)
 {
-	const char *latent = args_text(&c->args, OPTION_LATENT);
+	json_t *o;
 
-	*f = (struct experiment_facts){ 2000, 8, 8, 8 };
-	TRY(args_int(&c->args, OPTION_PIECES, 16, 1000000, &f->pieces, e));
-	return latent ? latent_size(latent, f, e) : 0;
-}
-
-static json_t *json_of_facts(const struct experiment_facts *f)
-{
-	json_t *o = json_object();
-
-	json_object_set_new(o, "pieces", json_integer(f->pieces));
-	json_object_set_new(o, "latent_height", json_integer(f->latent_height));
-	json_object_set_new(o, "latent_width", json_integer(f->latent_width));
-	json_object_set_new(o, "latent_channels", json_integer(f->latent_channels));
-	return o;
-}
-
-static void print_valid(struct client *c, const char *path, const char *kind, json_t *facts,
-			json_t *plan)
-{
-	if (args_has(&c->args, OPTION_JSON)) {
-		json_t *o = json_object();
-
-		json_object_set_new(o, "file", json_string(path));
-		json_object_set_new(o, "kind", json_string(kind));
-		json_object_set_new(o, "valid", json_true());
-		json_object_set(o, "facts", facts ? facts : json_null());
-		json_object_set(o, "plan", plan ? plan : json_null());
-		json_print(o);
+	if (!args_has(&c->args, OPTION_JSON)) {
+		printf("%s: valid (%s)\n", path, kind);
+		if (plan)
+			print_plan(plan);
 		return;
 	}
-	printf("%s: valid (%s)\n", path, kind);
-	if (!plan)
-		return;
-	printf("for a tokenizer of %lld pieces and latents of %lld x %lld x %lld%s:\n",
-	       (long long)json_integer_value(json_object_get(facts, "pieces")),
-	       (long long)json_integer_value(json_object_get(facts, "latent_height")),
-	       (long long)json_integer_value(json_object_get(facts, "latent_width")),
-	       (long long)json_integer_value(json_object_get(facts, "latent_channels")),
-	       args_has(&c->args, OPTION_PIECES) && args_has(&c->args, OPTION_LATENT)
-		       ? "" : " (--pieces and --latent change this)");
-	print_plan(plan);
+	o = json_object();
+	json_object_set_new(o, "file", json_string(path));
+	json_object_set_new(o, "kind", json_string(kind));
+	json_object_set_new(o, "valid", json_true());
+	json_object_set(o, "plan", plan ? plan : json_null());
+	json_print(o);
 }
 
 static int check_train(struct client *c, const char *path, const struct buf *text, struct err *e)
 {
 	json_t *facts = NULL, *plan = NULL;
-	struct experiment_facts f;
-	struct train_experiment x;
-	int rc = assumed_facts(c, &f, e);
+	int rc;
 
-	TRY(rc);
-	TRY(train_experiment_read(path, text->data, text->len, &x, e));
-	rc = train_experiment_fits(&x, &f, e);
-	train_experiment_release(&x);
-	TRY(rc);
-	facts = json_of_facts(&f);
-	rc = plan_experiment(text->data, facts, &plan, e);
+	TRY(given_facts(c, &facts, e));
+	rc = plan_experiment(text->data, args_text(&c->args, OPTION_DEVICE), facts, &plan, e);
 	if (rc == 0)
-		print_valid(c, path, "train", facts, plan);
+		print_valid(c, path, "train", plan);
 	json_decref(facts);
 	json_decref(plan);
 	return rc;
@@ -197,7 +162,7 @@ int verb_check(struct client *c, struct err *e)
 	if (rc == 0 && kind == EXPERIMENT_TRAIN)
 		rc = check_train(c, path, &text, e);
 	else if (rc == 0)
-		print_valid(c, path, "vae", NULL, NULL);
+		print_valid(c, path, "vae", NULL);
 	buf_release(&file);
 	buf_release(&text);
 	return rc;
