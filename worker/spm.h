@@ -6,20 +6,20 @@
 #ifndef WORKER_SPM_H
 #define WORKER_SPM_H
 
-#include "lib/buf.h"
-#include "lib/err.h"
-
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#define SPM_FILE "tokenizer.model" /* its name in a tokenizer's folder */
-#define SPM_HASH_TEXT 33
-#define SPM_PIECES_LEAST 300 /* 256 bytes, the marks and some letters */
-
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+#include "lib/buf.h"
+#include "lib/err.h"
+
+#define SPM_FILE "tokenizer.model" /* its name in a tokenizer's folder */
+#define SPM_HASH_TEXT 33
+#define SPM_PIECES_LEAST 300 /* 256 bytes, the marks and some letters */
 
 struct spm;
 
