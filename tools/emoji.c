@@ -27,7 +27,7 @@
 static const char usage[] =
 	"Usage: emoji [OPTION]... DIR\n"
 	"Writes DIR/NAME.png and DIR/NAME.txt (its caption) for the emoji of a font.\n\n"
-	"  --groups LIST     only these groups, divided by commas: 'Animals & Nature,Food & Drink'\n"
+	"  --groups LIST     only these, divided by commas: 'Animals & Nature,Food & Drink'\n"
 	"  --count N         N of them, spread evenly over the chosen ones\n"
 	"  --no-skin-tones   leave out the variants with skin tones\n"
 	"  --size PIXELS     squares of so many pixels (default: the font's own size, padded)\n"
@@ -86,7 +86,8 @@ static void read_options(int argc, char **argv, struct options *o)
 		default: exit(2);
 		}
 		if (*end || o->count < 0 || o->size < 0 || o->size > SIDE_MAX)
-			die(2, "found '%s', expected a number (--size at most %d)", optarg, SIDE_MAX);
+			die(2, "found '%s', expected a number (--size at most %d)", optarg,
+			    SIDE_MAX);
 	}
 	if (optind + 1 != argc)
 		die(2, "expected one folder; see emoji --help");
