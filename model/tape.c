@@ -304,6 +304,13 @@ static size_t lowest(const struct want *placed, int n, const struct want *w)
 	return at;
 }
 
+/* Appends a want; returns their number. */
+static int add_want(struct want *want, int n, struct place *place, size_t bytes)
+{
+	want[n] = (struct want){ place, bytes, n };
+	return n + 1;
+}
+
 static void place_all(struct tape *t)
 {
 	struct want *want = xcalloc(2 * (size_t)t->values + 1, sizeof *want);
@@ -313,12 +320,12 @@ static void place_all(struct tape *t)
 		struct value *v = &t->value[i];
 
 		if (v->data.used)
-			want[n++] = (struct want){ &v->data, value_bytes(v), n };
+			n = add_want(want, n, &v->data, value_bytes(v));
 		if (v->gradient.used)
-			want[n++] = (struct want){ &v->gradient, value_bytes(v), n };
+			n = add_want(want, n, &v->gradient, value_bytes(v));
 	}
 	if (t->scratch.used)
-		want[n++] = (struct want){ &t->scratch, t->scratch_bytes, n };
+		n = add_want(want, n, &t->scratch, t->scratch_bytes);
 	qsort(want, (size_t)n, sizeof *want, by_size);
 	for (int i = 0; i < n; i++) {
 		want[i].place->at = lowest(want, i, &want[i]);
