@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The vectorised loops of the CPU backend. Their files are compiled once for each instruction set;
- * LOOPS_LEVEL is the suffix of that set (base, v3: AVX2, v4: AVX-512), and each set ends in one table of
- * the rows it serves. cpu.c takes the widest the processor has.
+ * LOOPS_LEVEL is the suffix of that set (base, v3: AVX2, v4: AVX-512), and each set ends in one
+ * table of the rows it serves. cpu.c takes the widest the processor has.
  *
  * bf16 rows pass through blocks of floats that stay in the first-level cache; f32 rows are used
  * where they lie. Work is cut into the same pieces whatever the schedule, so that the same inputs
