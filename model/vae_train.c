@@ -14,7 +14,6 @@
 #include <string.h>
 
 #define FORMAT "transfused vae training 1"
-#define MICRO_PIXELS (8 * 64 * 64) /* of pictures at a time: their activations stay in the cache */
 
 /* What is read back of each picture: one f32 array each of `batch` numbers. */
 enum figure { L1, KL, GAN, REAL, FAKE, FIGURES };
@@ -34,7 +33,7 @@ struct vae_train {
 	float *figure[FIGURES];          /* backend, [batch] */
 	float *host;                     /* figures or pictures on the host */
 	int64_t *host_samples;
-	int64_t step;
+	int64_t step, skipped;
 };
 
 const struct vae_train_config vae_train_config_small = {
@@ -49,17 +48,25 @@ const struct vae_train_config vae_train_config_small = {
 	.eps = 1e-8,
 	.weight_decay = 0.01,
 	.clip = 1,
-	.kl_weight = 1e-4,
+	.l1_weight = 1, .kl_weight = 1e-4, .gan_lr = 2e-4,
 	.gan = { 64, 3, 8 },
 };
 
 static int check_optimiser(const struct vae_train_config *c, struct err *e)
 {
-	const struct { const char *name; double value, most; } row[] = {
-		{ "lr", c->lr, 1 }, { "lr_final", c->lr_final, 1 }, { "beta1", c->beta1, 0.999999 },
-		{ "beta2", c->beta2, 0.999999 }, { "eps", c->eps, 1 },
-		{ "weight_decay", c->weight_decay, 10 }, { "clip", c->clip, 1e6 },
-		{ "kl_weight", c->kl_weight, 1e3 }, { "gan_weight", c->gan_weight, 1e3 },
+	const struct { const char *name; double value, most;
+	} row[] = {
+		{ "lr", c->lr, 10 },
+		{ "lr_final", c->lr_final, 10 },
+		{ "beta1", c->beta1, 0.999999 },
+		{ "beta2", c->beta2, 0.999999 },
+		{ "eps", c->eps, 1 },
+		{ "weight_decay", c->weight_decay, 10 },
+		{ "clip", c->clip, 1e6 },
+		{ "l1_weight", c->l1_weight, 1e6 },
+		{ "kl_weight", c->kl_weight, 1e6 },
+		{ "gan_weight", c->gan_weight, 1e6 },
+		{ "gan_lr", c->gan_lr, 10 },
 	};
 
 	for (size_t i = 0; i < ARRAY_LEN(row); i++)
@@ -93,17 +100,6 @@ int vae_train_config_check(const struct vae_train_config *c, const struct vae_co
 }
 
 /* ---- making */
-
-/* The largest divisor of the batch whose pictures are at most MICRO_PIXELS. */
-static int choose_micro_batch(const struct vae_train_config *c)
-{
-	int64_t most = MICRO_PIXELS / ((int64_t)c->size * c->size);
-
-	for (int m = c->batch; m > 1; m--)
-		if (c->batch % m == 0 && m <= most)
-			return m;
-	return 1;
-}
 
 static int lay_out(struct vae_train *t, struct err *e)
 {
@@ -165,7 +161,7 @@ static int take_all(struct vae_train *t, struct err *e)
 	t->samples = tensor_1d(NULL, DT_I64, n);
 	TRY(take(t, &t->target.data, tensor_bytes(&t->target), e));
 	TRY(take(t, &t->samples.data, tensor_bytes(&t->samples), e));
-	TRY(take_constant(t, &t->weight, 1.0f / (float)c->batch, e));
+	TRY(take_constant(t, &t->weight, (float)(c->l1_weight / c->batch), e));
 	TRY(take_constant(t, &t->gan_weight, (float)(c->gan_weight / c->batch), e));
 	TRY(take_constant(t, &t->judge_weight, 0.5f / (float)c->batch, e));
 	for (int i = 0; i < FIGURES; i++)
@@ -188,7 +184,7 @@ int vae_train_new(struct vae *v, const struct vae_train_config *c, struct vae_tr
 	t->k = t->params->k;
 	t->c = *c;
 	if (!t->c.micro_batch)
-		t->c.micro_batch = choose_micro_batch(c);
+		t->c.micro_batch = c->batch;
 	params_init(&t->judge, t->k, t->params->act);
 	rc = lay_out(t, e);
 	if (rc == 0 && c->gan_weight > 0)
@@ -222,6 +218,17 @@ void vae_train_free(struct vae_train *t)
 	xfree(t->host);
 	xfree(t->host_samples);
 	xfree(t);
+}
+
+void vae_train_skip(struct vae_train *t)
+{
+	t->step++;
+	t->skipped++;
+}
+
+int64_t vae_train_skipped(const struct vae_train *t)
+{
+	return t->skipped;
 }
 
 int64_t vae_train_step_count(const struct vae_train *t)
@@ -354,7 +361,8 @@ static int read_losses(struct vae_train *t, bool gan, struct vae_losses *out, st
 		out->gan = mean_of(t, GAN);
 		out->discriminator = 0.5 * (mean_of(t, REAL) + mean_of(t, FAKE));
 	}
-	out->loss = out->l1 + t->c.kl_weight * out->kl + t->c.gan_weight * out->gan;
+	out->loss =
+		t->c.l1_weight * out->l1 + t->c.kl_weight * out->kl + t->c.gan_weight * out->gan;
 	out->grad_norm = sqrt(norm2);
 	FAIL_IF(!isfinite(out->loss) || !isfinite(norm2) || !isfinite(out->discriminator) ||
 			!isfinite(judge_norm2),
@@ -388,8 +396,10 @@ int vae_train_step(struct vae_train *t, const uint8_t *images, struct vae_losses
 		micro_step(t, images + first * elements, gan, first);
 	TRY(read_losses(t, gan, out, e));
 	params_step(t->params, &u);
-	if (gan)
+	if (gan) {
+		u.lr = (float)(learning_rate(t) * c->gan_lr / (c->lr > 0 ? c->lr : 1));
 		params_step(&t->judge, &u);
+	}
 	t->step++;
 	return 0;
 }
@@ -413,6 +423,7 @@ int vae_train_save(struct vae_train *t, const char *path, struct err *e)
 	st_writer_init(&w);
 	st_writer_meta(&w, "format", FORMAT);
 	meta_number(&w, "step", t->step);
+	meta_number(&w, "skipped", t->skipped);
 	meta_number(&w, "updates", t->params->step);
 	meta_number(&w, "judge_updates", t->judge.step);
 	params_write(t->params, PARAMS_M, "m.", &w, &copy[0]);
@@ -445,12 +456,13 @@ static int read_number(const struct st_file *f, const char *path, const char *ke
 static int read_state(struct vae_train *t, const struct st_file *f, const char *path, struct err *e)
 {
 	const char *format = st_meta(f, "format");
-	int64_t step, updates, judge_updates;
+	int64_t step, skipped, updates, judge_updates;
 
 	FAIL_IF(!format || strcmp(format, FORMAT), e, TF_EVERSION,
 		"%s: metadata format is \"%.40s\", expected \"%s\"", path, format ? format : "",
 		FORMAT);
 	TRY(read_number(f, path, "step", &step, e));
+	TRY(read_number(f, path, "skipped", &skipped, e));
 	TRY(read_number(f, path, "updates", &updates, e));
 	TRY(read_number(f, path, "judge_updates", &judge_updates, e));
 	TRY(params_read(t->params, PARAMS_M, "m.", f, path, e));
@@ -461,6 +473,7 @@ static int read_state(struct vae_train *t, const struct st_file *f, const char *
 		TRY(params_read(&t->judge, PARAMS_V, "v.", f, path, e));
 	}
 	t->step = step;
+	t->skipped = skipped;
 	t->params->step = updates;
 	t->judge.step = judge_updates;
 	return 0;
@@ -475,6 +488,30 @@ int vae_train_load(struct vae_train *t, const char *path, struct err *e)
 	rc = read_state(t, &f, path, e);
 	st_close(&f);
 	return rc;
+}
+
+void vae_statistics_add(struct vae_statistics *s, const float *latents, int64_t pixels)
+{
+	for (int64_t p = 0; p < pixels; p++)
+		for (int c = 0; c < s->channels; c++) {
+			double x = (double)latents[p * s->channels + c];
+
+			s->sum[c] += x;
+			s->squares[c] += x * x;
+		}
+	s->count += (double)pixels;
+}
+
+void vae_statistics_read(const struct vae_statistics *s, float *mean, float *deviation)
+{
+	double n = s->count > 0 ? s->count : 1;
+
+	for (int c = 0; c < s->channels; c++) {
+		double m = s->sum[c] / n, variance = s->squares[c] / n - m * m;
+
+		mean[c] = (float)m;
+		deviation[c] = variance > 1e-12 ? (float)sqrt(variance) : 1;
+	}
 }
 
 double vae_psnr(const float *a, const float *b, int64_t count)

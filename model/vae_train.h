@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * One training step of a VAE: L1 + kl_weight KL + gan_weight * patch discriminator (after its
- * start), AdamW with warm-up and cosine decay, for both nets. Perceptual and identity terms
- * would be further writers of the reconstruction's gradient (vae_train.c,
+ * One training step of a VAE: l1_weight L1 + kl_weight KL + gan_weight * patch discriminator
+ * (after its start), AdamW with warm-up and cosine decay, for both nets. Perceptual and identity
+ * terms would be further writers of the reconstruction's gradient (vae_train.c,
  * reconstruction_gradient). */
 #ifndef MODEL_VAE_TRAIN_H
 #define MODEL_VAE_TRAIN_H
@@ -15,13 +15,14 @@ struct vae_train_config {
 	int64_t steps;               /* length of the cosine */
 	int64_t warmup;
 	int batch;                   /* pictures a step */
-	int micro_batch;             /* pictures at a time; divides batch; 0: chosen here */
+	int micro_batch;             /* pictures at a time; divides batch; 0: all */
 	int size;                    /* side of the pictures */
 	double lr, lr_final;         /* peak, and at the end */
 	double beta1, beta2, eps, weight_decay, clip;
-	double kl_weight;
+	double l1_weight, kl_weight;
 	double gan_weight;           /* 0: no discriminator */
 	int64_t gan_start;           /* first step that has it */
+	double gan_lr;               /* peak rate of the discriminator; same schedule */
 	struct patchgan_config gan;
 	uint64_t seed;               /* of the posterior's noise */
 };
@@ -49,10 +50,22 @@ size_t vae_train_bytes(const struct vae_train *t); /* backend memory held, param
  * are then as before the step. */
 int vae_train_step(struct vae_train *t, const uint8_t *images, struct vae_losses *out,
 		   struct err *e);
+/* Leaves a step out: the next one has the next number. */
+void vae_train_skip(struct vae_train *t);
+int64_t vae_train_skipped(const struct vae_train *t);
 /* Optimiser state, discriminator and step (not the VAE's own parameters: vae_save). After save
  * and load the next steps are the same bit for bit. */
 int vae_train_save(struct vae_train *t, const char *path, struct err *e);
 int vae_train_load(struct vae_train *t, const char *path, struct err *e);
+
+/* The mean and deviation of each latent channel, over any number of latents: pixels are added,
+ * then the result is read. A channel that never changes has deviation 1. */
+struct vae_statistics {
+	int channels;
+	double count, sum[VAE_LATENT_CHANNELS_MAX], squares[VAE_LATENT_CHANNELS_MAX];
+};
+void vae_statistics_add(struct vae_statistics *s, const float *latents, int64_t pixels);
+void vae_statistics_read(const struct vae_statistics *s, float *mean, float *deviation);
 
 /* PSNR in dB of one picture: 10 log10(4 / mean squared error), values clamped to [-1,1]. */
 double vae_psnr(const float *a, const float *b, int64_t count);
