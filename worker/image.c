@@ -41,8 +41,7 @@ static void over_white(uint8_t **pixels, size_t count)
 		unsigned a = p[4 * i + 3];
 
 		for (int k = 0; k < 3; k++)
-			p[3 * i + k] =
-				(uint8_t)((p[4 * i + k] * a + 255 * (255 - a) + 127) / 255);
+			p[3 * i + k] = (uint8_t)((p[4 * i + k] * a + 255 * (255 - a) + 127) / 255);
 	}
 	*pixels = xrealloc(p, count, 3);
 }
@@ -270,8 +269,8 @@ int image_fit(const struct picture *in, int width, int height, struct picture *o
 	out->width = width;
 	out->height = height;
 	out->rgb = xmalloc((size_t)width * height * 3);
-	if (!stbir_resize_uint8_generic(at, (int)w, (int)h, in->width * 3, out->rgb, width,
-					height, width * 3, 3, STBIR_ALPHA_CHANNEL_NONE, 0,
+	if (!stbir_resize_uint8_generic(at, (int)w, (int)h, in->width * 3, out->rgb, width, height,
+					width * 3, 3, STBIR_ALPHA_CHANNEL_NONE, 0,
 					STBIR_EDGE_CLAMP, STBIR_FILTER_DEFAULT,
 					STBIR_COLORSPACE_LINEAR, NULL)) {
 		xfree(out->rgb);

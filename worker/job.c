@@ -4,6 +4,7 @@
 #include "lib/files.h"
 #include "lib/log.h"
 #include "lib/mem.h"
+#include "proto/spec.h"
 #include "worker/link.h"
 #include "worker/report.h"
 #include "worker/worker.h"
@@ -17,10 +18,16 @@
 
 int job_init(struct job *job, const Tf__Assignment *assignment, struct link *link, struct err *e)
 {
+	const struct job_kind *kind;
+
 	memset(job, 0, sizeof *job);
 	job->state = report_new();
 	FAIL_IF(!*assignment->job_folder || !*assignment->attempt_folder, e, TF_EINVALID,
 		"the assignment names no folders");
+	kind = job_kind_find(assignment->spec->kind);
+	FAIL_IF(!kind || kind->spec != assignment->spec->spec_case, e, TF_EINVALID,
+		"the job's kind (%d) and its spec (%d) do not go together",
+		(int)assignment->spec->kind, (int)assignment->spec->spec_case);
 	job->id = assignment->job;
 	job->attempt = assignment->attempt;
 	job->spec = assignment->spec;

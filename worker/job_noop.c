@@ -37,7 +37,6 @@ int job_noop(struct job *job, struct err *e)
 	const Tf__NoopSpec *spec = job->spec->noop;
 	int64_t start = clock_mono_ms(), length, passed;
 
-	FAIL_IF(!spec, e, TF_EINVALID, "the job has no noop in its spec");
 	FAIL_IF(!(spec->seconds >= 0 && spec->seconds <= 1e9), e, TF_EINVALID,
 		"seconds: found %g, expected 0 to 1e9", spec->seconds);
 	length = (int64_t)(spec->seconds * 1000);

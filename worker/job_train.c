@@ -22,7 +22,6 @@ static int read_experiment(struct training *t, struct err *e)
 {
 	const Tf__TrainSpec *spec = t->job->spec->train;
 
-	FAIL_IF(!spec, e, TF_EINVALID, "the job has no train in its spec");
 	FAIL_IF(!t->job->output, e, TF_EINVALID, "the assignment names no output folder");
 	TRY(train_experiment_read("the experiment", spec->experiment, strlen(spec->experiment),
 				  &t->x, e));

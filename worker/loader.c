@@ -19,7 +19,7 @@ struct source {
 	struct dataset *data;
 	const struct dataset_info *info;
 	double weight;
-	uint64_t samples;              /* of the split, limited */
+	uint64_t samples; /* of the split, limited */
 	uint64_t drawn, positions, left_out;
 };
 
@@ -29,7 +29,7 @@ struct loader {
 	struct source source[LOADER_SOURCES_MAX];
 	int sources;
 	struct packer packer;
-	int32_t *token;                /* of the document being added */
+	int32_t *token; /* of the document being added */
 	size_t token_room;
 	float *latent;
 };
@@ -53,8 +53,8 @@ static uint64_t index_of(const struct loader *l, uint32_t source, uint64_t numbe
 static int fetch(const struct loader *l, uint32_t source, uint64_t number, struct sample *s,
 		 struct err *e)
 {
-	return dataset_get(l->source[source].data, l->options.split, index_of(l, source, number), s,
-			   e);
+	return dataset_get(l->source[source].data, l->options.split, index_of(l, source, number),
+			   s, e);
 }
 
 static enum layout layout_of(const struct loader *l, const struct sample *s, int64_t id)
@@ -187,10 +187,13 @@ static int add_pair(struct loader *l, struct batch *b, int64_t row, struct waiti
 	const struct dataset_info *info = l->source[w->source].info;
 	int64_t id = sample_id(w->source, w->number);
 	enum layout layout = layout_of(l, s, id);
-	struct segment text = { .kind = SEGMENT_TEXT, .token = tokens(l, s, 0, s->tokens),
+	struct segment text = { .kind = SEGMENT_TEXT,
+				.token = tokens(l, s, 0, s->tokens),
 				.count = (int64_t)s->tokens };
-	struct segment image = { .kind = SEGMENT_IMAGE, .latent = l->latent,
-				 .time = time_of(l, layout, id), .sample = id };
+	struct segment image = { .kind = SEGMENT_IMAGE,
+				 .latent = l->latent,
+				 .time = time_of(l, layout, id),
+				 .sample = id };
 	struct segment both[2];
 	struct document doc = { both, layout == LAYOUT_IMAGE_ALONE ? 1 : 2, true, true };
 
@@ -249,8 +252,8 @@ struct loader_count loader_count(const struct loader *l, int source)
 	const struct source *s = &l->source[source];
 
 	CHECK(source >= 0 && source < l->sources);
-	return (struct loader_count){ s->drawn, s->positions, s->left_out,
-				      s->samples ? s->drawn / s->samples : 0 };
+	return (struct loader_count) { s->drawn, s->positions, s->left_out,
+				       s->samples ? s->drawn / s->samples : 0 };
 }
 
 /* ---- opening */
@@ -283,7 +286,8 @@ static int check_together(const struct loader *l, struct err *e)
 	for (int i = 0; i < l->sources; i++) {
 		const struct dataset_info *info = l->source[i].info;
 
-		FAIL_IF(strcmp(info->tokenizer, l->source[0].info->tokenizer) != 0, e, TF_EMISMATCH,
+		FAIL_IF(strcmp(info->tokenizer, l->source[0].info->tokenizer) != 0, e,
+			TF_EMISMATCH,
 			"datasets 1 and %d of the list were imported with different tokenizers",
 			i + 1);
 		FAIL_IF(*info->vae && *vae && strcmp(info->vae, vae) != 0, e, TF_EMISMATCH,
@@ -405,7 +409,8 @@ static int restore_waiting(struct loader *l, const uint8_t **at, struct err *e)
 	TRY(fetch(l, w.source, w.number, &s, e));
 	w.image = s.latent != NULL;
 	FAIL_IF(w.length <= 0 || w.length > (int64_t)s.tokens + l->dims->T || w.from > s.tokens, e,
-		TF_ECORRUPT, "the loader's state names %lld positions of a document that has fewer",
+		TF_ECORRUPT,
+		"the loader's state names %lld positions of a document that has fewer",
 		(long long)w.length);
 	packer_add(&l->packer, &w);
 	return 0;

@@ -10,6 +10,7 @@
 #include "lib/mem.h"
 #include "proto/keys.h"
 #include "worker/link.h"
+#include "worker/plan.h"
 #include "worker/report.h"
 #include "worker/worker.h"
 
@@ -36,18 +37,25 @@ static const struct {
 	const char *name;
 	int (*run)(struct job *job, struct err *e);
 } kinds[] = {
+	{ TF__JOB_KIND__TRAIN, "train", job_train },
+	{ TF__JOB_KIND__EVAL, "eval", job_eval },
+	{ TF__JOB_KIND__GENERATE, "generate", job_generate },
 	{ TF__JOB_KIND__NOOP, "noop", job_noop },
 };
 
 static const char usage[] =
 	"Usage: transfuse-worker --endpoint E --server-key KEY --job N --attempt N --key-fd FD\n"
-	"Runs one attempt of one job; started by transfused.\n\n"
+	"       transfuse-worker --plan\n"
+	"Runs one attempt of one job; started by transfused. With --plan: reads an experiment as "
+	"JSON\n"
+	"from stdin and answers with its sizes and memory as JSON.\n\n"
 	"  --endpoint E        where the daemon listens\n"
 	"  --server-key KEY    its public key, Z85\n"
 	"  --job N             the job\n"
 	"  --attempt N         which attempt of it\n"
 	"  --key-fd FD         descriptor to read this attempt's secret key from, one line of "
 	"Z85\n"
+	"  --plan              sizes and memory of an experiment\n"
 	"  --help, --version\n\n"
 	"Example: transfuse-worker --endpoint ipc:///run/transfused/worker --server-key KEY --job "
 	"1"
@@ -98,6 +106,7 @@ static void parse_arguments(int argc, char **argv, struct arguments *a)
 		{ "job", required_argument, NULL, 'j' },
 		{ "attempt", required_argument, NULL, 'a' },
 		{ "key-fd", required_argument, NULL, 'k' },
+		{ "plan", no_argument, NULL, 'p' },
 		{ "help", no_argument, NULL, 'h' },
 		{ "version", no_argument, NULL, 'v' },
 		{ NULL, 0, NULL, 0 },
@@ -114,6 +123,7 @@ static void parse_arguments(int argc, char **argv, struct arguments *a)
 			a->link.attempt = (uint32_t)number("--attempt", optarg, UINT32_MAX);
 			break;
 		case 'k': a->key_fd = (int)number("--key-fd", optarg, 1 << 20); break;
+		case 'p': exit(plan_main(stdin, stdout));
 		case 'h': fputs(usage, stdout); exit(0);
 		case 'v': puts("transfuse-worker " PACKAGE_VERSION); exit(0);
 		default: exit(WORKER_USAGE);

@@ -15,14 +15,14 @@
 /* A document that waits: where it came from, and what is left of it. */
 struct waiting {
 	uint32_t source;
-	uint64_t number;       /* how many were drawn from the source before it */
-	uint64_t from;         /* tokens of it already packed (texts) */
-	int64_t length;        /* positions that are left, marks included */
-	bool image; /* holds a picture: never cut, and counted against the batch's room */
+	uint64_t number; /* how many were drawn from the source before it */
+	uint64_t from;   /* tokens of it already packed (texts) */
+	int64_t length;  /* positions that are left, marks included */
+	bool image;      /* holds a picture: never cut, and counted against the batch's room */
 };
 
 struct packer {
-	struct waiting list[PACKER_WAITING];   /* in order of arrival */
+	struct waiting list[PACKER_WAITING]; /* in order of arrival */
 	int count;
 };
 

@@ -36,7 +36,7 @@ struct report;
 struct job {
 	uint64_t id;
 	uint32_t attempt;
-	const Tf__JobSpec *spec;          /* as submitted */
+	const Tf__JobSpec *spec;          /* as submitted; its oneof goes with its kind */
 	const Tf__Assignment *assignment; /* inputs with paths, source files, map_bytes */
 	const char *folder;               /* jobs/<id>: log, metrics.jsonl */
 	const char *attempt_folder;       /* scratch of this attempt; outcome.pb */

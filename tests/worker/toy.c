@@ -264,9 +264,9 @@ int toy_run(const struct toy *t, const char *name, Tf__JobSpec *spec, const char
 	a.input = inputs;
 	rc = job_init(&job, &a, NULL, e);
 	if (rc == 0)
-		rc = spec->train  ? job_train(&job, e)
-		     : spec->eval ? job_eval(&job, e)
-				  : job_generate(&job, e);
+		rc = spec->kind == TF__JOB_KIND__TRAIN  ? job_train(&job, e)
+		     : spec->kind == TF__JOB_KIND__EVAL ? job_eval(&job, e)
+							: job_generate(&job, e);
 	job_release(&job);
 	xfree(folder);
 	return rc;
