@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Attention over intervals of keys, as its versions see it. attention.cu checks shapes and picks:
+ * attention_hopper_*.cu (bf16, head dim 64 or 128, compute capability 9.0), else
+ * attention_portable.cu.
+ *
+ * All versions take rows by stride, so that training (packed q, k, v) and sampling (caches) share
+ * them. */
+#ifndef KERNELS_CUDA_ATTENTION_CUH
+#define KERNELS_CUDA_ATTENTION_CUH
+
+#include "kernels/cuda/common.cuh"
+
+struct attend {
+	const void *q, *k, *v;	      /* first element of head 0 of row 0 of sequence 0 */
+	void *out;		      /* [batch * queries, heads * hd] */
+	float *lse;		      /* [batch, heads, queries], or NULL */
+	const int32_t *start, *limit; /* [batch, queries]; start NULL: 0 */
+	int64_t q_row, q_sequence;    /* elements from one row, one sequence, to the next */
+	int64_t kv_row, kv_sequence;
+	int batch, queries, keys, heads, hd;
+	enum dtype type;
+};
+
+struct attend_backward {
+	struct attend f;
+	const void *dout;   /* like out */
+	void *dq, *dk, *dv; /* rows and sequences apart as q, k, v */
+};
+
+void attention_portable(struct cuda_state *s, const struct attend *a);
+void attention_portable_backward(struct cuda_state *s, const struct attend_backward *a);
+/* One query row a sequence or few: a block a row and head, the keys shared out to its warps. */
+void attention_decode(struct cuda_state *s, const struct attend *a);
+bool attention_decode_fits(const struct attend *a);
+
+bool attention_hopper_fits(const struct cuda_state *s, const struct attend *a);
+void attention_hopper(struct cuda_state *s, const struct attend *a);
+void attention_hopper_backward(struct cuda_state *s, const struct attend_backward *a);
+
+/* ---- plans: what each tile of queries (or keys) has to visit, longest first */
+struct tile_plan {
+	int32_t sequence, tile;
+	int32_t first, last;	      /* visited keys (queries), inclusive; first > last: none */
+	int32_t start_max, limit_min; /* of the tile's queries: keys between them need no mask */
+};
+
+/* Both fill order[batch * ceil(length / rows)] on the stream; work is scratch of the same size. */
+void attention_plan_queries(struct cuda_state *s, const struct attend *a, int rows,
+			    struct tile_plan *order, struct tile_plan *work);
+void attention_plan_keys(struct cuda_state *s, const struct attend *a, int rows,
+			 struct tile_plan *order, struct tile_plan *work);
+
+#endif

@@ -1,0 +1,360 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Attention forward on Hopper (bf16, head dim 64 or 128). Blocks stay on their multiprocessor and
+ * take tiles of 64 x WGS queries of one head, longest first. One warp copies tiles of Q, K and V
+ * ahead (bulk tensor copies); WGS warpgroups own 64 queries each. The next tile's scores are
+ * computed while the softmax of the present one runs, and the warpgroups take turns at the tensor
+ * cores. Tiles of 128 keys outside the interval are not visited, and only edge tiles are masked.
+ * After Shah et al. 2024, FlashAttention-3. */
+#include "kernels/cuda/hopper.cuh"
+
+#define KEYS 128 /* keys of a tile */
+#define STAGES 2
+#define OWN_STAGES 2 /* tiles of Q: the next one comes while this one is worked on */
+#define LOG2_E 1.44269504088896f
+
+void hopper_map(struct cuda_state *s, CUtensorMap *map, const void *first, const struct attend *a,
+		bool query, int64_t row, int64_t sequence, int rows_at_once)
+{
+	typedef CUresult (*encode_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *,
+				      const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
+				      const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
+				      CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+	encode_fn encode = (encode_fn)s->encode_tiled;
+	cuuint64_t dim[3] = { (cuuint64_t)a->heads * (cuuint64_t)a->hd,
+			      (cuuint64_t)(query ? a->queries : a->keys), (cuuint64_t)a->batch };
+	cuuint64_t stride[2] = { (cuuint64_t)row * 2, (cuuint64_t)sequence * 2 };
+	cuuint32_t box[3] = { 64, (cuuint32_t)rows_at_once, 1 }, step[3] = { 1, 1, 1 };
+	CUresult rc = encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, (void *)first, dim, stride,
+			     box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+			     CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+
+	if (rc != CUDA_SUCCESS)
+		BUG("the driver refuses a tensor map (%d) for %d x %d heads of %d", (int)rc,
+		    a->batch, a->heads, a->hd);
+}
+
+bool attention_hopper_fits(const struct cuda_state *s, const struct attend *a)
+{
+	return s->hopper && a->type == DT_BF16 && (a->hd == 64 || a->hd == 128) &&
+	       aligned16(a->q) && aligned16(a->k) && aligned16(a->v) && a->q_row % 8 == 0 &&
+	       a->kv_row % 8 == 0;
+}
+
+struct forward_work {
+	struct work_list list;
+	int queries, keys;
+	const int32_t *start, *limit;
+	bf16 *out;
+	float *lse, scale_log2, scale;
+};
+
+template <int HD, int WGS>
+struct forward_shared {
+	bf16 q[OWN_STAGES][WGS * 64 * HD];
+	bf16 k[STAGES][KEYS * HD];
+	bf16 v[STAGES][KEYS * HD];
+	uint64_t q_full[OWN_STAGES], q_empty[OWN_STAGES];
+	uint64_t k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
+};
+
+#ifdef HOPPER_CODE
+
+template <int HD, int WGS>
+static __device__ void forward_producer(struct forward_shared<HD, WGS> &m,
+					const struct forward_work &w, const CUtensorMap *mq,
+					const CUtensorMap *mk, const CUtensorMap *mv)
+{
+	struct ring r = { 0, 0 }, own = { 0, 0 };
+	struct tile_plan p;
+	int head = 0;
+
+	for (int n = 0; nth_work(w.list, n, p, head); n++) {
+		if (p.first > p.last)
+			continue;
+		barrier_wait(&m.q_empty[own.stage], own.phase ^ 1);
+		barrier_expect(&m.q_full[own.stage], sizeof m.q[0]);
+		copy_head<HD, WGS * 64>(m.q[own.stage], mq, &m.q_full[own.stage], head,
+					p.tile * WGS * 64, p.sequence);
+		ring_next<OWN_STAGES>(own);
+		for (int j = p.last / KEYS; j >= p.first / KEYS; j--) {
+			barrier_wait(&m.k_empty[r.stage], r.phase ^ 1);
+			barrier_expect(&m.k_full[r.stage], sizeof m.k[0]);
+			copy_head<HD, KEYS>(m.k[r.stage], mk, &m.k_full[r.stage], head, j * KEYS,
+					    p.sequence);
+			barrier_wait(&m.v_empty[r.stage], r.phase ^ 1);
+			barrier_expect(&m.v_full[r.stage], sizeof m.v[0]);
+			copy_head<HD, KEYS>(m.v[r.stage], mv, &m.v_full[r.stage], head, j * KEYS,
+					    p.sequence);
+			ring_next<STAGES>(r);
+		}
+	}
+}
+
+/* What a thread knows of its two rows. */
+struct two_rows {
+	int from[2], to[2]; /* keys each sees */
+	float most[2], sum[2];
+};
+
+static __device__ __forceinline__ void mask_scores(float (&s)[KEYS / 2], const struct two_rows &r,
+						   int first_key)
+{
+	int column = first_key + 2 * ((int)threadIdx.x % 4);
+
+#pragma unroll
+	for (int i = 0; i < KEYS / 2; i++) {
+		int key = column + i / 4 * 8 + i % 2, half = i / 2 % 2;
+
+		if (key < r.from[half] || key > r.to[half])
+			s[i] = -INFINITY;
+	}
+}
+
+/* Scores become exp2(scale (s - most)), and keep[] what the sums so far are multiplied by. */
+static __device__ __forceinline__ void soften(float (&s)[KEYS / 2], struct two_rows &r,
+					      float scale_log2, float keep[2])
+{
+#pragma unroll
+	for (int half = 0; half < 2; half++) {
+		float most = r.most[half], sum = 0.0f, base;
+
+#pragma unroll
+		for (int i = 0; i < KEYS / 8; i++)
+			most = fmaxf(most, fmaxf(s[4 * i + 2 * half], s[4 * i + 2 * half + 1]));
+		most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
+		most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
+		base = most == -INFINITY ? 0.0f : most * scale_log2;
+		keep[half] = exp2_fast(r.most[half] * scale_log2 - base);
+#pragma unroll
+		for (int i = 0; i < KEYS / 4; i++) {
+			float &x = s[4 * (i / 2) + 2 * half + i % 2];
+
+			x = exp2_fast(fmaf(x, scale_log2, -base));
+			sum += x;
+		}
+		r.most[half] = most;
+		r.sum[half] = r.sum[half] * keep[half] + sum;
+	}
+}
+
+template <int N>
+static __device__ __forceinline__ void rescale(float (&o)[N], const float keep[2])
+{
+#pragma unroll
+	for (int i = 0; i < N; i++)
+		o[i] *= keep[i / 2 % 2];
+}
+
+static __device__ __forceinline__ void turn_wait(int group, int threads)
+{
+	asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "r"(threads) : "memory");
+}
+
+static __device__ __forceinline__ void turn_pass(int group, int threads)
+{
+	asm volatile("bar.arrive %0, %1;" ::"r"(group + 1), "r"(threads) : "memory");
+}
+
+template <int HD>
+static __device__ __forceinline__ void forward_finish(const struct forward_work &w,
+						      const struct tile_plan &p, int head, int row0,
+						      const float (&o)[HD / 2], struct two_rows &r)
+{
+#pragma unroll
+	for (int half = 0; half < 2; half++) {
+		int row = row0 + 8 * half;
+		int64_t at = (int64_t)p.sequence * w.queries + row;
+		float sum = r.sum[half];
+		bool there = row < w.queries;
+
+		sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+		sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+		write_row<HD>(there ? w.out + (at * w.list.heads + head) * HD : NULL, o, half,
+			      sum > 0.0f ? 1.0f / sum : 0.0f);
+		if (there && w.lse && threadIdx.x % 4 == 0)
+			w.lse[((int64_t)p.sequence * w.list.heads + head) * w.queries + row] =
+				r.most[half] * w.scale + logf(sum);
+	}
+}
+
+template <int HD, int WGS>
+static __device__ __forceinline__ void forward_tile(struct forward_shared<HD, WGS> &m,
+						    const struct forward_work &w,
+						    const struct tile_plan &p, int group,
+						    struct ring &r, int own_stage,
+						    float (&o)[HD / 2], struct two_rows &rows)
+{
+	const int next = (group + 1) % WGS;
+	const bf16 *q = m.q[own_stage] + group * 64 * 64;
+	float s[KEYS / 2], keep[2];
+	uint32_t probability[KEYS / 4];
+	struct ring before;
+	int j = p.last / KEYS, more = 0;
+
+	barrier_wait(&m.k_full[r.stage], r.phase);
+	products_begin();
+	product_scores<HD, KEYS, WGS * 64>(s, q, m.k[r.stage]);
+	products_commit();
+	products_wait<0>();
+	pin(s);
+	barrier_release(&m.k_empty[r.stage]);
+	if (j * KEYS < p.start_max || j * KEYS + KEYS - 1 > p.limit_min)
+		mask_scores(s, rows, j * KEYS);
+	soften(s, rows, w.scale_log2, keep);
+	pack_operand(probability, s);
+	before = r;
+	ring_next<STAGES>(r);
+	for (j--; j >= p.first / KEYS; j--) {
+		barrier_wait(&m.k_full[r.stage], r.phase);
+		turn_wait(group, 2 * 128);
+		products_begin();
+		product_scores<HD, KEYS, WGS * 64>(s, q, m.k[r.stage]);
+		products_commit();
+		barrier_wait(&m.v_full[before.stage], before.phase);
+		products_begin();
+		product_values<HD, KEYS>(o, probability, m.v[before.stage], more);
+		products_commit();
+		turn_pass(next, 2 * 128);
+		products_wait<1>();
+		pin(s);
+		if (j * KEYS < p.start_max || j * KEYS + KEYS - 1 > p.limit_min)
+			mask_scores(s, rows, j * KEYS);
+		soften(s, rows, w.scale_log2, keep);
+		barrier_release_after(&m.k_empty[r.stage], rows.sum[0] + rows.sum[1]);
+		products_wait<0>();
+		pin(o);
+		barrier_release(&m.v_empty[before.stage]);
+		pack_operand(probability, s);
+		rescale(o, keep);
+		more = 1;
+		before = r;
+		ring_next<STAGES>(r);
+	}
+	barrier_release(&m.q_empty[own_stage]);
+	barrier_wait(&m.v_full[before.stage], before.phase);
+	products_begin();
+	product_values<HD, KEYS>(o, probability, m.v[before.stage], more);
+	products_commit();
+	products_wait<0>();
+	pin(o);
+	barrier_release(&m.v_empty[before.stage]);
+}
+
+template <int HD, int WGS>
+static __device__ void forward_consumer(struct forward_shared<HD, WGS> &m,
+					const struct forward_work &w)
+{
+	int group = __shfl_sync(0xffffffffu, (int)threadIdx.x / 128 - 1, 0), head = 0;
+	int in_tile = group * 64 + (int)threadIdx.x % 128 / 32 * 16 + (int)threadIdx.x % 32 / 4;
+	struct ring r = { 0, 0 }, own = { 0, 0 };
+	struct tile_plan p;
+
+	if (group == WGS - 1)
+		turn_pass(0, 2 * 128);
+	for (int n = 0; nth_work(w.list, n, p, head); n++) {
+		int row0 = p.tile * WGS * 64 + in_tile;
+		float o[HD / 2];
+		struct two_rows rows;
+
+		if (p.tile < 0)
+			continue;
+#pragma unroll
+		for (int half = 0; half < 2; half++) {
+			int row = p.sequence * w.queries + min(row0 + 8 * half, w.queries - 1);
+
+			rows.from[half] = w.start ? w.start[row] : 0;
+			rows.to[half] = min(w.limit[row], w.keys - 1);
+			rows.most[half] = -INFINITY;
+			rows.sum[half] = 0.0f;
+		}
+#pragma unroll
+		for (int i = 0; i < HD / 2; i++)
+			o[i] = 0.0f;
+		if (p.first <= p.last) {
+			barrier_wait(&m.q_full[own.stage], own.phase);
+			forward_tile<HD, WGS>(m, w, p, group, r, own.stage, o, rows);
+			ring_next<OWN_STAGES>(own);
+		}
+		forward_finish<HD>(w, p, head, row0, o, rows);
+	}
+	if (group == 0)
+		turn_wait(0, 2 * 128);
+}
+
+#endif
+
+template <int HD, int WGS>
+__global__ void __launch_bounds__((WGS + 1) * 128, 1)
+	forward_blocks(const __grid_constant__ CUtensorMap mq,
+		       const __grid_constant__ CUtensorMap mk,
+		       const __grid_constant__ CUtensorMap mv,
+		       const __grid_constant__ struct forward_work w)
+{
+#ifdef HOPPER_CODE
+	extern __shared__ char raw[];
+	struct forward_shared<HD, WGS> &m = *reinterpret_cast<struct forward_shared<HD, WGS> *>(
+		raw + ((1024 - (shared_address(raw) & 1023)) & 1023));
+
+	if (threadIdx.x == 0) {
+		for (int i = 0; i < OWN_STAGES; i++) {
+			barrier_init(&m.q_full[i], 1);
+			barrier_init(&m.q_empty[i], WGS * 4);
+		}
+		for (int i = 0; i < STAGES; i++) {
+			barrier_init(&m.k_full[i], 1);
+			barrier_init(&m.v_full[i], 1);
+			barrier_init(&m.k_empty[i], WGS * 4);
+			barrier_init(&m.v_empty[i], WGS * 4);
+		}
+		barrier_init_done();
+	}
+	__syncthreads();
+	if (threadIdx.x < 128) {
+		registers_give_up<WGS == 3 ? 32 : 24>();
+		if (threadIdx.x == 0)
+			forward_producer<HD, WGS>(m, w, &mq, &mk, &mv);
+	} else {
+		registers_take<WGS == 3 ? 160 : 240>();
+		forward_consumer<HD, WGS>(m, w);
+	}
+#endif
+}
+
+template <int HD, int WGS>
+static void run_forward(struct cuda_state *s, const struct attend *a)
+{
+	int tiles = (int)div_up(a->queries, WGS * 64) * a->batch, grid;
+	struct tile_plan *plan =
+		(struct tile_plan *)cuda_scratch(s, 2 * (size_t)tiles * sizeof *plan);
+	float scale = 1.0f / sqrtf((float)a->hd);
+	struct forward_work w = { { plan, tiles, a->heads },
+				  a->queries,
+				  a->keys,
+				  a->start,
+				  a->limit,
+				  (bf16 *)a->out,
+				  a->lse,
+				  scale * LOG2_E,
+				  scale };
+	CUtensorMap mq, mk, mv;
+	size_t bytes = sizeof(struct forward_shared<HD, WGS>) + 1024;
+
+	attention_plan_queries(s, a, WGS * 64, plan, plan + tiles);
+	hopper_map(s, &mq, a->q, a, true, a->q_row, a->q_sequence, WGS * 64);
+	hopper_map(s, &mk, a->k, a, false, a->kv_row, a->kv_sequence, KEYS);
+	hopper_map(s, &mv, a->v, a, false, a->kv_row, a->kv_sequence, KEYS);
+	CUDA(cudaFuncSetAttribute(forward_blocks<HD, WGS>,
+				  cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+	grid = tiles * a->heads < s->processors ? tiles * a->heads : s->processors;
+	forward_blocks<HD, WGS>
+		<<<(unsigned)grid, (WGS + 1) * 128, bytes, s->stream>>>(mq, mk, mv, w);
+	LAUNCHED();
+}
+
+void attention_hopper(struct cuda_state *s, const struct attend *a)
+{
+	if (a->hd == 64)
+		run_forward<64, 3>(s, a);
+	else
+		run_forward<128, 2>(s, a);
+}

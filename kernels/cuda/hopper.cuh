@@ -1,0 +1,441 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Hopper's own instructions (sm_90a): barriers in shared memory, bulk tensor copies, matrix
+ * products of a warpgroup (wgmma), register shares. Tiles in shared memory are [rows][64] bf16,
+ * rows of 128 bytes in the 128-byte swizzle, each tile aligned to 1024; a head of 128 is two such
+ * tiles side by side.
+ *
+ * An accumulator of 64 x N is N/2 registers a thread: register 4c+0,1 is row lane/4 of the warp's
+ * 16, columns 8c + 2 (lane % 4) + 0,1; registers 4c+2,3 the same of row lane/4 + 8. Sixteen columns
+ * of it, as bf16, are the A operand of the next product with no exchange between threads. */
+#ifndef KERNELS_CUDA_HOPPER_CUH
+#define KERNELS_CUDA_HOPPER_CUH
+
+#include "kernels/cuda/attention.cuh"
+
+#include <cuda.h>
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define HOPPER_CODE 1
+#endif
+
+#define TILE_ROW_BYTES 128
+
+/* Host: a map of [sequences][rows][heads * hd] for boxes of `rows_at_once` x 64 elements. */
+void hopper_map(struct cuda_state *s, CUtensorMap *map, const void *first, const struct attend *a,
+		bool query, int64_t row, int64_t sequence, int rows_at_once);
+
+/* The tiles of every head, to be shared out to blocks that stay. */
+struct work_list {
+	const struct tile_plan *plan;
+	int tiles, heads;
+};
+
+#ifdef HOPPER_CODE
+
+/* The n-th tile and head of this block: rounds go there and back, so that each block gets long and
+ * short ones alike. False when there are no more; a tile of -1 is no work, but more may follow. */
+static __device__ __forceinline__ bool nth_work(const struct work_list &w, int n,
+						struct tile_plan &p, int &head)
+{
+	int at = n * (int)gridDim.x + (n & 1 ? (int)(gridDim.x - 1 - blockIdx.x) : (int)blockIdx.x);
+
+	if (n * (int)gridDim.x >= w.tiles * w.heads)
+		return false;
+	p = tile_plan{ 0, -1, 1, 0, 0, 0 };
+	if (at < w.tiles * w.heads) {
+		p = w.plan[at / w.heads];
+		head = at % w.heads;
+	}
+	return true;
+}
+
+static __device__ __forceinline__ uint32_t shared_address(const void *p)
+{
+	return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+/* ---- barriers: a phase ends when `count` arrivals and all expected bytes are in */
+static __device__ __forceinline__ void barrier_init(uint64_t *b, int count)
+{
+	asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(b)),
+		     "r"(count));
+}
+
+static __device__ __forceinline__ void barrier_init_done(void)
+{
+	asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+	asm volatile("fence.proxy.async;" ::: "memory");
+}
+
+static __device__ __forceinline__ void barrier_expect(uint64_t *b, uint32_t bytes)
+{
+	asm volatile(
+		"mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(b)),
+		"r"(bytes)
+		: "memory");
+}
+
+static __device__ __forceinline__ void barrier_arrive(uint64_t *b)
+{
+	asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(b))
+		     : "memory");
+}
+
+static __device__ __forceinline__ void barrier_wait(uint64_t *b, uint32_t parity)
+{
+	asm volatile("{\n\t.reg .pred done;\n"
+		     "again:\n\t"
+		     "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n\t"
+		     "@done bra finished;\n\t"
+		     "bra again;\n"
+		     "finished:\n\t}" ::"r"(shared_address(b)),
+		     "r"(parity)
+		     : "memory");
+}
+
+/* One arrival a warp, once all its lanes are done with what the barrier guards. */
+static __device__ __forceinline__ void barrier_release(uint64_t *b)
+{
+	__syncwarp();
+	if (threadIdx.x % 32 == 0)
+		barrier_arrive(b);
+}
+
+/* The same, and x (never negative) is known by then: the compiler moves waits for products up over
+ * plain arithmetic, but not over an arrival that depends on it. */
+static __device__ __forceinline__ void barrier_release_after(uint64_t *b, float x)
+{
+	__syncwarp();
+	asm volatile("{\n\t.reg .pred p;\n\tsetp.ge.f32 p, %1, 0f00000000;\n\t"
+		     "@p mbarrier.arrive.shared::cta.b64 _, [%0];\n\t}" ::"r"(shared_address(b)),
+		     "f"(threadIdx.x % 32 == 0 ? x : -1.0f)
+		     : "memory");
+}
+
+/* A ring of stages is walked by (stage, phase); the phase flips at each wrap. */
+struct ring {
+	int stage;
+	uint32_t phase;
+};
+
+template <int STAGES>
+static __device__ __forceinline__ void ring_next(struct ring &r)
+{
+	if (++r.stage == STAGES) {
+		r.stage = 0;
+		r.phase ^= 1;
+	}
+}
+
+/* ---- copies */
+static __device__ __forceinline__ void copy_tile(void *to, const CUtensorMap *map, uint64_t *b,
+						 int column, int row, int sequence)
+{
+	asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+		     "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(shared_address(to)),
+		     "l"(map), "r"(shared_address(b)), "r"(column), "r"(row), "r"(sequence)
+		     : "memory");
+}
+
+/* Whole rows of a head: HD / 64 tiles of ROWS rows, one after the other. */
+template <int HD, int ROWS>
+static __device__ __forceinline__ void copy_head(bf16 *to, const CUtensorMap *map, uint64_t *b,
+						 int head, int row, int sequence)
+{
+#pragma unroll
+	for (int half = 0; half < HD / 64; half++)
+		copy_tile(to + half * ROWS * 64, map, b, head * HD + half * 64, row, sequence);
+}
+
+static __device__ __forceinline__ void copy_bytes(void *to, const void *from, uint32_t bytes,
+						  uint64_t *b)
+{
+	asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
+		     "[%1], %2, [%3];" ::"r"(shared_address(to)),
+		     "l"(from), "r"(bytes), "r"(shared_address(b))
+		     : "memory");
+}
+
+template <int N>
+static __device__ __forceinline__ void registers_give_up(void)
+{
+	asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
+
+template <int N>
+static __device__ __forceinline__ void registers_take(void)
+{
+	asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+}
+
+/* ---- products */
+static __device__ __forceinline__ void products_begin(void)
+{
+	asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+static __device__ __forceinline__ void products_commit(void)
+{
+	asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+/* Waits until at most PENDING of the committed groups run on. */
+template <int PENDING>
+static __device__ __forceinline__ void products_wait(void)
+{
+	asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+
+/* Keeps the compiler from moving uses of asynchronous results across a wait. */
+template <int N>
+static __device__ __forceinline__ void pin(float (&x)[N])
+{
+#pragma unroll
+	for (int i = 0; i < N; i++)
+		asm volatile("" : "+f"(x[i])::"memory");
+}
+
+template <int N>
+static __device__ __forceinline__ void pin(uint32_t (&x)[N])
+{
+#pragma unroll
+	for (int i = 0; i < N; i++)
+		asm volatile("" : "+r"(x[i])::"memory");
+}
+
+/* Descriptor of an operand whose rows run along K in the tile (K-major): eight rows are 1024 bytes.
+ */
+static __device__ __forceinline__ uint64_t along_k(const void *tile)
+{
+	return (uint64_t)((shared_address(tile) & 0x3ffff) >> 4) | (uint64_t)1 << 16 |
+	       (uint64_t)64 << 32 | (uint64_t)1 << 62;
+}
+
+/* Of an operand whose rows run along N, K going down the rows (MN-major); `apart` bytes lie between
+ * the tiles of 64 columns. */
+static __device__ __forceinline__ uint64_t along_n(const void *tile, int apart)
+{
+	return (uint64_t)((shared_address(tile) & 0x3ffff) >> 4) | (uint64_t)(apart >> 4) << 16 |
+	       (uint64_t)64 << 32 | (uint64_t)1 << 62;
+}
+
+/* d[64 x N] (+)= A B; `more` 0 starts from zero. ss: A and B along K in shared memory. rs: A in
+ * registers, B along N (TB 1) or along K (TB 0). */
+template <int N>
+struct product16;
+
+template <>
+struct product16<64> {
+	static __device__ __forceinline__ void ss(float (&d)[32], uint64_t a, uint64_t b, int more)
+	{
+		asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %34, 0;\n\t"
+			     "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+			     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11,"
+			     "%12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23,"
+			     "%24, %25, %26, %27, %28, %29, %30, %31}, "
+			     "%32, %33, p, 1, 1, 0, 0;\n\t}"
+			     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]),
+			       "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]),
+			       "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),
+			       "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]),
+			       "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+			       "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]),
+			       "+f"(d[30]), "+f"(d[31])
+			     : "l"(a), "l"(b), "r"(more));
+	}
+	template <int TB>
+	static __device__ __forceinline__ void rs(float (&d)[32], uint32_t a0, uint32_t a1,
+						  uint32_t a2, uint32_t a3, uint64_t b, int more)
+	{
+		asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %37, 0;\n\t"
+			     "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+			     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11,"
+			     "%12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23,"
+			     "%24, %25, %26, %27, %28, %29, %30, %31}, "
+			     "{%32, %33, %34, %35}, %36, p, 1, 1, %38;\n\t}"
+			     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]),
+			       "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]),
+			       "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),
+			       "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]),
+			       "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+			       "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]),
+			       "+f"(d[30]), "+f"(d[31])
+			     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(more), "n"(TB));
+	}
+};
+
+template <>
+struct product16<128> {
+	static __device__ __forceinline__ void ss(float (&d)[64], uint64_t a, uint64_t b, int more)
+	{
+		asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %66, 0;\n\t"
+			     "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+			     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11,"
+			     "%12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23,"
+			     "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35,"
+			     "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"
+			     "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59,"
+			     "%60, %61, %62, %63}, "
+			     "%64, %65, p, 1, 1, 0, 0;\n\t}"
+			     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]),
+			       "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]),
+			       "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),
+			       "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]),
+			       "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+			       "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]),
+			       "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]),
+			       "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
+			       "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]),
+			       "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]),
+			       "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]),
+			       "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]),
+			       "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+			     : "l"(a), "l"(b), "r"(more));
+	}
+	template <int TB>
+	static __device__ __forceinline__ void rs(float (&d)[64], uint32_t a0, uint32_t a1,
+						  uint32_t a2, uint32_t a3, uint64_t b, int more)
+	{
+		asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %69, 0;\n\t"
+			     "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+			     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11,"
+			     "%12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23,"
+			     "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35,"
+			     "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"
+			     "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59,"
+			     "%60, %61, %62, %63}, "
+			     "{%64, %65, %66, %67}, %68, p, 1, 1, %70;\n\t}"
+			     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]),
+			       "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]),
+			       "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),
+			       "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]),
+			       "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+			       "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]),
+			       "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]),
+			       "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
+			       "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]),
+			       "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]),
+			       "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]),
+			       "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]),
+			       "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+			     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(more), "n"(TB));
+	}
+};
+
+/* s[64 x N] = A[64 x HD] B[N x HD]^T, both from shared memory; A's tiles have AROWS rows, B's N. */
+template <int HD, int N, int AROWS>
+static __device__ __forceinline__ void product_scores(float (&s)[N / 2], const bf16 *a,
+						      const bf16 *b)
+{
+	uint64_t da = along_k(a), db = along_k(b);
+
+#pragma unroll
+	for (int k = 0; k < HD / 16; k++)
+		product16<N>::ss(s, da + (k / 4) * (AROWS * TILE_ROW_BYTES / 16) + k % 4 * 2,
+				 db + (k / 4) * (N * TILE_ROW_BYTES / 16) + k % 4 * 2, k > 0);
+}
+
+/* The same with A[64 x HD] in registers. */
+template <int HD, int N>
+static __device__ __forceinline__ void product_scores(float (&s)[N / 2], uint32_t (&a)[HD / 4],
+						      const bf16 *b)
+{
+	uint64_t db = along_k(b);
+
+#pragma unroll
+	for (int k = 0; k < HD / 16; k++)
+		product16<N>::template rs<0>(s, a[4 * k], a[4 * k + 1], a[4 * k + 2], a[4 * k + 3],
+					     db + (k / 4) * (N * TILE_ROW_BYTES / 16) + k % 4 * 2,
+					     k > 0);
+}
+
+/* o[64 x HD] (+)= P[64 x ROWS] V[ROWS x HD]; P in registers, V's rows along the head. */
+template <int HD, int ROWS>
+static __device__ __forceinline__ void product_values(float (&o)[HD / 2], uint32_t (&p)[ROWS / 4],
+						      const bf16 *v, int more)
+{
+	uint64_t dv = along_n(v, ROWS * TILE_ROW_BYTES);
+
+#pragma unroll
+	for (int k = 0; k < ROWS / 16; k++)
+		product16<HD>::template rs<1>(o, p[4 * k], p[4 * k + 1], p[4 * k + 2], p[4 * k + 3],
+					      dv + k * (16 * TILE_ROW_BYTES / 16), more | (k > 0));
+}
+
+/* The warp's 16 rows of a [64 x HD] operand, from its tiles of AROWS rows, as A registers. */
+template <int HD, int AROWS>
+static __device__ __forceinline__ void load_operand(uint32_t (&a)[HD / 4], const bf16 *tile)
+{
+	int lane = (int)threadIdx.x % 32, row = (int)threadIdx.x % 128 / 32 * 16 + lane % 16;
+
+#pragma unroll
+	for (int k = 0; k < HD / 16; k++) {
+		int chunk = (k % 4 * 2 + lane / 16) ^ (row % 8);
+		uint32_t at = shared_address(tile) + (k / 4) * AROWS * TILE_ROW_BYTES +
+			      row * TILE_ROW_BYTES + chunk * 16;
+
+		asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+			     : "=r"(a[4 * k]), "=r"(a[4 * k + 1]), "=r"(a[4 * k + 2]),
+			       "=r"(a[4 * k + 3])
+			     : "r"(at)
+			     : "memory");
+	}
+}
+
+/* An accumulator as bf16 A registers. */
+template <int N>
+static __device__ __forceinline__ void pack_operand(uint32_t (&p)[N / 2], const float (&s)[N])
+{
+#pragma unroll
+	for (int i = 0; i < N / 2; i++)
+		p[i] = pack_bf16(s[2 * i], s[2 * i + 1]);
+}
+
+static __device__ __forceinline__ float exp2_fast(float x)
+{
+	float y;
+
+	asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+	return y;
+}
+
+/* Row `half` (0: lane/4, 1: lane/4 + 8) of an accumulator [64 x HD] to bf16 memory: lanes of a quad
+ * trade pieces so that each writes 16 bytes at a time. All lanes take part; row_start may be NULL
+ * (no row). */
+template <int HD>
+static __device__ __forceinline__ void write_row(bf16 *row_start, const float (&o)[HD / 2],
+						 int half, float by)
+{
+	int quad = (int)threadIdx.x % 4;
+
+#pragma unroll
+	for (int g = 0; g < HD / 32; g++) {
+		uint32_t mine[4], out[4] = { 0, 0, 0, 0 };
+
+#pragma unroll
+		for (int c = 0; c < 4; c++)
+			mine[c] = pack_bf16(by * o[16 * g + 4 * c + 2 * half],
+					    by * o[16 * g + 4 * c + 2 * half + 1]);
+#pragma unroll
+		for (int step = 0; step < 4; step++) {
+			int from =
+				quad ^ step; /* lane `from` holds piece `from` of my group `quad` */
+			uint32_t give = from == 0   ? mine[0]
+					: from == 1 ? mine[1]
+					: from == 2 ? mine[2]
+						    : mine[3];
+			uint32_t got = __shfl_xor_sync(0xffffffffu, give, step);
+
+			out[0] = from == 0 ? got : out[0];
+			out[1] = from == 1 ? got : out[1];
+			out[2] = from == 2 ? got : out[2];
+			out[3] = from == 3 ? got : out[3];
+		}
+		if (row_start)
+			*reinterpret_cast<uint4 *>(row_start + 32 * g + 8 * quad) =
+				make_uint4(out[0], out[1], out[2], out[3]);
+	}
+}
+
+#endif
+#endif

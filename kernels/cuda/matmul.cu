@@ -1,0 +1,463 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Matrix products through cuBLASLt, accumulated in f32. The algorithm of a shape is chosen by
+ * timing the library's candidates on the real operands the first time the shape is seen, then
+ * remembered; candidates that reduce in place (in no fixed order) are left out. The list can be
+ * exported and imported. While a graph is recorded nothing can be timed: a new shape then takes the
+ * library's first candidate.
+ *
+ * The library is column-major: it computes C^T[N,M] = op(B)^T op(A)^T, so B is its first operand.
+ */
+#include "kernels/cuda/common.cuh"
+
+extern "C" {
+#include "lib/mem.h"
+}
+
+#include <cublasLt.h>
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define WORKSPACE_BYTES ((size_t)64 << 20)
+#define CANDIDATES 16
+#define TIMED_RUNS 4
+
+/* What an algorithm was chosen for. Compared by bytes: no padding. */
+struct shape {
+	int64_t m, n, k;
+	int32_t ta, tb, in, out, bias, beta, align, unused;
+};
+
+struct choice {
+	struct shape shape;
+	cublasLtMatmulAlgo_t algorithm;
+	bool plain;			/* the library has none: product_plain */
+	cublasLtMatmulDesc_t operation; /* made on first use */
+	cublasLtMatrixLayout_t a, b, c;
+};
+
+struct matmul_table {
+	cublasLtHandle_t library;
+	void *workspace;
+	cudaEvent_t begin, end;
+	struct choice *choice;
+	int count, room;
+};
+
+static void lt_check(cublasStatus_t rc, const char *what, int line)
+{
+	if (rc != CUBLAS_STATUS_SUCCESS)
+		die(KERNEL_EXIT_DEVICE, "the GPU failed: cuBLASLt says %s in %s at %s:%d",
+		    cublasLtGetStatusString(rc), what, __FILE__, line);
+}
+#define LT(call) lt_check((call), #call, __LINE__)
+
+struct matmul_table *matmul_table_new(struct cuda_state *s, struct err *e)
+{
+	struct matmul_table *t = (struct matmul_table *)xcalloc(1, sizeof *t);
+	cublasStatus_t rc = cublasLtCreate(&t->library);
+
+	if (rc != CUBLAS_STATUS_SUCCESS) {
+		err_set(e, TF_EUNSUPPORTED, "device cuda:%d: cuBLASLt cannot be started: %s",
+			s->device, cublasLtGetStatusString(rc));
+		xfree_(t);
+		return NULL;
+	}
+	if (cudaMalloc(&t->workspace, WORKSPACE_BYTES) != cudaSuccess ||
+	    cudaEventCreate(&t->begin) != cudaSuccess || cudaEventCreate(&t->end) != cudaSuccess) {
+		err_set(e, TF_EUNSUPPORTED,
+			"device cuda:%d: no memory for the workspace of %zu bytes", s->device,
+			WORKSPACE_BYTES);
+		matmul_table_free(t);
+		return NULL;
+	}
+	return t;
+}
+
+static void choice_release(struct choice *c)
+{
+	if (c->operation) {
+		cublasLtMatmulDescDestroy(c->operation);
+		cublasLtMatrixLayoutDestroy(c->a);
+		cublasLtMatrixLayoutDestroy(c->b);
+		cublasLtMatrixLayoutDestroy(c->c);
+	}
+}
+
+void matmul_table_free(struct matmul_table *t)
+{
+	if (!t)
+		return;
+	for (int i = 0; i < t->count; i++)
+		choice_release(&t->choice[i]);
+	if (t->begin)
+		(void)cudaEventDestroy(t->begin);
+	if (t->end)
+		(void)cudaEventDestroy(t->end);
+	(void)cudaFree(t->workspace);
+	cublasLtDestroy(t->library);
+	xfree_(t->choice);
+	xfree_(t);
+}
+
+/* ---- without the library: odd shapes it has no algorithm for, adding a bias, tiny and plain */
+template <typename TI, typename TO>
+__global__ void product_plain(const TI *a, const TI *b, TO *c, const float *bias, int64_t m,
+			      int64_t n, int64_t depth, bool ta, bool tb, float beta)
+{
+	EACH (i, m * n) {
+		int64_t row = i / n, column = i % n;
+		float sum = bias ? bias[column] : 0.0f;
+
+		for (int64_t j = 0; j < depth; j++)
+			sum += to_float(ta ? a[j * m + row] : a[row * depth + j]) *
+			       to_float(tb ? b[column * depth + j] : b[j * n + column]);
+		put(c + i, beta != 0.0f ? sum + to_float(c[i]) : sum);
+	}
+}
+
+static void run_plain(struct cuda_state *s, const struct product *p)
+{
+	unsigned grid = grid_for(s, p->m * p->n, 256);
+
+	if (p->in == DT_BF16)
+		ACT(p->out, product_plain<bf16, T><<<grid, 256, 0, s->stream>>>(
+				    (const bf16 *)p->a, (const bf16 *)p->b, (T *)p->c, p->bias,
+				    p->m, p->n, p->k, p->ta, p->tb, p->beta));
+	else
+		ACT(p->out, product_plain<float, T><<<grid, 256, 0, s->stream>>>(
+				    (const float *)p->a, (const float *)p->b, (T *)p->c, p->bias,
+				    p->m, p->n, p->k, p->ta, p->tb, p->beta));
+	LAUNCHED();
+}
+
+/* c[M,N] = x[M,N] (which may be c) + bias[N] + beta c: what the library does not fuse. */
+template <typename TX, typename TC>
+__global__ void finish_product(TC *c, const TX *x, const float *bias, int64_t count, int64_t n,
+			       float beta)
+{
+	EACH (i, count) {
+		float v = to_float(x[i]) + (bias ? bias[i % n] : 0.0f);
+
+		put(c + i, beta != 0.0f ? v + to_float(c[i]) : v);
+	}
+}
+
+/* ---- descriptors */
+static int alignment_of(const struct product *p)
+{
+	uintptr_t bits = (uintptr_t)p->a | (uintptr_t)p->b | (uintptr_t)p->c | 16;
+
+	return (int)(bits & -bits);
+}
+
+static struct shape shape_of(const struct product *p)
+{
+	struct shape x = { p->m,
+			   p->n,
+			   p->k,
+			   p->ta,
+			   p->tb,
+			   p->in,
+			   p->out,
+			   p->bias != NULL,
+			   p->beta != 0.0f,
+			   alignment_of(p),
+			   0 };
+	return x;
+}
+
+static cudaDataType_t library_type(int t)
+{
+	return t == DT_BF16 ? CUDA_R_16BF : CUDA_R_32F;
+}
+
+static cublasLtMatrixLayout_t layout(int type, int64_t rows, int64_t columns)
+{
+	cublasLtMatrixLayout_t l = NULL;
+
+	LT(cublasLtMatrixLayoutCreate(&l, library_type(type), (uint64_t)rows, (uint64_t)columns,
+				      rows));
+	return l;
+}
+
+static void describe(struct choice *c)
+{
+	const struct shape *x = &c->shape;
+	cublasOperation_t first = x->tb ? CUBLAS_OP_T : CUBLAS_OP_N;
+	cublasOperation_t second = x->ta ? CUBLAS_OP_T : CUBLAS_OP_N;
+	cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+
+	LT(cublasLtMatmulDescCreate(&c->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+	LT(cublasLtMatmulDescSetAttribute(c->operation, CUBLASLT_MATMUL_DESC_TRANSA, &first,
+					  sizeof first));
+	LT(cublasLtMatmulDescSetAttribute(c->operation, CUBLASLT_MATMUL_DESC_TRANSB, &second,
+					  sizeof second));
+	if (x->bias)
+		LT(cublasLtMatmulDescSetAttribute(c->operation, CUBLASLT_MATMUL_DESC_EPILOGUE,
+						  &epilogue, sizeof epilogue));
+	c->b = x->tb ? layout(x->in, x->k, x->n) : layout(x->in, x->n, x->k);
+	c->a = x->ta ? layout(x->in, x->m, x->k) : layout(x->in, x->k, x->m);
+	c->c = layout(x->out, x->n, x->m);
+}
+
+static cublasStatus_t run(struct cuda_state *s, const struct choice *c, const struct product *p,
+			  void *out)
+{
+	struct matmul_table *t = s->matmul;
+	float one = 1.0f, beta = p->beta;
+
+	return cublasLtMatmul(t->library, c->operation, &one, p->b, c->b, p->a, c->a, &beta, p->c,
+			      c->c, out, c->c, &c->algorithm, t->workspace, WORKSPACE_BYTES,
+			      s->stream);
+}
+
+static int candidates(struct matmul_table *t, const struct choice *c,
+		      cublasLtMatmulHeuristicResult_t found[CANDIDATES])
+{
+	cublasLtMatmulPreference_t wish = NULL;
+	uint64_t bytes = WORKSPACE_BYTES;
+	uint32_t align = (uint32_t)c->shape.align;
+	uint32_t ordered =
+		CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE;
+	int n = 0;
+
+	LT(cublasLtMatmulPreferenceCreate(&wish));
+	LT(cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+						&bytes, sizeof bytes));
+	LT(cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+						&ordered, sizeof ordered));
+	for (int i = CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES;
+	     i <= CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES; i++)
+		LT(cublasLtMatmulPreferenceSetAttribute(
+			wish, (cublasLtMatmulPreferenceAttributes_t)i, &align, sizeof align));
+	if (cublasLtMatmulAlgoGetHeuristic(t->library, c->operation, c->b, c->a, c->c, c->c, wish,
+					   CANDIDATES, found, &n) != CUBLAS_STATUS_SUCCESS)
+		n = 0;
+	LT(cublasLtMatmulPreferenceDestroy(wish));
+	return n;
+}
+
+/* Milliseconds of TIMED_RUNS runs into `out`, or a huge figure when the algorithm refuses. */
+static float time_of(struct cuda_state *s, const struct choice *c, const struct product *p,
+		     void *out)
+{
+	float ms = 0;
+
+	if (run(s, c, p, out) != CUBLAS_STATUS_SUCCESS)
+		return 1e30f;
+	CUDA(cudaEventRecord(s->matmul->begin, s->stream));
+	for (int i = 0; i < TIMED_RUNS; i++)
+		LT(run(s, c, p, out));
+	CUDA(cudaEventRecord(s->matmul->end, s->stream));
+	CUDA(cudaEventSynchronize(s->matmul->end));
+	CUDA(cudaEventElapsedTime(&ms, s->matmul->begin, s->matmul->end));
+	return ms;
+}
+
+/* Fastest of the candidates; the output of the timed runs goes to memory of its own, so that C
+ * keeps what beta adds to. */
+static void choose(struct cuda_state *s, struct choice *c, const struct product *p)
+{
+	cublasLtMatmulHeuristicResult_t found[CANDIDATES];
+	int n = candidates(s->matmul, c, found), best = 0;
+	float best_ms = 1e30f;
+	void *out = NULL;
+
+	c->plain = n == 0;
+	if (n > 1 && !s->recording &&
+	    cudaMalloc(&out, (size_t)(p->m * p->n) * dtype_bytes(p->out)) == cudaSuccess) {
+		for (int i = 0; i < n; i++) {
+			float ms;
+
+			c->algorithm = found[i].algo;
+			ms = time_of(s, c, p, out);
+			if (ms < best_ms) {
+				best_ms = ms;
+				best = i;
+			}
+		}
+		CUDA(cudaFree(out));
+	}
+	(void)cudaGetLastError();
+	if (n)
+		c->algorithm = found[best].algo;
+}
+
+static struct choice *table_find(struct matmul_table *t, const struct shape *x)
+{
+	for (int i = 0; i < t->count; i++)
+		if (!memcmp(&t->choice[i].shape, x, sizeof *x))
+			return &t->choice[i];
+	return NULL;
+}
+
+static struct choice *table_add(struct matmul_table *t, const struct shape *x)
+{
+	struct choice *c;
+
+	if (t->count == t->room) {
+		t->room = t->room ? 2 * t->room : 64;
+		t->choice =
+			(struct choice *)xrealloc(t->choice, (size_t)t->room, sizeof *t->choice);
+	}
+	c = &t->choice[t->count++];
+	memset(c, 0, sizeof *c);
+	c->shape = *x;
+	return c;
+}
+
+static void run_library(struct cuda_state *s, const struct product *p)
+{
+	struct shape x = shape_of(p);
+	struct choice *c = table_find(s->matmul, &x);
+	bool fresh = !c;
+
+	if (!c)
+		c = table_add(s->matmul, &x);
+	if (!c->operation)
+		describe(c);
+	if (p->bias)
+		LT(cublasLtMatmulDescSetAttribute(c->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
+						  &p->bias, sizeof p->bias));
+	if (fresh)
+		choose(s, c, p);
+	if (c->plain)
+		run_plain(s, p);
+	else
+		LT(run(s, c, p, p->c));
+}
+
+void cuda_product(struct cuda_state *s, const struct product *p)
+{
+	struct product q = *p;
+	int64_t count = p->m * p->n;
+
+	if (!count)
+		return;
+	if (p->out == DT_F32 || (p->in == DT_BF16 && !p->bias)) {
+		if (p->bias &&
+		    p->beta != 0.0f) { /* the epilogue adds the bias once; keep it apart */
+			q.bias = NULL;
+			run_library(s, &q);
+			finish_product<float, float>
+				<<<grid_for(s, count, 256), 256, 0, s->stream>>>(
+					(float *)p->c, (const float *)p->c, p->bias, count, p->n,
+					0.0f);
+			LAUNCHED();
+			return;
+		}
+		run_library(s, p);
+		return;
+	}
+	/* bf16 out with an f32 bias, or from f32 operands: through f32 scratch, rounded once. */
+	q.c = cuda_scratch(s, (size_t)count * 4);
+	q.out = DT_F32;
+	q.bias = NULL;
+	q.beta = 0.0f;
+	run_library(s, &q);
+	finish_product<float, bf16><<<grid_for(s, count, 256), 256, 0, s->stream>>>(
+		(bf16 *)p->c, (const float *)q.c, p->bias, count, p->n, p->beta);
+	LAUNCHED();
+}
+
+void cuda_matmul(struct kernels *k, struct tensor c, struct tensor a, bool ta, struct tensor b,
+		 bool tb, struct tensor bias, float beta)
+{
+	struct product p = { c.dim[0],
+			     c.dim[1],
+			     ta ? a.dim[0] : a.dim[1],
+			     a.data,
+			     b.data,
+			     c.data,
+			     (const float *)bias.data,
+			     ta,
+			     tb,
+			     a.type,
+			     c.type,
+			     beta };
+
+	CHECK(c.rank == 2 && a.rank == 2 && b.rank == 2 && a.type == b.type);
+	CHECK(a.type == DT_F32 || a.type == DT_BF16);
+	CHECK((ta ? a.dim[1] : a.dim[0]) == p.m && (tb ? b.dim[1] : b.dim[0]) == p.k);
+	CHECK((tb ? b.dim[0] : b.dim[1]) == p.n && (beta == 0.0f || beta == 1.0f));
+	CHECK(!bias.data || (bias.type == DT_F32 && tensor_count(&bias) == p.n));
+	cuda_product(state_of(k), &p);
+}
+
+/* ---- the list of choices as text: version m n k ta tb in out bias beta align algorithm */
+char *cuda_algorithms_export(struct kernels *k)
+{
+	struct matmul_table *t = state_of(k)->matmul;
+	size_t room = (size_t)t->count * 512 + 1, used = 0;
+	char *text = (char *)xcalloc(1, room);
+
+	for (int i = 0; i < t->count; i++) {
+		const struct choice *c = &t->choice[i];
+		const struct shape *x = &c->shape;
+		const unsigned char *bytes = (const unsigned char *)&c->algorithm;
+
+		if (c->plain)
+			continue;
+		used += (size_t)snprintf(
+			text + used, room - used, "%zu %lld %lld %lld %d %d %d %d %d %d %d ",
+			cublasLtGetVersion(), (long long)x->m, (long long)x->n, (long long)x->k,
+			x->ta, x->tb, x->in, x->out, x->bias, x->beta, x->align);
+		for (size_t j = 0; j < sizeof c->algorithm; j++)
+			used += (size_t)snprintf(text + used, room - used, "%02x", bytes[j]);
+		used += (size_t)snprintf(text + used, room - used, "\n");
+	}
+	return text;
+}
+
+static bool parse_algorithm(const char *hex, cublasLtMatmulAlgo_t *out)
+{
+	unsigned char *bytes = (unsigned char *)out;
+
+	for (size_t i = 0; i < sizeof *out; i++) {
+		unsigned v;
+
+		if (sscanf(hex + 2 * i, "%2x", &v) != 1)
+			return false;
+		bytes[i] = (unsigned char)v;
+	}
+	return true;
+}
+
+int cuda_algorithms_import(struct kernels *k, const char *text, struct err *e)
+{
+	struct matmul_table *t = state_of(k)->matmul;
+
+	for (int line = 1; *text; line++) {
+		struct shape x;
+		long long m, n, depth;
+		size_t version;
+		cublasLtMatmulAlgo_t algorithm;
+		struct choice *c;
+		int at = 0;
+
+		memset(&x, 0, sizeof x);
+		FAIL_IF(sscanf(text, "%zu %lld %lld %lld %d %d %d %d %d %d %d %n", &version, &m, &n,
+			       &depth, &x.ta, &x.tb, &x.in, &x.out, &x.bias, &x.beta, &x.align,
+			       &at) != 11 ||
+				!at || strlen(text + at) < 2 * sizeof algorithm ||
+				!parse_algorithm(text + at, &algorithm),
+			e, TF_EINVALID,
+			"algorithm list, line %d: not eleven numbers and an algorithm in hex",
+			line);
+		FAIL_IF(version != cublasLtGetVersion(), e, TF_EUNSUPPORTED,
+			"algorithm list, line %d: made with cuBLASLt %zu, this is %zu", line,
+			version, cublasLtGetVersion());
+		x.m = m;
+		x.n = n;
+		x.k = depth;
+		c = table_find(t, &x);
+		if (!c)
+			c = table_add(t, &x);
+		c->algorithm = algorithm;
+		c->plain = false;
+		text = strchr(text, '\n') ? strchr(text, '\n') + 1 : "";
+	}
+	return TF_OK;
+}
