@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The table of job states, every state by every event; the live jobs; the scheduler's pure function. */
+#include "tests/test.h"
+#include "daemon/daemon.h"
+#include "lib/mem.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* What must come out, written down a second time: a letter a state, '.' for "not possible". */
+static const char *const expected[] = {
+	/* columns: ready unready hold release start hello stop cancel done fail requeue */
+	[TF__JOB_STATE__QUEUED]    = "..H.S..C.F.",
+	[TF__JOB_STATE__WAITING]   = "QCH....C...",
+	[TF__JOB_STATE__HELD]      = ".C.Q...C...",
+	[TF__JOB_STATE__STARTING]  = ".....RPPDFQ",
+	[TF__JOB_STATE__RUNNING]   = ".....RPPDFQ",
+	[TF__JOB_STATE__STOPPING]  = ".....PPPDFQ",
+	[TF__JOB_STATE__DONE]      = "...........",
+	[TF__JOB_STATE__FAILED]    = "...........",
+	[TF__JOB_STATE__CANCELLED] = "...........",
+};
+
+static void every_state_by_every_event(void **state)
+{
+	static const char letters[] = ".QWHSRPDFC";
+
+	(void)state;
+	for (int s = TF__JOB_STATE__QUEUED; s <= TF__JOB_STATE__CANCELLED; s++)
+		for (int event = 0; event < JOB_EVENTS; event++) {
+			char got = letters[job_next((Tf__JobState)s, (enum job_event)event)];
+
+			if (got != expected[s][event])
+				fail_msg("%s, %s: %c instead of %c", job_state_name((Tf__JobState)s),
+					 job_event_name((enum job_event)event), got, expected[s][event]);
+		}
+}
+
+static void add(struct live *l, uint64_t id, Tf__JobState state, const char *device)
+{
+	Tf__JobRecord r = TF__JOB_RECORD__INIT;
+	Tf__Job j = TF__JOB__INIT;
+
+	j.id = id;
+	j.state = state;
+	j.kind = TF__JOB_KIND__NOOP;
+	r.job = &j;
+	r.device = (char *)device;
+	live_add(l, &r);
+}
+
+static void live_jobs_are_found_among_holes(void **state)
+{
+	struct live l = { 0 };
+
+	(void)state;
+	for (uint64_t id = 1; id <= 1000; id++)
+		add(&l, 3 * id, TF__JOB_STATE__QUEUED, NULL);
+	for (uint64_t id = 1; id <= 1000; id++)
+		if (id % 7)
+			live_remove(&l, 3 * id);
+	for (uint64_t id = 1; id <= 1000; id++) {
+		assert_int_equal(live_find(&l, 3 * id) != NULL, id % 7 == 0);
+		assert_null(live_find(&l, 3 * id + 1));
+	}
+	assert_int_equal(l.count - l.holes, 142);
+	add(&l, 5000, TF__JOB_STATE__QUEUED, NULL);
+	assert_non_null(live_find(&l, 5000));
+	live_release(&l);
+}
+
+static size_t decide(const struct live *l, const struct slot *slot, size_t slots, struct decision *out)
+{
+	const struct schedule_input in = { .job = l->job, .count = l->count, .slot = slot, .slots = slots };
+
+	return schedule_decide(&in, out, LIMIT_SLOTS);
+}
+
+static void first_come_first_served(void **state)
+{
+	struct slot slot[3] = { { "cpu0", "cpu", 0 }, { "cpu1", "cpu", 9 }, { "cpu2", "cpu", 0 } };
+	struct decision out[LIMIT_SLOTS];
+	struct live l = { 0 };
+
+	(void)state;
+	add(&l, 1, TF__JOB_STATE__RUNNING, NULL);
+	add(&l, 2, TF__JOB_STATE__WAITING, NULL);
+	add(&l, 3, TF__JOB_STATE__QUEUED, NULL);
+	add(&l, 4, TF__JOB_STATE__HELD, NULL);
+	add(&l, 5, TF__JOB_STATE__QUEUED, NULL);
+	add(&l, 6, TF__JOB_STATE__QUEUED, NULL);
+	assert_int_equal(decide(&l, slot, 3, out), 2);
+	assert_int_equal(out[0].job, 3);
+	assert_int_equal(out[0].slot, 0);
+	assert_int_equal(out[1].job, 5);
+	assert_int_equal(out[1].slot, 2);
+	slot[0].job = slot[2].job = 8;
+	assert_int_equal(decide(&l, slot, 3, out), 0);
+	live_release(&l);
+}
+
+static void a_job_without_its_device_holds_nobody_up(void **state)
+{
+	struct slot slot[2] = { { "cpu0", "cpu", 0 }, { "gpu0", "cuda:0", 7 } };
+	struct decision out[LIMIT_SLOTS];
+	struct live l = { 0 };
+
+	(void)state;
+	add(&l, 1, TF__JOB_STATE__QUEUED, "cuda");
+	add(&l, 2, TF__JOB_STATE__QUEUED, "cpu");
+	assert_int_equal(decide(&l, slot, 2, out), 1);
+	assert_int_equal(out[0].job, 2);
+	slot[1].job = 0;
+	assert_int_equal(decide(&l, slot, 2, out), 2);
+	assert_int_equal(out[0].job, 1);
+	assert_int_equal(out[0].slot, 1);
+	live_release(&l);
+}
+
+static int read_options(struct options *o, struct err *e, int n, char **argv)
+{
+	enum options_result result;
+
+	err_clear(e);
+	return options_read(n, argv, o, &result, e);
+}
+
+static void options_come_from_rows(void **state)
+{
+	char *good[] = { "transfused", "--state", "/a b\"c", "--slots", "3", "--listen", "tcp://*:1",
+		"--listen", "tcp://*:2" };
+	char *range[] = { "transfused", "--slots", "65" }, *word[] = { "transfused", "--slots", "two" };
+	char *unknown[] = { "transfused", "--slot-count", "2" };
+	struct options o;
+	struct err e = ERR_INIT;
+
+	(void)state;
+	assert_ok(read_options(&o, &e, 9, good), &e);
+	assert_string_equal(o.state, "/a b\"c");
+	assert_int_equal(o.slots, 3);
+	assert_int_equal(o.listen.count, 2);
+	assert_string_equal(o.listen.text[1], "tcp://*:2");
+	assert_int_equal(o.kill_grace_seconds, 10);
+	options_release(&o);
+	assert_int_equal(read_options(&o, &e, 3, range), TF_EINVALID);
+	assert_non_null(strstr(e.text, "slots"));
+	assert_int_equal(read_options(&o, &e, 3, word), TF_EINVALID);
+	assert_int_equal(read_options(&o, &e, 3, unknown), TF_EUSAGE);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(every_state_by_every_event),
+		cmocka_unit_test(live_jobs_are_found_among_holes),
+		cmocka_unit_test(first_come_first_served),
+		cmocka_unit_test(a_job_without_its_device_holds_nobody_up),
+		cmocka_unit_test(options_come_from_rows),
+	};
+
+	return cmocka_run_group_tests_name("schedule", tests, NULL, NULL);
+}

@@ -1,0 +1,311 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The store of the daemon: what is committed is there when it is opened again, what is not is not, and
+ * the indexes follow the records. */
+#include "tests/test.h"
+#include "lib/files.h"
+#include "lib/mem.h"
+#include "proto/limits.h"
+#include "store/catalogue.h"
+#include "store/jobs.h"
+#include "store/users.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define MAP_BYTES (16u << 20)
+
+static char *folder;
+static struct state *store;
+static struct err e;
+
+static int open_store(void **state)
+{
+	char template[] = "/tmp/tfs-XXXXXX";
+
+	(void)state;
+	folder = xstrdup(mkdtemp(template));
+	err_clear(&e);
+	return state_open(folder, MAP_BYTES, &store, &e);
+}
+
+static int close_store(void **state)
+{
+	(void)state;
+	state_close(store);
+	store = NULL;
+	dir_remove(folder, NULL);
+	xfree(folder);
+	return 0;
+}
+
+static void reopen(void)
+{
+	state_close(store);
+	store = NULL;
+	assert_ok(state_open(folder, MAP_BYTES, &store, &e), &e);
+}
+
+static void put_job(uint64_t id, Tf__JobState state)
+{
+	Tf__JobRecord r = TF__JOB_RECORD__INIT;
+	Tf__Job j = TF__JOB__INIT;
+	uint8_t token[16] = "token 0000000000";
+
+	state_key(id, token + 6);
+	j.id = id;
+	j.kind = TF__JOB_KIND__NOOP;
+	j.state = state;
+	j.has_attempt = true;
+	j.attempt = 1;
+	r.job = &j;
+	r.token.data = token;
+	r.token.len = sizeof token;
+	assert_ok(job_put(store, &r, &e), &e);
+}
+
+static void commit_is_kept_and_abort_is_not(void **state)
+{
+	uint64_t value;
+
+	(void)state;
+	assert_ok(state_set_number(store, "a", 7, &e), &e);
+	assert_ok(state_commit(store, &e), &e);
+	assert_ok(state_set_number(store, "a", 8, &e), &e);
+	assert_true(state_changed(store));
+	reopen();
+	assert_ok(state_number(store, "a", &value, &e), &e);
+	assert_int_equal(value, 7);
+	assert_false(state_changed(store));
+}
+
+static void a_killed_writer_loses_nothing_committed(void **state)
+{
+	uint64_t value, same;
+	int status, ready[2];
+	char byte;
+	pid_t pid;
+
+	(void)state;
+	state_close(store);
+	store = NULL;
+	assert_int_equal(pipe(ready), 0);
+	pid = fork();
+	if (pid == 0) {
+		struct state *own = NULL;
+
+		if (state_open(folder, MAP_BYTES, &own, NULL) < 0)
+			_exit(1);
+		for (uint64_t i = 1;; i++) {
+			state_set_number(own, "count", i, NULL);
+			state_set_number(own, "same", i, NULL);
+			if (state_commit(own, NULL) < 0 || (i == 20 && write(ready[1], "x", 1) != 1))
+				_exit(1);
+		}
+	}
+	assert_int_equal(read(ready[0], &byte, 1), 1);
+	kill(pid, SIGKILL);
+	waitpid(pid, &status, 0);
+	assert_ok(state_open(folder, MAP_BYTES, &store, &e), &e);
+	assert_ok(state_number(store, "count", &value, &e), &e);
+	assert_true(value >= 20);
+	assert_ok(state_number(store, "same", &same, &e), &e);
+	assert_int_equal(same, value);
+}
+
+static void a_newer_store_is_refused(void **state)
+{
+	struct state *other = NULL;
+
+	(void)state;
+	assert_ok(state_set_number(store, "version", TF_STORE_VERSION + 1, &e), &e);
+	assert_ok(state_commit(store, &e), &e);
+	state_close(store);
+	store = NULL;
+	assert_int_equal(state_open(folder, MAP_BYTES, &other, &e), TF_EVERSION);
+	assert_non_null(strstr(e.text, "newer program"));
+}
+
+static void a_full_map_spoils_the_turn_only(void **state)
+{
+	char *big = xcalloc(1, 1 << 20), key[16];
+	uint64_t value;
+	int rc = 0;
+
+	(void)state;
+	assert_ok(state_set_number(store, "a", 1, &e), &e);
+	assert_ok(state_commit(store, &e), &e);
+	for (int i = 0; i < 20 && rc == 0; i++) {
+		snprintf(key, sizeof key, "key %d", i);
+		rc = state_put(store, STATE_META, key, strlen(key), big, 1 << 20, &e);
+	}
+	assert_int_equal(rc, TF_ENOSPACE);
+	assert_true(state_commit(store, NULL) < 0);
+	reopen();
+	assert_ok(state_number(store, "a", &value, &e), &e);
+	assert_int_equal(value, 1);
+	assert_int_equal(state_get(store, STATE_META, "key 0", 5, &(struct state_value){ 0 }, &e),
+			 TF_ENOTFOUND);
+	xfree(big);
+}
+
+struct seen {
+	uint64_t id[16];
+	size_t count;
+};
+
+static int see(void *arg, Tf__JobRecord *r)
+{
+	struct seen *s = arg;
+
+	s->id[s->count++] = r->job->id;
+	return 0;
+}
+
+static void indexes_follow_the_records(void **state)
+{
+	struct seen live = { .count = 0 }, all = { .count = 0 }, old = { .count = 0 };
+	uint8_t token[16] = "token 0000000000";
+	uint64_t id;
+
+	(void)state;
+	put_job(1, TF__JOB_STATE__QUEUED);
+	put_job(2, TF__JOB_STATE__RUNNING);
+	put_job(3, TF__JOB_STATE__QUEUED);
+	put_job(2, TF__JOB_STATE__DONE);
+	assert_ok(jobs_each_live(store, 0, true, see, &live, &e), &e);
+	assert_int_equal(live.count, 2);
+	assert_int_equal(live.id[0], 1);
+	assert_int_equal(live.id[1], 3);
+	assert_ok(jobs_each(store, 0, see, &all, &e), &e);
+	assert_int_equal(all.count, 3);
+	assert_int_equal(all.id[0], 3);
+	assert_ok(jobs_each(store, 3, see, &old, &e), &e);
+	assert_int_equal(old.count, 2);
+	assert_int_equal(old.id[0], 2);
+	state_key(2, token + 6);
+	assert_ok(job_by_token(store, token, &id, &e), &e);
+	assert_int_equal(id, 2);
+	token[0] = 'x';
+	assert_int_equal(job_by_token(store, token, &id, &e), TF_ENOTFOUND);
+}
+
+static void job_numbers_never_come_again(void **state)
+{
+	uint64_t a, b;
+
+	(void)state;
+	assert_ok(jobs_next_id(store, &a, &e), &e);
+	assert_ok(state_commit(store, &e), &e);
+	reopen();
+	assert_ok(jobs_next_id(store, &b, &e), &e);
+	assert_int_equal(b, a + 1);
+}
+
+static void a_damaged_record_is_named(void **state)
+{
+	Tf__JobRecord *r = NULL;
+	uint8_t key[8];
+
+	(void)state;
+	state_key(5, key);
+	assert_ok(state_put(store, STATE_JOBS, key, 8, "rubbish", 7, &e), &e);
+	assert_int_equal(job_get(store, 5, &r, &e), TF_ECORRUPT);
+	assert_non_null(strstr(e.text, "JobRecord"));
+	err_clear(&e);
+	assert_int_equal(job_get(store, 6, &r, &e), TF_ENOTFOUND);
+}
+
+static void waiters_are_found_by_the_job(void **state)
+{
+	uint64_t *waiter = NULL;
+	size_t n;
+
+	(void)state;
+	assert_ok(job_after_put(store, 1, 5, &e), &e);
+	assert_ok(job_after_put(store, 1, 6, &e), &e);
+	assert_ok(job_after_put(store, 2, 7, &e), &e);
+	assert_ok(job_waiters(store, 1, &waiter, &n, &e), &e);
+	assert_int_equal(n, 2);
+	assert_int_equal(waiter[1], 6);
+	xfree(waiter);
+	assert_ok(job_after_delete(store, 1, 5, &e), &e);
+	assert_ok(job_waiters(store, 1, &waiter, &n, &e), &e);
+	assert_int_equal(n, 1);
+	xfree(waiter);
+}
+
+static void a_name_leads_to_its_artefact(void **state)
+{
+	Tf__Artefact a = TF__ARTEFACT__INIT;
+	Tf__Input from = TF__INPUT__INIT, *list = &from;
+	Tf__ArtefactRecord *r = NULL;
+	char who, *name = NULL;
+
+	(void)state;
+	from.kind = TF__ARTEFACT_KIND__TOKENIZER_MODEL;
+	from.name = (char *)"t";
+	from.id = (char *)"t.1";
+	a.kind = TF__ARTEFACT_KIND__DATASET;
+	a.name = (char *)"emoji";
+	a.id = (char *)"emoji.2";
+	a.state = (char *)ARTEFACT_READY;
+	a.n_made_from = 1;
+	a.made_from = &list;
+	assert_ok(artefact_put(store, &a, &e), &e);
+	assert_ok(artefact_find(store, TF__ARTEFACT_KIND__DATASET, "emoji", &r, &e), &e);
+	assert_string_equal(r->artefact->id, "emoji.2");
+	record_free(r);
+	assert_int_equal(artefact_find(store, TF__ARTEFACT_KIND__MODEL, "emoji", &r, &e), TF_ENOTFOUND);
+	assert_string_equal(e.text, "no model called 'emoji'");
+	assert_ok(use_find(store, "t.1", &who, &name, &e), &e);
+	assert_int_equal(who, 'a');
+	assert_string_equal(name, "emoji.2");
+	xfree(name);
+	assert_int_equal(use_find(store, "t.", &who, &name, &e), TF_ENOTFOUND);
+	assert_ok(artefact_remove(store, &a, &e), &e);
+	assert_int_equal(use_find(store, "t.1", &who, &name, &e), TF_ENOTFOUND);
+	assert_int_equal(artefact_get(store, "emoji.2", &r, &e), TF_ENOTFOUND);
+}
+
+#define KEY_A "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
+#define KEY_B "Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID"
+
+static void configured_users_come_and_go(void **state)
+{
+	const char *two[] = { "ann reader " KEY_A, "bob admin " KEY_B };
+	const char *bad[] = { "ann owner " KEY_A };
+	Tf__UserRecord *r = NULL;
+
+	(void)state;
+	assert_ok(users_configure(store, two, 2, &e), &e);
+	assert_ok(user_get(store, KEY_B, &r, &e), &e);
+	assert_string_equal(r->name, "bob");
+	assert_int_equal(r->role, ROLE_ADMIN);
+	record_free(r);
+	assert_ok(users_configure(store, two, 1, &e), &e);
+	assert_int_equal(user_get(store, KEY_B, &r, &e), TF_ENOTFOUND);
+	assert_int_equal(users_configure(store, bad, 1, &e), TF_EINVALID);
+	assert_non_null(strstr(e.text, "role 'owner'"));
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(commit_is_kept_and_abort_is_not, open_store, close_store),
+		cmocka_unit_test_setup_teardown(a_killed_writer_loses_nothing_committed, open_store, close_store),
+		cmocka_unit_test_setup_teardown(a_newer_store_is_refused, open_store, close_store),
+		cmocka_unit_test_setup_teardown(a_full_map_spoils_the_turn_only, open_store, close_store),
+		cmocka_unit_test_setup_teardown(indexes_follow_the_records, open_store, close_store),
+		cmocka_unit_test_setup_teardown(job_numbers_never_come_again, open_store, close_store),
+		cmocka_unit_test_setup_teardown(a_damaged_record_is_named, open_store, close_store),
+		cmocka_unit_test_setup_teardown(waiters_are_found_by_the_job, open_store, close_store),
+		cmocka_unit_test_setup_teardown(a_name_leads_to_its_artefact, open_store, close_store),
+		cmocka_unit_test_setup_teardown(configured_users_come_and_go, open_store, close_store),
+	};
+
+	return cmocka_run_group_tests_name("store", tests, NULL, NULL);
+}
