@@ -302,6 +302,8 @@ int job_outcome(struct daemon *d, struct worker *w, const Tf__Outcome *outcome, 
 int job_lost(struct daemon *d, struct worker *w, const char *why, struct err *e);
 /* Dependents, uses, uploads and half-made artefacts of the jobs that ended in this turn. */
 void job_follow_up(struct daemon *d);
+/* The uploads a spec names; borrowed. Returns how many. */
+size_t spec_uploads(const Tf__JobSpec *spec, char ***out);
 
 /* ---- schedule.c ---- */
 /* Writes at most room decisions; returns how many. No state, no clock, no store: only its input. */

@@ -75,8 +75,8 @@ static int put_uses(struct daemon *d, uint64_t id, const Tf__JobSpec *s, const s
 		    struct err *e)
 {
 	char job[24];
-	char **upload = s->ingest ? s->ingest->upload : s->tokenizer ? s->tokenizer->upload : NULL;
-	size_t uploads = s->ingest ? s->ingest->n_upload : s->tokenizer ? s->tokenizer->n_upload : 0;
+	char **upload;
+	size_t uploads = spec_uploads(s, &upload);
 
 	snprintf(job, sizeof job, "%llu", (unsigned long long)id);
 	for (size_t i = 0; i < v->inputs; i++)

@@ -193,6 +193,19 @@ static int wake_waiters(struct daemon *d, uint64_t id, struct err *e)
 	return rc;
 }
 
+size_t spec_uploads(const Tf__JobSpec *spec, char ***out)
+{
+	*out = NULL;
+	if (spec->spec_case == TF__JOB_SPEC__SPEC_INGEST)
+		*out = spec->ingest->upload;
+	else if (spec->spec_case == TF__JOB_SPEC__SPEC_TOKENIZER)
+		*out = spec->tokenizer->upload;
+	else
+		return 0;
+	return spec->spec_case == TF__JOB_SPEC__SPEC_INGEST ? spec->ingest->n_upload :
+		spec->tokenizer->n_upload;
+}
+
 /* An upload goes with the last job that used it. */
 static int drop_upload(struct daemon *d, const char *id, const char *job, struct err *e)
 {
@@ -211,7 +224,8 @@ static int drop_upload(struct daemon *d, const char *id, const char *job, struct
 static int drop_uses(struct daemon *d, uint64_t id, struct err *e)
 {
 	Tf__SpecRecord *spec = NULL;
-	char job[24];
+	char job[24], **upload;
+	size_t n;
 	int rc;
 
 	snprintf(job, sizeof job, "%llu", (unsigned long long)id);
@@ -219,12 +233,9 @@ static int drop_uses(struct daemon *d, uint64_t id, struct err *e)
 	rc = 0;
 	for (size_t i = 0; rc == 0 && i < spec->n_input; i++)
 		rc = use_delete(d->state, spec->input[i]->id, 'j', job, e);
-	if (spec->spec->ingest)
-		for (size_t i = 0; rc == 0 && i < spec->spec->ingest->n_upload; i++)
-			rc = drop_upload(d, spec->spec->ingest->upload[i], job, e);
-	if (spec->spec->tokenizer)
-		for (size_t i = 0; rc == 0 && i < spec->spec->tokenizer->n_upload; i++)
-			rc = drop_upload(d, spec->spec->tokenizer->upload[i], job, e);
+	n = spec_uploads(spec->spec, &upload);
+	for (size_t i = 0; rc == 0 && i < n; i++)
+		rc = drop_upload(d, upload[i], job, e);
 	record_free(spec);
 	return rc;
 }

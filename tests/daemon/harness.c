@@ -16,6 +16,8 @@
 
 #define CALL_MS 10000
 
+static const struct harness *harness_last;   /* whose log is shown when its daemon vanishes */
+
 static char *built(const char *rel)
 {
 	const char *build = getenv("TF_BUILD");
@@ -111,6 +113,7 @@ void harness_start(struct harness *h)
 	struct key_pair owner;
 	struct err e = ERR_INIT;
 
+	harness_last = h;
 	if (!start(h)) {
 		print_log(h);
 		fail_msg("the daemon did not start");
@@ -182,6 +185,7 @@ void harness_stop(struct harness *h)
 {
 	struct err e = ERR_INIT;
 
+	harness_last = NULL;
 	harness_kill(h, SIGKILL);
 	kill_workers(h);
 	dir_remove(h->folder, &e);
@@ -193,6 +197,9 @@ int harness_call(struct connection *c, Tf__Request *r, Tf__Reply **reply, struct
 {
 	Tf__Reply *mine = NULL;
 	int rc = connection_call(c, r, CALL_MS, &mine, e);
+
+	if (rc == TF_ENODAEMON && harness_last)
+		print_log(harness_last);
 
 	if (reply && rc == 0)
 		*reply = mine;
