@@ -160,14 +160,21 @@ struct connection *harness_line(struct harness *h, const struct key_pair *keys)
 
 void harness_kill(struct harness *h, int number)
 {
+	int status = 0;
+
 	if (h->line)
 		connection_close(h->line);
 	h->line = NULL;
 	if (h->pid > 0) {
 		kill(h->pid, number);
-		waitpid(h->pid, NULL, 0);
+		waitpid(h->pid, &status, 0);
 	}
 	h->pid = 0;
+	/* one that leaves in order says so by its status: no sanitizer had anything to report */
+	if (number == SIGTERM && (!WIFEXITED(status) || WEXITSTATUS(status) != 0)) {
+		print_log(h);
+		fail_msg("the daemon left with status %#x", status);
+	}
 }
 
 /* Workers that a test left behind: those whose working folder is below ours. */
@@ -186,7 +193,7 @@ void harness_stop(struct harness *h)
 	struct err e = ERR_INIT;
 
 	harness_last = NULL;
-	harness_kill(h, SIGKILL);
+	harness_kill(h, h->pid > 0 ? SIGTERM : 0);
 	kill_workers(h);
 	dir_remove(h->folder, &e);
 	xfree(h->folder);
