@@ -25,7 +25,7 @@ static const char *const passed_on[] = {
 
 char **spawn_env(int threads)
 {
-	char **list = xcalloc(ARRAY_LEN(passed_on) + 2, sizeof *list);
+	char **list = xcalloc(ARRAY_LEN(passed_on) + 3, sizeof *list);
 	size_t n = 0;
 
 	for (size_t i = 0; i < ARRAY_LEN(passed_on); i++) {
@@ -36,6 +36,8 @@ char **spawn_env(int threads)
 	}
 	if (threads > 0)
 		list[n++] = xasprintf("OMP_NUM_THREADS=%d", threads);
+	/* Threads that spin while they wait cost more than waking them, once the processor is shared. */
+	list[n++] = xstrdup("OMP_WAIT_POLICY=passive");
 	return list;
 }
 

@@ -37,6 +37,7 @@ static const struct {
 	const char *name;
 	int (*run)(struct job *job, struct err *e);
 } kinds[] = {
+	{ TF__JOB_KIND__VAE, "vae", job_vae },
 	{ TF__JOB_KIND__TRAIN, "train", job_train },
 	{ TF__JOB_KIND__EVAL, "eval", job_eval },
 	{ TF__JOB_KIND__GENERATE, "generate", job_generate },
