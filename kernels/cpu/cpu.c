@@ -13,8 +13,8 @@
 
 static struct kernel_ops cpu_ops;
 
-/* Rows that the reference serves as they are: memory is the process's own, there are no graphs,
- * and the rest is small or rare. */
+/* Rows that the reference serves as they are: memory is the process's own, and there are no
+ * graphs. */
 static void install_reference(struct kernel_ops *ops)
 {
 #define INSTALL(name) ops->name = ref_##name
@@ -29,12 +29,6 @@ static void install_reference(struct kernel_ops *ops)
 	INSTALL(graph_end);
 	INSTALL(graph_run);
 	INSTALL(graph_release);
-	INSTALL(add_per_image_backward);
-	INSTALL(argmax);
-	INSTALL(normals);
-	INSTALL(patchify);
-	INSTALL(unpatchify);
-	INSTALL(time_embedding);
 #undef INSTALL
 }
 

@@ -123,3 +123,20 @@ void LOOP(mse_rows)(struct kernels *k, struct tensor loss, struct tensor dx, str
 		loop_f32(&loss)[r] = sum / (float)width;
 	}
 }
+
+void LOOP(argmax)(struct kernels *k, struct tensor out, struct tensor logits, int64_t vocab)
+{
+	int64_t rows = logits.dim[0], width = logits.dim[1];
+
+	(void)k;
+	CHECK(out.type == DT_I32 && tensor_count(&out) == rows && vocab > 0 && vocab <= width);
+#pragma omp parallel for schedule(static) if (rows * width > LOOP_PARALLEL)
+	for (int64_t r = 0; r < rows; r++) {
+		float most = row_most(&logits, r * width, vocab), block[1];
+		int64_t v = 0;
+
+		while (v < vocab && *loop_load(&logits, r * width + v, 1, block) != most)
+			v++;
+		((int32_t *)out.data)[r] = v < vocab ? (int32_t)v : 0;
+	}
+}

@@ -34,6 +34,12 @@ void LOOPS_PASTE(loop_install, LOOPS_LEVEL)(struct kernel_ops *ops)
 	INSTALL(swiglu_backward);
 	INSTALL(cross_entropy);
 	INSTALL(mse_rows);
+	INSTALL(argmax);
+	INSTALL(add_per_image_backward);
+	INSTALL(normals);
+	INSTALL(patchify);
+	INSTALL(unpatchify);
+	INSTALL(time_embedding);
 	INSTALL(add_noise);
 	INSTALL(denoise);
 	INSTALL(adamw);
