@@ -2,6 +2,7 @@
  * Writing and reading the files of a checkpoint; see checkpoint.h. */
 #include "config.h"
 #include "worker/checkpoint.h"
+#include "lib/fault.h"
 #include "lib/files.h"
 #include "lib/mem.h"
 #include "lib/safetensors.h"
@@ -130,6 +131,8 @@ int checkpoint_save(const char *folder, const struct checkpoint *c, const struct
 		rc = save_state(path, c, e);
 	if (rc == 0)
 		rc = save_experiment(path, f->experiment, e);
+	if (rc == 0 && fault_hit("checkpoint-save"))
+		rc = err_set(e, TF_ENOSPACE, "%s: No space left on device", path);
 	if (rc == 0)
 		rc = checkpoint_commit(folder, c->step, path, score, e);
 	xfree(path);

@@ -4,6 +4,7 @@
  * for bit: a later attempt after a crash, or --resume. */
 #include "config.h"
 #include "lib/clock.h"
+#include "lib/fault.h"
 #include "lib/log.h"
 #include "lib/mem.h"
 #include "model/optimizer.h"
@@ -230,6 +231,8 @@ static int make_step(struct training *t, struct outcome *o, struct err *e)
 	for (int64_t i = 0; i < t->micro; i++)
 		pass_run(t->pass, &t->batch[i], &totals);
 	pass_losses(t->pass, &o->losses);
+	if (fault_hit("train-loss"))
+		o->losses.loss = NAN;
 	o->grad_norm = sqrt((double)params_gradient_norm2(&t->model.params));
 	o->lr = optimizer_lr((int64_t)t->step, t->x.train.steps, t->x.train.warmup, t->x.train.lr,
 			     t->x.train.lr_end);

@@ -22,7 +22,7 @@
 
 #define STATE_FILE "state.safetensors"
 #define EXPERIMENT_FILE "experiment.yaml"
-#define CODE_BATCH 8          /* pictures measured at a time */
+#define CODE_BATCH 8 /* pictures measured at a time */
 #define GAN_LAYERS 3
 #define GAN_GROUPS 8
 
@@ -33,8 +33,8 @@ struct vae_run {
 	struct vae *vae;
 	struct vae_train *train;
 	struct vae_train_config c;
-	uint8_t *batch;                    /* pictures of a step */
-	double psnr, psnr_training;        /* last measured; NaN: not yet */
+	uint8_t *batch;             /* pictures of a step */
+	double psnr, psnr_training; /* last measured; NaN: not yet */
 	int64_t psnr_step;
 	int64_t started_ns, started_step;
 };
@@ -43,9 +43,11 @@ struct vae_run {
 
 static int config_of_net(const struct vae_experiment *x, struct vae_config *c, struct err *e)
 {
-	*c = (struct vae_config){
-		.levels = x->model.channels.count, .blocks = (int)x->model.blocks,
-		.latent_channels = (int)x->model.latent_channels, .groups = (int)x->model.groups,
+	*c = (struct vae_config) {
+		.levels = x->model.channels.count,
+		.blocks = (int)x->model.blocks,
+		.latent_channels = (int)x->model.latent_channels,
+		.groups = (int)x->model.groups,
 	};
 	FAIL_IF(c->levels > VAE_LEVELS_MAX, e, TF_EINVALID,
 		"model.channels has %d entries, expected 2 to %d", c->levels, VAE_LEVELS_MAX);
@@ -71,14 +73,26 @@ static struct patchgan_config config_of_judge(const struct vae_experiment *x, in
 
 static struct vae_train_config config_of_training(const struct vae_experiment *x, int size)
 {
-	return (struct vae_train_config){
-		.steps = x->train.steps, .warmup = x->train.warmup, .batch = (int)x->train.batch,
-		.micro_batch = (int)x->train.micro_batch, .size = size, .lr = x->train.lr,
-		.lr_final = x->train.lr_end, .beta1 = x->train.beta1, .beta2 = x->train.beta2,
-		.eps = x->train.eps, .weight_decay = x->train.weight_decay, .clip = x->train.clip,
-		.l1_weight = x->loss.l1, .kl_weight = x->loss.kl, .gan_weight = x->loss.gan,
-		.gan_start = x->loss.gan_start, .gan_lr = x->loss.gan_lr,
-		.gan = config_of_judge(x, size), .seed = (uint64_t)x->train.seed,
+	return (struct vae_train_config) {
+		.steps = x->train.steps,
+		.warmup = x->train.warmup,
+		.batch = (int)x->train.batch,
+		.micro_batch = (int)x->train.micro_batch,
+		.size = size,
+		.lr = x->train.lr,
+		.lr_final = x->train.lr_end,
+		.beta1 = x->train.beta1,
+		.beta2 = x->train.beta2,
+		.eps = x->train.eps,
+		.weight_decay = x->train.weight_decay,
+		.clip = x->train.clip,
+		.l1_weight = x->loss.l1,
+		.kl_weight = x->loss.kl,
+		.gan_weight = x->loss.gan,
+		.gan_start = x->loss.gan_start,
+		.gan_lr = x->loss.gan_lr,
+		.gan = config_of_judge(x, size),
+		.seed = (uint64_t)x->train.seed,
 	};
 }
 
@@ -137,9 +151,9 @@ static int resume_from(struct vae_run *r, uint64_t step, struct err *e)
 	folder = job_path(r->job->output, "%s", name);
 	rc = make_net(r, folder, e);
 	if (rc == 0 && vae_train_step_count(r->train) > r->c.steps)
-		rc = err_set(e, TF_EINVALID, "the autoencoder has made %" PRId64
-			     " steps, train.steps is %" PRId64, vae_train_step_count(r->train),
-			     r->c.steps);
+		rc = err_set(e, TF_EINVALID,
+			     "the autoencoder has made %" PRId64 " steps, train.steps is %" PRId64,
+			     vae_train_step_count(r->train), r->c.steps);
 	if (rc == 0)
 		log_info("resumed from %s", folder);
 	xfree(folder);
@@ -241,7 +255,10 @@ static void save_or_say(struct vae_run *r)
 
 /* ---- measuring */
 
-struct codes { float *latents, *pictures, *truth; uint8_t *bytes; };
+struct codes {
+	float *latents, *pictures, *truth;
+	uint8_t *bytes;
+};
 
 static void codes_init(struct codes *s, const struct vae_run *r)
 {
@@ -252,8 +269,8 @@ static void codes_init(struct codes *s, const struct vae_run *r)
 	s->bytes = xmalloc(CODE_BATCH * bytes);
 	s->pictures = xcalloc(CODE_BATCH * bytes, sizeof(float));
 	s->truth = xcalloc(bytes, sizeof(float));
-	s->latents = xcalloc((size_t)(CODE_BATCH * small * small * c->latent_channels),
-			     sizeof(float));
+	s->latents =
+		xcalloc((size_t)(CODE_BATCH * small * small * c->latent_channels), sizeof(float));
 }
 
 static void codes_release(struct codes *s)
@@ -316,7 +333,8 @@ static int measure(struct vae_run *r, struct err *e)
 	TRY(measure_split(r, held ? DATASET_HELDOUT : DATASET_TRAIN, (uint64_t)r->x.eval.pictures,
 			  &r->psnr, e));
 	r->psnr_step = vae_train_step_count(r->train);
-	job_metrics(r->job, (uint64_t)r->psnr_step, (struct job_metric[]){ { name, r->psnr } }, 1);
+	job_metrics(r->job, (uint64_t)r->psnr_step, (struct job_metric[]) { { name, r->psnr } },
+		    1);
 	job_gauge(r->job, "psnr", r->psnr);
 	log_info("step=%" PRId64 " %s=%.2f", r->psnr_step, name, r->psnr);
 	return 0;
@@ -360,13 +378,19 @@ static void tell(struct vae_run *r, const struct vae_losses *l)
 {
 	int64_t step = vae_train_step_count(r->train);
 	double seconds = (double)(clock_mono_ns() - r->started_ns) / 1e9;
-	double rate = (double)((step - r->started_step) * r->c.batch) / (seconds > 0 ? seconds : 1);
+	double rate =
+		(double)((step - r->started_step) * r->c.batch) / (seconds > 0 ? seconds : 1);
 
 	job_metrics(r->job, (uint64_t)step,
-		    (struct job_metric[]){ { "loss", l->loss }, { "l1", l->l1 }, { "kl", l->kl },
-					   { "gan", l->gan }, { "discriminator", l->discriminator },
-					   { "lr", l->lr }, { "grad_norm", l->grad_norm },
-					   { "pictures_s", rate } }, 8);
+		    (struct job_metric[]) { { "loss", l->loss },
+					    { "l1", l->l1 },
+					    { "kl", l->kl },
+					    { "gan", l->gan },
+					    { "discriminator", l->discriminator },
+					    { "lr", l->lr },
+					    { "grad_norm", l->grad_norm },
+					    { "pictures_s", rate } },
+		    8);
 	job_gauge(r->job, "loss", l->loss);
 	job_gauge(r->job, "l1", l->l1);
 	job_gauge(r->job, "kl", l->kl);

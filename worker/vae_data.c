@@ -112,7 +112,8 @@ static int get(struct vae_data *d, struct source *s, enum dataset_split split, u
 
 	TRY(dataset_get(s->data, split, i, &sample, e));
 	FAIL_IF(!sample.pixels || sample.height != d->size || sample.width != d->size, e,
-		TF_ECORRUPT, "sample '%s' has no pixels of %d x %d", sample.name, d->size, d->size);
+		TF_ECORRUPT, "sample '%s' has no pixels of %d x %d", sample.name, d->size,
+		d->size);
 	memcpy(out, sample.pixels, vae_data_bytes(d));
 	return 0;
 }

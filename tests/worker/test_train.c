@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Training: it learns, writes its metrics, and goes on bit for bit after a kill. */
+#include "config.h"
 #include "tests/test.h"
 #include "lib/clock.h"
 #include "lib/files.h"
@@ -163,6 +164,89 @@ static void what_does_not_fit_is_refused(void **state)
 	xfree(model);
 }
 
+/* This program again, with faults on (they are read once in a process): what the job returned, its
+ * sentence in text. */
+static int train_with_fault(const char *fault, const char *job, const char *model, const char *set,
+			    char text[ERR_TEXT_MAX])
+{
+	struct err e = ERR_INIT;
+	int ends[2], status = 0;
+	pid_t pid;
+
+	assert_int_equal(pipe(ends), 0);
+	pid = fork();
+	if (pid == 0) {
+		setenv("TF_FAULT", fault, 1);
+		dup2(ends[1], 3);
+		execl("/proc/self/exe", "test_train", toy.folder, job, model, set, NULL);
+		_exit(127);
+	}
+	close(ends[1]);
+	assert_int_equal(read(ends[0], &e, sizeof e), sizeof e);
+	close(ends[0]);
+	waitpid(pid, &status, 0);
+	memcpy(text, e.text, ERR_TEXT_MAX);
+	return e.code;
+}
+
+static int run_as_child(char **argv)
+{
+	const char *const set[] = { argv[4] };
+	struct err e = ERR_INIT;
+
+	toy_open(&toy, argv[1]);
+	toy_train(&toy, argv[2], argv[3], set, 1, &e);
+	return write(3, &e, sizeof e) == sizeof e ? 0 : 1;
+}
+
+/* A loss that is no number ends the run with a reason, or is left out and counted. */
+static void a_loss_that_is_no_number(void **state)
+{
+	char *model = in_folder("nan-model"), *other = in_folder("skip-model");
+	char text[ERR_TEXT_MAX];
+	struct err e = ERR_INIT;
+
+	(void)state;
+	assert_ok(dir_make(model, 0700, &e), &e);
+	assert_ok(dir_make(other, 0700, &e), &e);
+	assert_int_equal(train_with_fault("train-loss:7", "nan", model, "train.nan=stop", text),
+			 TF_ENAN);
+	assert_non_null(strstr(text, "step 7: loss nan"));
+	assert_int_equal(train_with_fault("train-loss:7", "skip", other, "train.nan=skip", text),
+			 0);
+	assert_true(metric("skip", 20, "skipped") == 1);
+	assert_true(isnan(metric("skip", 7, "loss")) || metric("skip", 7, "loss") == 0);
+	xfree(model);
+	xfree(other);
+}
+
+/* A full disk at one save is an event; at the last step it is the end. */
+static void a_full_disk(void **state)
+{
+	char *model = in_folder("full-model"), *never = in_folder("never-model");
+	char text[ERR_TEXT_MAX];
+	struct checkpoint_entry *entry = NULL;
+	struct err e = ERR_INIT;
+	size_t count = 0;
+
+	(void)state;
+	assert_ok(dir_make(model, 0700, &e), &e);
+	assert_ok(dir_make(never, 0700, &e), &e);
+	assert_int_equal(train_with_fault("checkpoint-save:2", "full", model, "train.seed=1",
+					  text),
+			 0);
+	assert_ok(checkpoints_list(model, &entry, &count, &e), &e);
+	assert_int_equal(count, 3); /* 5, 15 and 20, not 10 */
+	assert_int_equal(entry[1].step, 15);
+	xfree(entry);
+	assert_int_equal(train_with_fault("checkpoint-save:1+", "never", never, "train.seed=1",
+					  text),
+			 TF_ENOSPACE);
+	assert_non_null(strstr(text, "No space left"));
+	xfree(model);
+	xfree(never);
+}
+
 static int set_up(void **state)
 {
 	(void)state;
@@ -176,13 +260,17 @@ static int tear_down(void **state)
 	return 0;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 	const struct CMUnitTest train[] = {
 		cmocka_unit_test(training_learns_and_reports),
 		cmocka_unit_test(a_killed_run_goes_on_bit_for_bit),
 		cmocka_unit_test(micro_batches_make_the_same_step),
 		cmocka_unit_test(what_does_not_fit_is_refused),
+		cmocka_unit_test(a_loss_that_is_no_number),
+		cmocka_unit_test(a_full_disk),
 	};
+	if (argc == 5)
+		return run_as_child(argv);
 	return cmocka_run_group_tests_name("train", train, set_up, tear_down);
 }

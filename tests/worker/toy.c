@@ -179,22 +179,29 @@ static char *make_folder(const struct toy *t, const char *name)
 	return dir_make(path, 0700, NULL) == 0 ? path : NULL;
 }
 
-int toy_init(struct toy *t)
+void toy_open(struct toy *t, const char *folder)
 {
-	const char *tmp = getenv("TMPDIR");
-	struct kernels *k = NULL;
-	struct spm *spm = NULL;
-	struct err e = ERR_INIT;
-	struct vae *v;
-
-	t->folder = xasprintf("%s/toy.XXXXXX", tmp ? tmp : "/tmp");
-	if (!mkdtemp(t->folder))
-		return -1;
+	t->folder = xstrdup(folder);
 	t->data = make_folder(t, "data");
 	t->text_data = make_folder(t, "text");
 	t->tokenizer = make_folder(t, "tokenizer");
 	t->vae = make_folder(t, "vae");
 	t->model = make_folder(t, "model");
+}
+
+int toy_init(struct toy *t)
+{
+	const char *tmp = getenv("TMPDIR");
+	char *folder = xasprintf("%s/toy.XXXXXX", tmp ? tmp : "/tmp");
+	struct kernels *k = NULL;
+	struct spm *spm = NULL;
+	struct err e = ERR_INIT;
+	struct vae *v;
+
+	if (!mkdtemp(folder))
+		return -1;
+	toy_open(t, folder);
+	xfree(folder);
 	assert_ok(kernels_open("ref", 1, &k, &e), &e);
 	make_tokenizer(t);
 	assert_ok(spm_open_folder(t->tokenizer, &spm, &e), &e);

@@ -22,6 +22,8 @@ struct toy {
 
 int toy_init(struct toy *t);
 void toy_release(struct toy *t);
+/* The world that another process made in this folder. */
+void toy_open(struct toy *t, const char *folder);
 void toy_picture(int number, uint8_t rgb[TOY_SIDE * TOY_SIDE * 3]);
 
 /* The experiment of a small model with "a.b=c" settings over it; the caller frees. data: "toy". */
