@@ -25,7 +25,6 @@ enum experiment_positions { POSITIONS_DOCUMENT, POSITIONS_SEQUENCE };
 enum experiment_time { TIME_PATCH, TIME_MODEL };
 enum experiment_precision { PRECISION_AUTO, PRECISION_F32, PRECISION_BF16 };
 enum experiment_nan { NAN_STOP, NAN_SKIP };
-enum experiment_latents { LATENTS_MEAN, LATENTS_SAMPLE };
 enum experiment_sampler { SAMPLER_DDPM, SAMPLER_DDIM };
 
 #define EXPERIMENT_C_INT int64_t
