@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The plan of an experiment: its figures, its mistakes, and that a worker which trains the tiny
+ * preset needs the private memory that was foretold, within 5 % + 32 MiB. */
+#include "config.h"
+#include "tests/test.h"
+#include "tests/worker/fake_daemon.h"
+#include "tests/worker/toy.h"
+#include "lib/files.h"
+#include "lib/mem.h"
+#include "proto/experiment.h"
+#include "worker/plan.h"
+
+#include <jansson.h>
+#include <math.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <zmq.h>
+
+extern char **environ;
+static struct toy toy;
+
+/* The plan of an experiment's text; NULL when it is refused. */
+static json_t *plan_of(const char *experiment, json_t *facts)
+{
+	json_t *request = json_pack("{s:s, s:o}", "experiment", experiment, "facts", facts), *root;
+	char *text = json_dumps(request, 0), *answer = NULL;
+	size_t answer_len = 0;
+	FILE *in = fmemopen(text, strlen(text), "r"), *out = open_memstream(&answer, &answer_len);
+	int status = plan_main(in, out);
+
+	fclose(in);
+	fclose(out);
+	root = status == 0 ? json_loads(answer, 0, NULL) : NULL;
+	free(answer);
+	free(text);
+	json_decref(request);
+	return root;
+}
+
+static char *tiny(const char *const *set, size_t n)
+{
+	static const char text[] = "preset: tiny\ndata: [{name: toy}]\n";
+	struct buf out = BUF_INIT;
+	struct err e = ERR_INIT;
+
+	assert_ok(experiment_resolve(EXPERIMENT_TRAIN, "tiny", text, strlen(text), set, n, &out,
+				     &e),
+		  &e);
+	return buf_detach(&out);
+}
+
+static int64_t figure(const json_t *o, const char *key)
+{
+	assert_true(json_is_integer(json_object_get(o, key)));
+	return json_integer_value(json_object_get(o, key));
+}
+
+/* tiny: 6 x (4 192^2 + 3 192 512 + 2 192) + 192, two vocabulary matrices of 384 rows (300 pieces
+ * and three marks), patches of 16: 192 x 16 + 192 in, 16 x 192 + 16 out, time 256 x 16 + 16, 16 x
+ * 16 + 16. */
+static void sizes_are_right(void **state)
+{
+	int64_t blocks = 6 * (4 * 192 * 192 + 3 * 192 * 512 + 2 * 192) + 192;
+	int64_t rest = 2 * 384 * 192 + 2 * 192 * 16 + 192 + 16 + 256 * 16 + 16 + 16 * 16 + 16;
+	char *text = tiny(NULL, 0);
+	json_t *plan =
+		plan_of(text, json_pack("{s:i, s:i, s:i, s:i}", "pieces", 300, "latent_height", 4,
+					"latent_width", 4, "latent_channels", 4));
+
+	(void)state;
+	assert_non_null(plan);
+	assert_int_equal(figure(plan, "parameters"), blocks + rest);
+	assert_int_equal(figure(plan, "positions_per_step"), 7 * 256);
+	assert_int_equal(figure(json_object_get(plan, "bytes"), "optimiser"), 8 * (blocks + rest));
+	assert_int_equal(json_object_size(json_object_get(plan, "assumed")), 0);
+	json_decref(plan);
+	xfree(text);
+}
+
+static void what_is_not_known_is_assumed_openly(void **state)
+{
+	char *text = tiny(NULL, 0);
+	json_t *plan = plan_of(text, json_object());
+
+	(void)state;
+	assert_non_null(plan);
+	assert_int_equal(json_object_size(json_object_get(plan, "assumed")), 4);
+	json_decref(plan);
+	assert_null(
+		plan_of("preset: tiny\nmodel: {heads: 7}\ndata: [{name: a}]\n", json_object()));
+	assert_null(plan_of(text, json_pack("{s:s}", "pieces", "99999999999")));
+	xfree(text);
+}
+
+/* ---- a worker that trains */
+
+struct run {
+	char *endpoint, *program, *folder, *model;
+	char server_public[41], server_secret[41], worker_public[41], worker_secret[41];
+};
+
+static pid_t start_worker(struct run *r)
+{
+	char *argv[] = { r->program,
+			 "--endpoint",
+			 r->endpoint,
+			 "--server-key",
+			 r->server_public,
+			 "--job",
+			 "7",
+			 "--attempt",
+			 "2",
+			 "--key-fd",
+			 "3",
+			 NULL };
+	posix_spawn_file_actions_t actions;
+	int key[2];
+	pid_t pid;
+
+	assert_int_equal(pipe(key), 0);
+	assert_int_equal(write(key[1], r->worker_secret, 40), 40);
+	close(key[1]);
+	posix_spawn_file_actions_init(&actions);
+	posix_spawn_file_actions_adddup2(&actions, key[0], 3);
+	assert_int_equal(posix_spawn(&pid, r->program, &actions, NULL, argv, environ), 0);
+	posix_spawn_file_actions_destroy(&actions);
+	close(key[0]);
+	return pid;
+}
+
+static double peak_of(const struct run *r)
+{
+	char *path = xasprintf("%s/outcome.pb", r->folder);
+	struct buf b = BUF_INIT;
+	struct err e = ERR_INIT;
+	double peak = 0;
+	Tf__Outcome *o;
+
+	assert_ok(file_read(path, 1 << 20, &b, &e), &e);
+	o = tf__outcome__unpack(NULL, b.len, (const uint8_t *)b.data);
+	assert_non_null(o);
+	if (o->code)
+		fail_msg("the job failed: %s", o->text);
+	for (size_t i = 0; i < o->n_result; i++)
+		if (strcmp(o->result[i]->name, "peak_rss_anon_bytes") == 0)
+			peak = o->result[i]->value;
+	tf__outcome__free_unpacked(o, NULL);
+	buf_release(&b);
+	xfree(path);
+	return peak;
+}
+
+static double train_in_a_worker(struct run *r, char *experiment)
+{
+	Tf__Input input[] = { TF__INPUT__INIT, TF__INPUT__INIT };
+	Tf__Input *inputs[] = { &input[0], &input[1] };
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	Tf__TrainSpec train = TF__TRAIN_SPEC__INIT;
+	Tf__Assignment a = TF__ASSIGNMENT__INIT;
+	struct fake f;
+	int status;
+
+	for (int i = 0; i < 2; i++) {
+		input[i].kind =
+			i ? TF__ARTEFACT_KIND__TOKENIZER_MODEL : TF__ARTEFACT_KIND__DATASET;
+		input[i].role = i ? "tokenizer" : "data";
+		input[i].name = "toy";
+		input[i].id = "toy";
+		input[i].path = i ? toy.tokenizer : toy.data;
+	}
+	train.model = "toy";
+	train.experiment = experiment;
+	spec.kind = TF__JOB_KIND__TRAIN;
+	spec.spec_case = TF__JOB_SPEC__SPEC_TRAIN;
+	spec.train = &train;
+	a.job = JOB;
+	a.attempt = ATTEMPT;
+	a.spec = &spec;
+	a.job_folder = a.attempt_folder = r->folder;
+	a.output_folder = r->model;
+	a.device = "cpu";
+	a.has_threads = true;
+	a.threads = 2;
+	a.n_input = 2;
+	a.input = inputs;
+	f.endpoint = r->endpoint;
+	f.secret_key = r->server_secret;
+	f.assignment = &a;
+	fake_start(&f);
+	assert_true(waitpid(start_worker(r), &status, 0) > 0);
+	fake_stop(&f);
+	return peak_of(r);
+}
+
+static void the_peak_is_foretold(void **state)
+{
+	static const char *const set[] = { "train.steps=4", "train.warmup=1", "save.every=2",
+					   "eval.every=2" };
+	const char *build = getenv("TF_BUILD");
+	struct run r = { .endpoint = xasprintf("ipc://%s/s", toy.folder),
+			 .program = xasprintf("%s/transfuse-worker", build ? build : "."),
+			 .folder = xasprintf("%s/job", toy.folder),
+			 .model = xasprintf("%s/made", toy.folder) };
+	char *text = tiny(set, ARRAY_LEN(set));
+	json_t *plan =
+		plan_of(text, json_pack("{s:i, s:i, s:i, s:i}", "pieces", 300, "latent_height", 4,
+					"latent_width", 4, "latent_channels", 4));
+	double foretold = (double)figure(plan, "peak_rss_anon"), seen;
+	struct err e = ERR_INIT;
+
+	(void)state;
+	assert_ok(dir_make(r.folder, 0700, &e), &e);
+	assert_ok(dir_make(r.model, 0700, &e), &e);
+	assert_int_equal(zmq_curve_keypair(r.server_public, r.server_secret), 0);
+	assert_int_equal(zmq_curve_keypair(r.worker_public, r.worker_secret), 0);
+	seen = train_in_a_worker(&r, text);
+	print_message("foretold %.1f MiB, seen %.1f MiB\n", foretold / 1048576, seen / 1048576);
+#ifdef __SANITIZE_ADDRESS__
+	print_message("the sanitizer's own memory counts: not compared\n");
+#else
+	assert_true(fabs(foretold - seen) <= 0.05 * seen + (32 << 20));
+#endif
+	json_decref(plan);
+	xfree(text);
+	xfree(r.endpoint);
+	xfree(r.program);
+	xfree(r.folder);
+	xfree(r.model);
+}
+
+static int set_up(void **state)
+{
+	(void)state;
+	return toy_init(&toy);
+}
+
+static int tear_down(void **state)
+{
+	(void)state;
+	toy_release(&toy);
+	return 0;
+}
+
+int main(void)
+{
+	const struct CMUnitTest memory[] = {
+		cmocka_unit_test(sizes_are_right),
+		cmocka_unit_test(what_is_not_known_is_assumed_openly),
+		cmocka_unit_test(the_peak_is_foretold),
+	};
+	return cmocka_run_group_tests_name("memory", memory, set_up, tear_down);
+}
