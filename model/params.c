@@ -37,8 +37,8 @@ static int find(const struct params *p, const char *name)
 	return -1;
 }
 
-int params_add(struct params *p, const char *name, int rank, const int64_t *dim, enum param_init init,
-	       float bound)
+int params_add(struct params *p, const char *name, int rank, const int64_t *dim,
+	       enum param_init init, float bound)
 {
 	int i = find(p, name);
 	struct param *q;
@@ -130,8 +130,8 @@ static void draw(const struct param *q, uint64_t seed, int i, float *out)
 		if (q->init == PARAM_NORMAL)
 			out[n] *= q->bound;
 		else if (q->init == PARAM_UNIFORM)
-			out[n] = (2 * philox_uniform(seed, PHILOX_INIT, (uint64_t)i, (uint64_t)n) - 1)
-				 * q->bound;
+			out[n] = q->bound * (2 * philox_uniform(seed, PHILOX_INIT, (uint64_t)i,
+								(uint64_t)n) - 1);
 		else
 			out[n] = q->init == PARAM_ONE ? 1 : 0;
 	}
@@ -191,7 +191,8 @@ void params_step(struct params *p, const struct params_update *u)
 {
 	struct adamw a = {
 		.master = p->master, .grad = p->grad, .m = p->m, .v = p->v, .resident = p->resident,
-		.grad_norm2 = p->grad_norm2, .n = p->total, .decayed = p->decayed, .step = ++p->step,
+		.grad_norm2 = p->grad_norm2, .n = p->total, .decayed = p->decayed,
+		.step = ++p->step,
 		.lr = u->lr, .beta1 = u->beta1, .beta2 = u->beta2, .eps = u->eps,
 		.weight_decay = u->weight_decay, .grad_scale = u->grad_scale, .clip = u->clip,
 	};
@@ -245,8 +246,8 @@ static void file_name(const char *prefix, const struct param *q, char out[2 * PA
 	CHECK(n > 0 && n < 2 * PARAM_NAME_MAX);
 }
 
-void params_write(struct params *p, enum params_array which, const char *prefix, struct st_writer *w,
-		  float **copy)
+void params_write(struct params *p, enum params_array which, const char *prefix,
+		  struct st_writer *w, float **copy)
 {
 	float *from = array_of(p, which);
 
@@ -257,7 +258,8 @@ void params_write(struct params *p, enum params_array which, const char *prefix,
 		char name[2 * PARAM_NAME_MAX];
 
 		file_name(prefix, &p->list[i], name);
-		st_writer_add(w, name, ST_F32, p->list[i].rank, p->list[i].dim, *copy + p->list[i].at);
+		st_writer_add(w, name, ST_F32, p->list[i].rank, p->list[i].dim,
+			      *copy + p->list[i].at);
 	}
 }
 
@@ -266,13 +268,13 @@ static int read_finite(const struct st_tensor *t, const char *path, float *to, s
 	memcpy(to, t->data, t->bytes);
 	for (size_t n = 0; n < t->bytes / sizeof *to; n++)
 		FAIL_IF(!isfinite(to[n]), e, TF_ECORRUPT,
-			"%s: tensor %s: element %zu is %g, expected a finite number", path, t->name, n,
-			(double)to[n]);
+			"%s: tensor %s: element %zu is %g, expected a finite number", path,
+			t->name, n, (double)to[n]);
 	return 0;
 }
 
-int params_read(struct params *p, enum params_array which, const char *prefix, const struct st_file *f,
-		const char *path, struct err *e)
+int params_read(struct params *p, enum params_array which, const char *prefix,
+		const struct st_file *f, const char *path, struct err *e)
 {
 	float *to = array_of(p, which), *values = xcalloc((size_t)p->total, sizeof *values);
 	int rc = 0;

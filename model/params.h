@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The parameters of a convolutional net: declared by name and shape while the net is laid out, then
- * carved from one allocation each for values, gradients and AdamW moments. Matrices and filters, which
- * decay, come first; every tensor starts at a multiple of 64 bytes and the gaps stay zero.
+ * carved from one allocation each for values, gradients and AdamW moments. Matrices and filters,
+ * which decay, come first; every tensor starts at a multiple of 64 bytes and the gaps stay zero.
  *
- * Master values are f32. With act DT_BF16 a bf16 copy lies beside them and filters are read from it;
- * biases and norm weights are f32 always. Memory belongs to the backend `k`, which outlives this. */
+ * Master values are f32. With act DT_BF16 a bf16 copy lies beside them and filters are read from
+ * it; biases and norm weights are f32 always. Memory belongs to the backend `k`, which outlives
+ * this. */
 #ifndef MODEL_PARAMS_H
 #define MODEL_PARAMS_H
 
@@ -25,7 +26,7 @@ struct param {
 	int64_t dim[TENSOR_RANK_MAX];
 	int64_t at, count;               /* place in the flat arrays, in elements */
 	enum param_init init;
-	float bound;                     /* UNIFORM: values in [-bound, bound); NORMAL: the deviation */
+	float bound;                     /* UNIFORM: in [-bound, bound); NORMAL: the deviation */
 };
 
 struct params {
@@ -48,10 +49,11 @@ struct params_update {
 
 void params_init(struct params *p, struct kernels *k, enum dtype act);
 void params_release(struct params *p);
-/* Declares a parameter, or finds it when the same net is laid out again (another batch size): the shape
- * must be the same then. Rank 1 does not decay. New names only before params_alloc. Returns its index. */
-int params_add(struct params *p, const char *name, int rank, const int64_t *dim, enum param_init init,
-	       float bound);
+/* Declares a parameter, or finds it when the same net is laid out again (another batch size): the
+ * shape must be the same then. Rank 1 does not decay. New names only before params_alloc. Returns
+ * its index. */
+int params_add(struct params *p, const char *name, int rank, const int64_t *dim,
+	       enum param_init init, float bound);
 /* Places everything in the flat arrays and returns their length. params_alloc does it by itself. */
 int64_t params_place(struct params *p);
 /* Places and allocates everything, zeroed. TF_ENOMEM. */
@@ -71,7 +73,8 @@ void params_step(struct params *p, const struct params_update *u);
 int params_average_start(struct params *p, struct err *e);
 /* average = decay average + (1 - decay) values. */
 void params_average_step(struct params *p, float decay);
-/* Exchanges values and average: to evaluate or draw with the average between two steps, then back. */
+/* Exchanges values and average: to evaluate or draw with the average between two steps, then
+ * back. */
 void params_average_swap(struct params *p);
 /* Number of values, gaps not counted. */
 int64_t params_count(const struct params *p);
@@ -79,12 +82,12 @@ int64_t params_count(const struct params *p);
 /* Which flat array a file holds. Tensors are named <prefix><parameter>. */
 enum params_array { PARAMS_MASTER, PARAMS_M, PARAMS_V, PARAMS_AVERAGE };
 
-/* Declares all tensors of one array to a writer; *copy is the host memory they lie in (free with xfree
- * once saved). */
-void params_write(struct params *p, enum params_array which, const char *prefix, struct st_writer *w,
-		  float **copy);
+/* Declares all tensors of one array to a writer; *copy is the host memory they lie in (free with
+ * xfree once saved). */
+void params_write(struct params *p, enum params_array which, const char *prefix,
+		  struct st_writer *w, float **copy);
 /* Reads one array, checking every name and shape; path is for messages. */
-int params_read(struct params *p, enum params_array which, const char *prefix, const struct st_file *f,
-		const char *path, struct err *e);
+int params_read(struct params *p, enum params_array which, const char *prefix,
+		const struct st_file *f, const char *path, struct err *e);
 
 #endif

@@ -38,8 +38,8 @@ void pass_free(struct pass *p);
  * refilled on return. */
 void pass_run(struct pass *p, const struct batch *b, const struct pass_totals *totals);
 /* Forward alone. token_loss [b->targets] (-log p) and image_loss [b->images] (mean squared error
- * of the noise; clean pictures 0) are host arrays; either may be NULL. The sums of pass_losses stay as they
- * are. Waits. */
+ * of the noise; clean pictures 0) are host arrays; either may be NULL. The sums of pass_losses
+ * stay as they are. Waits. */
 void pass_evaluate(struct pass *p, const struct batch *b, float *token_loss, float *image_loss);
 /* The sums since the last call; waits. */
 void pass_losses(struct pass *p, struct pass_losses *out);

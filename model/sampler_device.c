@@ -12,7 +12,7 @@
 #include <string.h>
 
 #define COLUMNS_LEAST 32
-#define COLUMNS_STEP 8      /* more than one element: rounded up, so that few shapes are ever used */
+#define COLUMNS_STEP 8      /* more than one element: rounded up, so that shapes are few */
 
 #define ADD(name, type, a, b, c, d_) plan_add(plan, #name, &slot[name], type, a, b, c, d_);
 

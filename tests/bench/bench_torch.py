@@ -150,9 +150,10 @@ def main():
         begin = time.perf_counter()
         step(i).item()
         ms.append((time.perf_counter() - begin) * 1e3)
-    middle = sorted(ms)[len(ms) // 2]
+    ms.sort()
+    middle = ms[len(ms) // 2]
     print(json.dumps({"what": "train", "program": "pytorch", "mode": a.mode, "precision": a.precision,
-                      "ms": round(middle, 3), "positions_s": round(B * T / middle * 1e3),
+                      "threads": a.threads, "ms": round(middle, 3), "ms_least": round(ms[0], 3), "positions_s": round(B * T / middle * 1e3),
                       "first_loss": round(first, 6)}), flush=True)
 
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Times training steps of the tiny preset on packed batches of captions and pictures, and the drawing of
- * captions. Prints one JSON object a line. tests/bench/compare runs PyTorch on the very same batches.
+ * Times training steps of the tiny preset on packed batches of captions and pictures, and the
+ * drawing of captions. Prints one JSON object a line. tests/bench/compare runs PyTorch on the very
+ * same batches.
  *
  *	bench_train [--precision f32|bf16] [--steps N] [--threads N] [--device D] [--dump FILE]
  *		[--draw] */
@@ -44,7 +45,8 @@ static void need(int rc, const struct err *e)
 static struct dims tiny(enum dtype act)
 {
 	struct err e = ERR_INIT;
-	struct dims m = { .layers = 6, .d = 192, .H = 6, .F = 512, .patch = 2, .h = 8, .w = 8, .c = 8,
+	struct dims m = { .layers = 6, .d = 192, .H = 6, .F = 512,
+			  .patch = 2, .h = 8, .w = 8, .c = 8,
 			  .time = TIME_AT_PATCH, .eps = 1e-5f, .rope_base = 10000, .act = act,
 			  .positions_restart = true, .B = 7, .T = 256, .row_multiple = 64 };
 
@@ -163,10 +165,11 @@ static void time_training(struct bench *b)
 		train_step(b, i);
 		ms[i] = (double)(clock_mono_ns() - from) / 1e6;
 	}
-	middle = median(ms, b->steps);
+	middle = median(ms, b->steps);   /* sorted now */
 	printf("{\"what\": \"train\", \"program\": \"transfused\", \"device\": \"%s\", "
-	       "\"precision\": \"%s\", \"ms\": %.3f, \"positions_s\": %.0f, \"first_loss\": %.6f}\n",
-	       b->device, b->precision, middle, (double)positions / middle * 1e3, first);
+	       "\"precision\": \"%s\", \"threads\": %d, \"ms\": %.3f, \"ms_least\": %.3f, "
+	       "\"positions_s\": %.0f, \"first_loss\": %.6f}\n",
+	       b->device, b->precision, b->threads, middle, ms[0], (double)positions / middle * 1e3, first);
 	xfree(ms);
 }
 
@@ -189,7 +192,8 @@ static void dump(struct bench *b)
 		const struct batch *x = &b->batch[i];
 		int64_t shape[] = { x->images, E };
 		struct { const char *name; int64_t n; const int32_t *data; } ints[] = {
-			{ "token", N, x->token }, { "start", N, x->start }, { "limit", N, x->limit },
+			{ "token", N, x->token }, { "start", N, x->start },
+			{ "limit", N, x->limit },
 			{ "position", N, x->position }, { "lm_row", x->targets, x->lm_row },
 			{ "lm_target", x->targets, x->lm_target },
 			{ "image_row", x->images, x->image_row },
@@ -237,7 +241,8 @@ static void time_drawing(struct bench *b)
 			part[i][0] = part[i][1];
 		prompt[i] = (struct sampler_prompt){ part[i], 1, (uint64_t)i };
 	}
-	need(sampler_new(&b->m, DRAWN, 1 + CAPTION_MAX + dims_patches(&b->dims) + 2, true, &s, &e), &e);
+	need(sampler_new(&b->m, DRAWN, 1 + CAPTION_MAX + dims_patches(&b->dims) + 2, true, &s, &e),
+	     &e);
 	from = clock_mono_ns();
 	need(sampler_run(s, &o, prompt, DRAWN, NULL, result, &e), &e);
 	printf("{\"what\": \"draw\", \"program\": \"transfused\", \"device\": \"%s\", "
@@ -252,9 +257,12 @@ static void time_drawing(struct bench *b)
 static void read_options(struct bench *b, int argc, char **argv)
 {
 	static const struct option option[] = {
-		{ "precision", required_argument, NULL, 'p' }, { "steps", required_argument, NULL, 's' },
-		{ "device", required_argument, NULL, 'd' }, { "threads", required_argument, NULL, 't' },
-		{ "dump", required_argument, NULL, 'o' }, { "draw", no_argument, NULL, 'w' },
+		{ "precision", required_argument, NULL, 'p' },
+		{ "steps", required_argument, NULL, 's' },
+		{ "device", required_argument, NULL, 'd' },
+		{ "threads", required_argument, NULL, 't' },
+		{ "dump", required_argument, NULL, 'o' },
+		{ "draw", no_argument, NULL, 'w' },
 		{ NULL, 0, NULL, 0 },
 	};
 	int c;
