@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The command line of a verb: options by the rows of options.def through getopt_long, operands by the
- * verb's row. */
+ * The command line of a verb: options by the rows of options.def through getopt_long, operands
+ * by the verb's row. */
 #include "config.h"
 #include "client/client.h"
 #include "lib/mem.h"

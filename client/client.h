@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The vocabulary of transfuse, the command line. One thread; a process is one verb. verbs.def has a row
- * for each verb and options.def one for each option; help, completion and the checks of the command
- * line come from these rows. What a verb prints for people and programs goes to stdout; progress,
- * hints and errors go to stderr. */
+ * The vocabulary of transfuse, the command line. One thread; a process is one verb. verbs.def
+ * has a row for each verb and options.def one for each option; help, completion and the checks
+ * of the command line come from these rows. What a verb prints for people and programs goes to
+ * stdout; progress, hints and errors go to stderr. */
 #ifndef CLIENT_CLIENT_H
 #define CLIENT_CLIENT_H
 
@@ -86,7 +86,8 @@ int text_to_int(const char *what, const char *text, int64_t least, int64_t most,
 /* ---- help and completion (help.c) */
 
 bool verb_takes(const struct verb *v, enum option_id o);
-const struct verb *verb_find(const char *word, const char *sub);  /* sub NULL: the first of the word */
+/* sub NULL: the first of the word. NULL: there is none. */
+const struct verb *verb_find(const char *word, const char *sub);
 void help_all(struct buf *out);
 void help_verb(const struct verb *v, struct buf *out);
 /* The verb's word (and sub) most like the text; NULL when none is near. */
@@ -102,7 +103,8 @@ struct place {
 	struct key_pair keys;
 	const char *found_by;     /* "--endpoint", "TRANSFUSE_STATE", ... */
 };
-/* --endpoint, TRANSFUSE_ENDPOINT, the daemon of TRANSFUSE_STATE, the system's; with the keys for it. */
+/* --endpoint, TRANSFUSE_ENDPOINT, the daemon of TRANSFUSE_STATE, the system's; with the keys
+ * for it. */
 int place_find(const struct args *a, struct place *out, struct err *e);
 void place_release(struct place *p);
 char *place_own_key(void);        /* ~/.config/transfused/client.key; free it. NULL: no home */
@@ -146,7 +148,8 @@ void format_bytes(uint64_t bytes, char out[FORMAT_MAX]);    /* "1.4 GB" */
 void format_count(uint64_t n, char out[FORMAT_MAX]);        /* "12,345" */
 void format_value(double x, char out[FORMAT_MAX]);          /* "12,345", "0.0123457" */
 void format_age(int64_t since_ms, char out[FORMAT_MAX]);    /* "3 min", "2 d"; "-" for 0 */
-/* The text with control characters shown as '?', so that nothing of it moves the cursor. Free it. */
+/* The text with control characters shown as '?', so that nothing of it moves the cursor. Free
+ * it. */
 char *text_safe(const char *text);
 int text_width(const char *text);                           /* columns */
 int terminal_width(int fd);                                 /* 0: no terminal */
@@ -175,8 +178,8 @@ void progress_end(struct progress_view *v);                 /* leaves the line *
 
 /* ---- jobs (submit.c) */
 
-/* Checks and submits the spec with the common options; prints the job, follows it with --wait (or when
- * `follow`). *id is 0 after a dry run. Returns a status. */
+/* Checks and submits the spec with the common options; prints the job, follows it with --wait
+ * (or when `follow`). *id is 0 after a dry run. Returns a status. */
 int submit(struct client *c, Tf__JobSpec *spec, bool follow, uint64_t *id, struct err *e);
 /* Follows a job to its end with progress. The last answer (its jobs[0] is the job) is the caller's.
  * Returns the status of the job. */
@@ -196,11 +199,12 @@ struct upload;
 int upload_open(struct client *c, const char *name, uint64_t size, struct upload **out,
 		struct err *e);
 int upload_put(struct upload *u, const void *data, size_t len, struct err *e);
-int upload_close(struct upload *u, char **id, struct err *e);   /* frees u when it succeeds or not */
+/* Frees u, whether it succeeds or not. */
+int upload_close(struct upload *u, char **id, struct err *e);
 void upload_abandon(struct upload *u);                          /* NULL is fine */
 
-/* Fetches the files of a job or artefact whose path begins with prefix (which is cut off) into folder.
- * names (may be NULL) gets their paths, a line each. */
+/* Fetches the files of a job or artefact whose path begins with prefix (which is cut off) into
+ * folder. names (may be NULL) gets their paths, a line each. */
 int fetch_files(struct client *c, Tf__FileOf *of, const char *prefix, const char *folder,
 		struct buf *names, struct err *e);
 /* One file to a path. */
@@ -208,7 +212,8 @@ int fetch_one(struct client *c, Tf__FileOf *of, const char *path, const char *to
 
 /* ---- the worker program, asked for memory and sizes (plan.c) */
 
-/* device NULL: "cpu". facts: an object of texts and numbers by key, borrowed. *plan is the caller's. */
+/* device NULL: "cpu". facts: an object of texts and numbers by key, borrowed. *plan is the
+ * caller's. */
 int plan_experiment(const char *experiment, const char *device, const json_t *facts, json_t **plan,
 		    struct err *e);
 void print_plan(const json_t *plan);

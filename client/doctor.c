@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * transfuse doctor: one line for each thing that must work, and for each that does not what to do. */
+ * transfuse doctor: one line for each thing that must work, and for each that does not what to
+ * do. */
 #include "config.h"
 #include "client/client.h"
 #include "lib/clock.h"
@@ -61,8 +62,8 @@ static const char *advice_for(int rc)
 	case TF_ETIMEOUT:
 		return "it is there but busy or stopped: look at its log";
 	case TF_EREFUSED:
-		return "let the administrator add the key that `transfuse key` prints, or chmod 600 "
-		       "the key file";
+		return "let the administrator add the key that `transfuse key` prints, or "
+		       "chmod 600 the key file";
 	case TF_EVERSION:
 		return "install the same version of transfuse and transfused";
 	default:
@@ -77,7 +78,8 @@ static void look_at_slots(struct doctor *d, const Tf__Status *s)
 	for (size_t i = 0; i < s->n_slot; i++)
 		busy += s->slot[i]->job != 0;
 	if (s->n_slot == 0)
-		bad(d, "slots", "give transfused --slots N or --gpus N", "there are none: no job runs");
+		bad(d, "slots", "give transfused --slots N or --gpus N",
+		    "there are none: no job runs");
 	else
 		good("slots", "%zu, %zu busy, first is %s on %s", s->n_slot, busy,
 		     s->slot[0]->name, s->slot[0]->device);
@@ -91,7 +93,8 @@ static void look_at_state(struct doctor *d, const Tf__Status *s)
 	else
 		good("store", "it can be written");
 	if (s->draining)
-		bad(d, "queue", "transfuse drain --resume", "the daemon is draining: no job starts");
+		bad(d, "queue", "transfuse drain --resume",
+		    "the daemon is draining: no job starts");
 	else
 		good("queue", "jobs start");
 	if (s->has_sync_ms && s->sync_ms > SLOW_SYNC_MS)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Files from the daemon: several parts are asked for at a time, written beside the place and renamed
- * when whole. What was fetched before an interruption is kept and gone on from. */
+ * Files from the daemon: several parts are asked for at a time, written beside the place and
+ * renamed when whole. What was fetched before an interruption is kept and gone on from. */
 #include "config.h"
 #include "client/client.h"
 #include "lib/files.h"

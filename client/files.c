@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Which files an import sends; see files.h. Folders are walked in name order, links to folders are not
- * followed. */
+ * Which files an import sends; see files.h. Folders are walked in name order, links to folders
+ * are not followed. */
 #include "config.h"
 #include "client/files.h"
 #include "lib/files.h"

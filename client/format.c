@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Tables, sizes, times and texts for people. Nothing that came over the wire reaches the terminal with
- * control characters in it. */
+ * Tables, sizes, times and texts for people. Nothing that came over the wire reaches the
+ * terminal with control characters in it. */
 #include "config.h"
 #include "client/client.h"
 #include "lib/clock.h"

@@ -11,6 +11,7 @@
 #define GLOBAL_OPTIONS 4 /* the first rows of options.def go with every verb */
 #define SUBMIT "wait json dry-run name after threads device retries"
 #define WORD_MAX 32
+#define HELP_COLUMN 28
 
 const struct verb verbs[] = {
 #define V(word, sub, run, operands, least, most, options, help, example)                          \
@@ -49,7 +50,7 @@ const struct verb *verb_find(const char *word, const char *sub)
 void help_all(struct buf *out)
 {
 	buf_text(out, "Usage: transfuse VERB [OPTION...] [OPERAND...]\n"
-		      "Talks to transfused, the daemon that owns datasets and a queue of jobs.\n\n");
+		      "Talks to transfused, which owns datasets and a queue of jobs.\n\n");
 	for (size_t i = 0; i < verb_count; i++) {
 		char name[WORD_MAX];
 
@@ -60,9 +61,11 @@ void help_all(struct buf *out)
 	}
 	buf_text(out,
 		 "\n`transfuse VERB --help` says more, with an example.\n\n"
-		 "The daemon is found by --endpoint, then TRANSFUSE_ENDPOINT, then the private daemon\n"
-		 "of the state folder in TRANSFUSE_STATE, then the system's (/etc/transfused).\n\n"
-		 "Exit status: 0 done, 1 the job failed, 2 usage, 3 no daemon, 4 refused, 5 cancelled.\n");
+		 "The daemon is found by --endpoint, then TRANSFUSE_ENDPOINT, then the private\n"
+		 "daemon of the folder in TRANSFUSE_STATE, then the system's (/etc/transfused).\n"
+		 "\n"
+		 "Exit status: 0 done, 1 the job failed, 2 usage, 3 no daemon, 4 refused,\n"
+		 "5 cancelled, 130 interrupted while waiting (the job goes on).\n");
 }
 
 static void help_option(const struct option_row *row, struct buf *out)
@@ -72,8 +75,10 @@ static void help_option(const struct option_row *row, struct buf *out)
 	snprintf(text, sizeof text, "%s%c%s--%s%s%s", row->letter ? "-" : " ",
 		 row->letter ? row->letter : ' ', row->letter ? ", " : "  ", row->name,
 		 row->argument ? " " : "", row->argument ? row->argument : "");
-	buf_printf(out, strlen(text) <= 28 ? "  %-28s %s\n" : "  %s\n                               %s\n",
-		   text, row->help);
+	if (strlen(text) <= HELP_COLUMN)
+		buf_printf(out, "  %-*s %s\n", HELP_COLUMN, text, row->help);
+	else
+		buf_printf(out, "  %s\n  %*s %s\n", text, HELP_COLUMN, "", row->help);
 }
 
 void help_verb(const struct verb *v, struct buf *out)

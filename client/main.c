@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * transfuse: finds the verb in the table, reads its command line, runs it, and turns errors into one
- * sentence and an exit status. */
+ * transfuse: finds the verb in the table, reads its command line, runs it, and turns errors
+ * into one sentence and an exit status. */
 #include "config.h"
 #include "client/client.h"
 

@@ -50,7 +50,8 @@ static const char *variable(const char *name)
 static int read_keys(struct place *p, const char *server_file, char *key_file, struct err *e)
 {
 	p->key_file = key_file;
-	FAIL_IF(!key_file, e, TF_ENOTFOUND, "no key of yours is known: give --key FILE or set HOME");
+	FAIL_IF(!key_file, e, TF_ENOTFOUND,
+		"no key of yours is known: give --key FILE or set HOME");
 	TRY(key_public_read(server_file, p->server_key, e));
 	if (!file_exists(key_file))
 		return err_set(e, TF_ENOTFOUND, "%s: you have no key yet; make one with "

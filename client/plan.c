@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Memory and sizes of a training run: only the worker knows its plan, so its program is asked. It reads
- * {"experiment": TEXT, "device": "cpu", "facts": {...}} and prints one object, or {"error": TEXT}. */
+ * Memory and sizes of a training run: only the worker knows its plan, so its program is asked.
+ * It reads {"experiment": TEXT, "device": "cpu", "facts": {...}} and prints one object, or
+ * {"error": TEXT}. */
 #include "config.h"
 #include "client/client.h"
 #include "lib/files.h"

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What an import sends. A single file goes as it is. A folder, and a list (TSV, JSONL) that names
- * pictures, go as one tar made on the way: the list first, then the files sorted by name, all with the
- * same owner, mode and time, so that the same files make the same bytes. The tar is written twice: once
- * from zeros to learn its size, then for the daemon. */
+ * What an import sends. A single file goes as it is. A folder, and a list (TSV, JSONL) that
+ * names pictures, go as one tar made on the way: the list first, then the files sorted by name,
+ * all with the same owner, mode and time, so that the same files make the same bytes. The tar
+ * is written twice: once from zeros to learn its size, then for the daemon. */
 #include "config.h"
 #include "client/client.h"
 #include "client/files.h"

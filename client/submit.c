@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Submitting a job and following it to its end. A submit carries a random token: the same message sent
- * again after a lost connection is the same job. */
+ * Submitting a job and following it to its end. A submit carries a random token: the same
+ * message sent again after a lost connection is the same job. */
 #include "config.h"
 #include "client/client.h"
 #include "client/submit.h"
@@ -37,8 +37,8 @@ int submit_check(struct client *c, Tf__JobSpec *spec, struct err *e)
 	spec->threads = (int32_t)threads;
 	spec->has_retries = 1;
 	spec->retries = (uint32_t)retries;
-	FAIL_IF(ids->count > (int)LIMIT_AFTER, e, TF_EUSAGE, "--after is given %d times, at most %u "
-		"are allowed", ids->count, LIMIT_AFTER);
+	FAIL_IF(ids->count > (int)LIMIT_AFTER, e, TF_EUSAGE,
+		"--after is given %d times, at most %u are allowed", ids->count, LIMIT_AFTER);
 	for (int i = 0; i < ids->count; i++) {
 		TRY(text_to_int("--after", ids->word[i], 1, INT64_MAX, &id, e));
 		after[i] = (uint64_t)id;

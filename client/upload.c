@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Bytes to the daemon: chunks, as many unanswered as it gives credit for. Its answers say what it has;
- * after a lost connection the open chunks are sent again, and upload_open with the same token says
- * where to go on. */
+ * Bytes to the daemon: chunks, as many unanswered as it gives credit for. Its answers say what
+ * it has; after a lost connection the open chunks are sent again, and upload_open with the same
+ * token says where to go on. */
 #include "config.h"
 #include "client/client.h"
 #include "client/submit.h"

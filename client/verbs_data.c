@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Verbs that bring files in and look at datasets: data import, sample, verify; tokenizer train, import. */
+ * Verbs that bring files in and look at datasets: data import, sample, verify; tokenizer train,
+ * import. */
 #include "config.h"
 #include "client/client.h"
 #include "client/submit.h"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Verbs with an experiment file: check, train, vae train. The file is read here, preset and overrides
- * put in, so mistakes are told with its own line numbers and the daemon gets a text that stands for
- * itself. */
+ * Verbs with an experiment file: check, train, vae train. The file is read here, preset and
+ * overrides put in, so mistakes are told with its own line numbers and the daemon gets a text
+ * that stands for itself. */
 #include "config.h"
 #include "client/client.h"
 #include "lib/files.h"

@@ -5,8 +5,8 @@
  *     keys/client.key  keys/client.pub     the pair of the owner (role admin)
  *     endpoint                             one endpoint a line, the ipc one first
  *
- * A .key file is two lines, "public Z85" and "secret Z85", of mode 0600; one that others can read is
- * refused. A .pub file is one line of Z85. */
+ * A .key file is two lines, "public Z85" and "secret Z85", of mode 0600; one that others can
+ * read is refused. A .pub file is one line of Z85. */
 #ifndef PROTO_KEYS_H
 #define PROTO_KEYS_H
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Sockets with all their options, and the watcher of a DEALER's events; declared in wire.h.
  *
- * The monitor of ZeroMQ blocks the I/O thread while nobody is connected to it: its PAIR is connected
- * before the DEALER connects, and its high-water marks are off, so an unread event costs memory only
- * until it is read. */
+ * The monitor of ZeroMQ blocks the I/O thread while nobody is connected to it: its PAIR is
+ * connected before the DEALER connects, and its high-water marks are off, so an unread event
+ * costs memory only until it is read. */
 #include "config.h"
 #include "lib/mem.h"
 #include "proto/wire.h"

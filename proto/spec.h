@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What a job may be asked: checks of a JobSpec, names, and the words for the enums. Client and daemon
- * check alike; only what needs the store (does the dataset exist?) is left to the daemon. */
+ * What a job may be asked: checks of a JobSpec, names, and the words for the enums. Client and
+ * daemon check alike; only what needs the store (does the dataset exist?) is left to the
+ * daemon. */
 #ifndef PROTO_SPEC_H
 #define PROTO_SPEC_H
 
@@ -29,19 +30,20 @@ const struct job_kind *job_kind_named(const char *id);
 const char *job_kind_name(Tf__JobKind kind);
 const char *job_state_name(Tf__JobState state);
 const char *stop_reason_name(Tf__StopReason reason);
-const char *artefact_kind_name(Tf__ArtefactKind kind);       /* "dataset", "tokenizer", "vae", "model" */
+const char *artefact_kind_name(Tf__ArtefactKind kind);       /* "dataset", "model", ... */
 bool job_state_is_end(Tf__JobState state);                   /* done, failed, cancelled */
 
 /* Every field of the spec: one sentence names the field, its value and what was expected. */
 int spec_check(const Tf__JobSpec *spec, struct err *e);
 
-/* A name: 1 to LIMIT_NAME_BYTES of A-Z a-z 0-9 . _ -, not beginning with '.' or '-'. what: "dataset". */
+/* A name: 1 to LIMIT_NAME_BYTES of A-Z a-z 0-9 . _ -, not beginning with '.' or '-'. what:
+ * "dataset". */
 int name_check(const char *what, const char *name, struct err *e);
 
 /* NAME[:step|latest|best][@ema] taken apart. */
 struct artefact_name {
 	char name[LIMIT_NAME_BYTES + 1];
-	char step[24];                  /* "", "latest", "best" or decimal digits without leading zeros */
+	char step[24];                  /* "", "latest", "best" or a decimal number */
 	bool ema;
 };
 int artefact_name_parse(const char *what, const char *text, struct artefact_name *out,

@@ -239,8 +239,9 @@ int wire_receive(void *socket, bool router, struct wire_message *m, struct err *
 		note_user(&m->body, m);
 		return 1;
 	}
-	rc = err_set(e, TF_EINVALID, "a message of %u parts and %zu bytes, expected 1 of at most %u",
-		     extra + 1, zmq_msg_size(&m->body), LIMIT_MESSAGE_BYTES);
+	rc = err_set(e, TF_EINVALID,
+		     "a message of %u parts and %zu bytes, expected 1 of at most %u", extra + 1,
+		     zmq_msg_size(&m->body), LIMIT_MESSAGE_BYTES);
 	zmq_msg_close(&m->body);
 	return rc;
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Messages on ZeroMQ sockets: packing, unpacking that trusts nothing, and the sockets' options.
- * A message is one frame (after the routing id on a ROUTER). Unpacked messages are plain memory: free
- * them with tf__request__free_unpacked(m, NULL), tf__reply__free_unpacked(m, NULL). */
+ * A message is one frame (after the routing id on a ROUTER). Unpacked messages are plain
+ * memory: free them with tf__request__free_unpacked(m, NULL), tf__reply__free_unpacked(m,
+ * NULL). */
 #ifndef PROTO_WIRE_H
 #define PROTO_WIRE_H
 
@@ -19,25 +20,27 @@
 
 /* ---- unpacking; nothing is owned on failure */
 
-/* Checks the bytes of a `type` and unpacks them: known enum values, texts of valid UTF-8 without NUL
- * and within their limits, depth, and memory of at most LIMIT_UNPACK_FACTOR x len + 64 KiB.
- * TF_EINVALID or TF_ELIMIT with a sentence naming the field. Free with
+/* Checks the bytes of a `type` and unpacks them: known enum values, texts of valid UTF-8
+ * without NUL and within their limits, depth, and memory of at most LIMIT_UNPACK_FACTOR x len +
+ * 64 KiB. TF_EINVALID or TF_ELIMIT with a sentence naming the field. Free with
  * protobuf_c_message_free_unpacked(*out, NULL). */
 int wire_unpack(const ProtobufCMessageDescriptor *type, const void *data, size_t len,
 		ProtobufCMessage **out, struct err *e);
-/* The same for a Request with its version and body (TF_EVERSION, TF_EUNSUPPORTED). *id is the request's
- * id whenever it can be read, else 0, so that a refusal can be answered. */
+/* The same for a Request with its version and body (TF_EVERSION, TF_EUNSUPPORTED). *id is the
+ * request's id whenever it can be read, else 0, so that a refusal can be answered. */
 int wire_unpack_request(const void *data, size_t len, Tf__Request **out, uint64_t *id,
 			struct err *e);
-/* A Reply; a code other than 0 in it is no failure here. Its factor is LIMIT_UNPACK_REPLY_FACTOR. */
+/* A Reply; a code other than 0 in it is no failure here. Its factor is
+ * LIMIT_UNPACK_REPLY_FACTOR. */
 int wire_unpack_reply(const void *data, size_t len, Tf__Reply **out, struct err *e);
 
 /* ---- sending and receiving, never waiting */
 
-/* Packs a message: *out (xfree) has *len bytes. TF_ELIMIT when it is longer than LIMIT_MESSAGE_BYTES. */
+/* Packs a message: *out (xfree) has *len bytes. TF_ELIMIT when it is longer than
+ * LIMIT_MESSAGE_BYTES. */
 int wire_pack(const ProtobufCMessage *m, uint8_t **out, size_t *len, struct err *e);
-/* Sends bytes of a packed message; route_len 0 on a DEALER. TF_EBUSY: the peer's queue is full (or no
- * peer is connected yet); TF_ENOTFOUND: no such peer is connected. */
+/* Sends bytes of a packed message; route_len 0 on a DEALER. TF_EBUSY: the peer's queue is full
+ * (or no peer is connected yet); TF_ENOTFOUND: no such peer is connected. */
 int wire_send_bytes(void *socket, const void *route, size_t route_len, const void *data, size_t len,
 		    struct err *e);
 int wire_send(void *socket, const void *route, size_t route_len, const ProtobufCMessage *m,
@@ -49,8 +52,8 @@ struct wire_message {
 	char user[KEY_CHARS + 1];      /* User-Id that the ZAP handler gave; "" when none */
 	zmq_msg_t body;                /* valid after a return of 1: wire_message_close */
 };
-/* Takes one message off the socket. 1: m is filled; 0: there is none; negative: a message of a wrong
- * shape was dropped (m has route and user, body is closed). */
+/* Takes one message off the socket. 1: m is filled; 0: there is none; negative: a message of a
+ * wrong shape was dropped (m has route and user, body is closed). */
 int wire_receive(void *socket, bool router, struct wire_message *m, struct err *e);
 void wire_message_close(struct wire_message *m);
 
@@ -58,13 +61,14 @@ void wire_message_close(struct wire_message *m);
 
 /* "ipc:///path" with a path of at most 107 bytes, or "tcp://host:port" (binding: '*' as host). */
 int wire_endpoint_check(const char *endpoint, struct err *e);
-/* A DEALER connecting to endpoint, whose public key is server_key. The caller closes it (zmq_close).
- * Nothing is queued before the handshake is through. watch (may be NULL) gets the watcher of its
- * events. */
+/* A DEALER connecting to endpoint, whose public key is server_key. The caller closes it
+ * (zmq_close). Nothing is queued before the handshake is through. watch (may be NULL) gets the
+ * watcher of its events. */
 struct wire_watch;
 int wire_dealer(void *context, const char *endpoint, const char *server_key,
 		const struct key_pair *own, void **out, struct wire_watch **watch, struct err *e);
-/* A ROUTER with the daemon's keys and a ZAP domain; bind it with wire_bind after the ZAP handler. */
+/* A ROUTER with the daemon's keys and a ZAP domain; bind it with wire_bind after the ZAP
+ * handler. */
 int wire_router(void *context, const struct key_pair *server, void **out, struct err *e);
 /* Binds; makes no folder. An ipc socket gets mode 0600 | group/other bits of `mode`. */
 int wire_bind(void *router, const char *endpoint, unsigned mode, struct err *e);
@@ -81,6 +85,7 @@ enum wire_event {
 };
 enum wire_event wire_watch_next(struct wire_watch *w); /* WIRE_NOTHING when drained */
 void *wire_watch_socket(struct wire_watch *w);         /* to poll for ZMQ_POLLIN */
-void wire_watch_close(struct wire_watch *w);           /* after the DEALER was closed; NULL is fine */
+/* After the DEALER was closed; NULL is fine. */
+void wire_watch_close(struct wire_watch *w);
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The look at a message's bytes before protobuf-c sees them: it accepts texts that are no text and enum
- * values that do not exist, and forgets how long a text was. */
+ * The look at a message's bytes before protobuf-c sees them: it accepts texts that are no text
+ * and enum values that do not exist, and forgets how long a text was. */
 #ifndef PROTO_WIRE_CHECK_H
 #define PROTO_WIRE_CHECK_H
 
@@ -12,8 +12,8 @@
 
 #define WIRE_DEPTH_MAX 8 /* of messages in messages; the deepest of transfused.proto has 6 */
 
-/* Walks the bytes along the descriptor: framing, wire types, depth, enum values, texts (UTF-8, no NUL,
- * length). Unknown fields are stepped over. */
+/* Walks the bytes along the descriptor: framing, wire types, depth, enum values, texts (UTF-8,
+ * no NUL, length). Unknown fields are stepped over. */
 int wire_check(const ProtobufCMessageDescriptor *type, const void *data, size_t len, struct err *e);
 /* The first varint field number `field` of the outermost message; 0 when there is none before the
  * first fault. Used for version and id of a message that is refused. */

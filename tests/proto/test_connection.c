@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Sockets, keys and a caller's connection, against a small ROUTER in a thread: what a caller sees of an
- * absent daemon, a refused key, another daemon's key, silence, and a daemon that comes back. */
+ * Sockets, keys and a caller's connection, against a small ROUTER in a thread: what a caller
+ * sees of an absent daemon, a refused key, another daemon's key, silence, and a daemon that
+ * comes back. */
 #include "tests/test.h"
 #include "lib/clock.h"
 #include "lib/files.h"
@@ -98,7 +99,8 @@ static void *serve(void *arg)
 	    wire_bind(router, s->endpoint, 0600, &e) < 0)
 		BUG("the test's server: %s", e.text);
 	while (!s->stop) {
-		zmq_pollitem_t items[] = { { router, 0, ZMQ_POLLIN, 0 }, { zap, 0, ZMQ_POLLIN, 0 } };
+		zmq_pollitem_t items[] = { { router, 0, ZMQ_POLLIN, 0 },
+					   { zap, 0, ZMQ_POLLIN, 0 } };
 
 		zmq_poll(items, 2, 20);
 		if (items[0].revents)

@@ -200,7 +200,8 @@ static void names(void **state)
 	assert_string_equal(n.step, "");
 	assert_int_equal(artefact_name_parse("model", "m:0", &n, NULL), 0);
 	for (const char *const *bad = (const char *const[]){ "", ":1", "m:", "m:first", "m:-1",
-			"m:00", "m@", "m@EMA", "m@ema:1", "m:1:2", "m/x", ".m", "m:99999999999999999999",
+			"m:00", "m@", "m@EMA", "m@ema:1", "m:1:2", "m/x", ".m", 
+			"m:99999999999999999999",
 			"m:1234567890123456789012345678901234567890", NULL }; *bad; bad++)
 		if (artefact_name_parse("model", *bad, &n, NULL) == 0)
 			fail_msg("'%s' was taken", *bad);

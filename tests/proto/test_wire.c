@@ -91,7 +91,8 @@ static void round_trip(void **state)
 	assert_string_equal(back->submit->spec->generate->prompt[1], "红苹果");
 	assert_memory_equal(back->submit->token.data, token, 16);
 	tf__request__free_unpacked(back, NULL);
-	for (size_t cut = 0; cut < len; cut++) { /* no prefix of it is a request, none reads beyond */
+	/* no prefix of it is a request, none reads beyond */
+	for (size_t cut = 0; cut < len; cut++) {
 		uint8_t *part = xmemdup(data, cut);
 
 		assert_true(wire_unpack_request(part, cut, &back, &id, NULL) < 0);
