@@ -34,7 +34,7 @@ struct op_case {
 	bool bf16;                            /* also with bf16 activations */
 	double loose;                         /* tolerance is this many times the usual one */
 	int64_t shape[4][CHECK_DIMS];         /* odd shapes first; a row of zeros ends */
-	int64_t big[CHECK_DIMS];              /* for speed; zeros: not timed */
+	int64_t big[4][CHECK_DIMS];           /* for speed; ends like shape */
 };
 
 extern const struct op_case op_cases[];
@@ -57,5 +57,8 @@ struct tensor run_changes(struct run *r, struct tensor input);
 /* Whether the operation is to run (again); measures the passes after the first. */
 bool run_again(struct run *r);
 void run_release(struct run *r);
+
+/* Finite differences of every backward operation; TAP. Returns the failures. k: memory of the host. */
+int check_gradients(struct kernels *k);
 
 #endif

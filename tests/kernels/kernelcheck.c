@@ -2,6 +2,7 @@
  * Holds every operation of every backend against the reference, on the cases of cases.c.
  *
  *   kernelcheck [test]            outputs against ref, and the same bits twice; TAP
+ *   kernelcheck grad              finite differences of the reference's backward operations; TAP
  *   kernelcheck perf [BACKEND]    GFLOP/s and GB/s at the cases' big shapes
  *
  * A GPU that is not there is skipped with a word. */
@@ -278,38 +279,70 @@ static void test_backend(struct kernels *ref, struct kernels *k)
 		}
 }
 
-static void perf_case(struct kernels *k, const struct op_case *c, enum dtype act)
+static void perf_case(struct kernels *k, const struct op_case *c, const int64_t *dim,
+		      enum dtype act)
 {
-	struct run r = { .k = k, .seed = 11, .act = act,
-			 .dim = c->big, .passes = 1 + PERF_BATCHES * PERF_BATCH };
+	struct run r = { .k = k, .seed = 11, .act = act, .dim = dim,
+			 .passes = 1 + PERF_BATCHES * PERF_BATCH };
+	char shape[64];
 
 	c->run(&r);
-	printf("%-24s %-4s %9.3f ms %9.1f GFLOP/s %8.2f GB/s\n", c->op,
-	       act == DT_F32 ? "f32" : "bf16", r.seconds * 1e3, r.flops / r.seconds * 1e-9,
-	       r.bytes / r.seconds * 1e-9);
+	snprintf(shape, sizeof shape, "%ldx%ldx%ldx%ldx%ld", (long)dim[0], (long)dim[1],
+		 (long)dim[2], (long)dim[3], (long)dim[4]);
+	printf("%-22s %-4s %-22s %9.3f ms", c->op, act == DT_F32 ? "f32" : "bf16", shape,
+	       r.seconds * 1e3);
+	if (r.flops > 0)
+		printf(" %9.1f GFLOP/s", r.flops / r.seconds * 1e-9);
+	if (r.bytes > 0)
+		printf(" %9.1f GB/s", r.bytes / r.seconds * 1e-9);
+	putchar('\n');
 	run_release(&r);
 }
 
-int main(int argc, char **argv)
+/* What one long product and one long pass over memory reach here: the measures of all else. */
+static void perf_peaks(struct kernels *k)
 {
-	const char *mode = argc > 1 ? argv[1] : "test", *only = argc > 2 ? argv[2] : "cpu";
-	static const char *const devices[] = { "cpu", "cuda:0" };
-	struct kernels *ref, *k;
-	struct err e = ERR_INIT;
+	static const int64_t product[CHECK_DIMS] = { 1536, 1536, 1536, 0, 0, 0 };
+	static const int64_t pass[CHECK_DIMS] = { 1 << 24, 0, 0, 0, 0, 0 };
+	const struct op_case *c;
 
-	if (kernels_open("ref", 0, &ref, &e) < 0)
+	for (c = op_cases; strcmp(c->op, "matmul") != 0; c++)
+		;
+	for (int act = DT_F32; act <= DT_BF16; act++)
+		perf_case(k, c, product, (enum dtype)act);
+	for (c = op_cases; strcmp(c->op, "sum_squares") != 0; c++)
+		;
+	perf_case(k, c, pass, DT_F32);
+}
+
+/* only: one operation, or NULL for all after the peaks. */
+static void perf(const char *device, const char *only)
+{
+	struct err e = ERR_INIT;
+	struct kernels *k;
+
+	if (kernels_open(device, 0, &k, &e) < 0)
 		die(1, "%s", e.text);
-	if (strcmp(mode, "perf") == 0) {
-		if (kernels_open(only, 0, &k, &e) < 0)
-			die(1, "%s", e.text);
-		printf("%s\n", kernels_describe(k));
-		for (int i = 0; i < op_cases_count; i++)
-			for (int act = DT_F32; op_cases[i].big[0] && act <= op_cases[i].bf16; act++)
-				perf_case(k, &op_cases[i], (enum dtype)act);
-		kernels_close(k);
-		kernels_close(ref);
-		return 0;
+	printf("%s\n", kernels_describe(k));
+	if (!only) {
+		perf_peaks(k);
+		puts("--");
 	}
+	for (int i = 0; i < op_cases_count; i++)
+		for (int b = 0; b < 4 && op_cases[i].big[b][0]; b++)
+			for (int act = DT_F32; act <= op_cases[i].bf16; act++)
+				if (!only || strcmp(only, op_cases[i].op) == 0)
+					perf_case(k, &op_cases[i], op_cases[i].big[b],
+						  (enum dtype)act);
+	kernels_close(k);
+}
+
+static int test_all(struct kernels *ref)
+{
+	static const char *const devices[] = { "cpu", "cuda:0" };
+	struct err e = ERR_INIT;
+	struct kernels *k;
+
 	for (int d = 0; d < 2; d++) {
 		err_clear(&e);
 		if (kernels_open(devices[d], 2, &k, &e) < 0) {
@@ -319,7 +352,27 @@ int main(int argc, char **argv)
 		test_backend(ref, k);
 		kernels_close(k);
 	}
-	kernels_close(ref);
 	printf("1..%d\n", points);
-	return failures != 0;
+	return failures;
+}
+
+int main(int argc, char **argv)
+{
+	const char *mode = argc > 1 ? argv[1] : "test";
+	struct err e = ERR_INIT;
+	struct kernels *ref;
+	int wrong = 0;
+
+	if (kernels_open("ref", 0, &ref, &e) < 0)
+		die(1, "%s", e.text);
+	if (strcmp(mode, "test") == 0)
+		wrong = test_all(ref);
+	else if (strcmp(mode, "grad") == 0)
+		wrong = check_gradients(ref);
+	else if (strcmp(mode, "perf") == 0)
+		perf(argc > 2 ? argv[2] : "cpu", argc > 3 ? argv[3] : NULL);
+	else
+		die(2, "mode \"%s\": expected test, grad or perf", mode);
+	kernels_close(ref);
+	return wrong != 0;
 }

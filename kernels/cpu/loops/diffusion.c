@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Noise, patches, time embedding and what else goes by images; see loops.h. Normals are those of
- * lib/philox.c bit for bit, so that a picture's noise is the same on every backend of this machine. */
+ * lib/philox.c bit for bit. */
 #include "config.h"
 #include "kernels/cpu/loops/loops.h"
 
