@@ -10,7 +10,9 @@
 #define OPS (r->k->ops)
 #define D(i) (r->dim[i])
 /* In a test once; for speed many times over the same tensors. */
-#define TIMED(call) while (run_again(r)) call
+#define TIMED(call)                                                                                \
+	while (run_again(r))                                                                       \
+	call
 #define NONE tensor_1d(NULL, DT_F32, 0)
 
 static struct tensor out2(struct run *r, enum dtype type, int64_t a, int64_t b)
@@ -343,7 +345,7 @@ static void do_patchify(struct run *r)
 	int64_t rows = D(0) * (D(1) / D(4)) * (D(2) / D(4)), width = D(4) * D(4) * D(3);
 
 	TIMED(OPS->patchify(r->k, out2(r, r->act, rows, width),
-		      run_input4(r, DT_F32, D(0), D(1), D(2), D(3)), (int)D(4)));
+			    run_input4(r, DT_F32, D(0), D(1), D(2), D(3)), (int)D(4)));
 }
 
 static void do_unpatchify(struct run *r)
@@ -351,7 +353,7 @@ static void do_unpatchify(struct run *r)
 	int64_t rows = D(0) * (D(1) / D(4)) * (D(2) / D(4)), width = D(4) * D(4) * D(3);
 
 	TIMED(OPS->unpatchify(r->k, run_output(r, tensor_4d(NULL, DT_F32, D(0), D(1), D(2), D(3))),
-			run_input2(r, r->act, rows, width), (int)D(4)));
+			      run_input2(r, r->act, rows, width), (int)D(4)));
 }
 
 static void do_time_embedding(struct run *r)
@@ -365,11 +367,18 @@ static void do_time_embedding(struct run *r)
 static void do_denoise(struct run *r)
 {
 	struct tensor x = run_changes(r, run_input1(r, DT_F32, D(0)));
-	struct denoise d = { .x = x.data, .eps_c = run_input1(r, DT_F32, D(0)).data, .n = D(0),
+	struct denoise d = { .x = x.data,
+			     .eps_c = run_input1(r, DT_F32, D(0)).data,
+			     .n = D(0),
 			     .eps_u = D(1) ? run_input1(r, DT_F32, D(0)).data : NULL,
 			     .noise = D(3) ? run_input1(r, DT_F32, D(0)).data : NULL,
-			     .sqrt_abar = 0.8f, .sqrt_one_minus_abar = 0.6f, .guidance = 3,
-			     .clamp = D(2) ? 0.9f : 0, .c_x0 = 0.7f, .c_eps = 0.2f, .c_x = 0.1f,
+			     .sqrt_abar = 0.8f,
+			     .sqrt_one_minus_abar = 0.6f,
+			     .guidance = 3,
+			     .clamp = D(2) ? 0.9f : 0,
+			     .c_x0 = 0.7f,
+			     .c_eps = 0.2f,
+			     .c_x = 0.1f,
 			     .sigma = D(3) ? 0.05f : 0 };
 
 	TIMED(OPS->denoise(r->k, &d));
@@ -408,7 +417,12 @@ static void do_adamw(struct run *r)
 }
 
 const struct op_case op_cases[] = {
-	{ "convert", do_convert, true, 1, { { 3, 7 }, { 1, 1025 }, { 37, 600 } }, { { 2048, 2048 } } },
+	{ "convert",
+	  do_convert,
+	  true,
+	  1,
+	  { { 3, 7 }, { 1, 1025 }, { 37, 600 } },
+	  { { 2048, 2048 } } },
 	{ "fill", do_fill, true, 1, { { 3, 7 }, { 1, 1025 } }, { { 0 } } },
 	{ "add", do_add, true, 1, { { 3, 7 }, { 1, 1025 }, { 37, 600 } }, { { 2048, 1536 } } },
 	{ "scale", do_scale, true, 1, { { 3, 7 }, { 37, 600 } }, { { 0 } } },
@@ -416,7 +430,12 @@ const struct op_case op_cases[] = {
 	{ "silu", do_silu, true, 1, { { 3, 7 }, { 37, 600 } }, { { 0 } } },
 	{ "silu_backward", do_silu_backward, true, 1, { { 3, 7 }, { 37, 600 } }, { { 0 } } },
 	{ "sum", do_sum, false, 100, { { 1 }, { 4097 }, { 300001 } }, { { 0 } } },
-	{ "sum_squares", do_sum_squares, false, 1, { { 1 }, { 4097 }, { 300001 } }, { { 1 << 24 } } },
+	{ "sum_squares",
+	  do_sum_squares,
+	  false,
+	  1,
+	  { { 1 }, { 4097 }, { 300001 } },
+	  { { 1 << 24 } } },
 	{ "matmul",
 	  do_matmul,
 	  true,
@@ -425,7 +444,9 @@ const struct op_case op_cases[] = {
 	    { 33, 65, 17, 2, 1, 0 },
 	    { 64, 96, 130, 1, 0, 1 },
 	    { 1, 128, 192, 2, 0, 0 } },
-	  { { 1792, 576, 192, 2, 0, 0 }, { 1792, 192, 512, 2, 0, 0 }, { 1792, 192, 1024, 0, 0, 0 } } },
+	  { { 1792, 576, 192, 2, 0, 0 },
+	    { 1792, 192, 512, 2, 0, 0 },
+	    { 1792, 192, 1024, 0, 0, 0 } } },
 	{ "matmul",
 	  do_matmul,
 	  true,
@@ -465,7 +486,12 @@ const struct op_case op_cases[] = {
 	  1,
 	  { { 2, 7, 3 }, { 9, 130, 16 } },
 	  { { 0 } } },
-	{ "rmsnorm", do_rmsnorm, true, 1, { { 3, 7 }, { 1, 1025 }, { 70, 192 } }, { { 1792, 192 } } },
+	{ "rmsnorm",
+	  do_rmsnorm,
+	  true,
+	  1,
+	  { { 3, 7 }, { 1, 1025 }, { 70, 192 } },
+	  { { 1792, 192 } } },
 	{ "add_rmsnorm",
 	  do_add_rmsnorm,
 	  true,
@@ -554,7 +580,12 @@ const struct op_case op_cases[] = {
 	  1,
 	  { { 5, 128, 100, 1 }, { 33, 640, 600, 0 }, { 7, 1152, 1100, 1 } },
 	  { { 640, 384, 384, 1 }, { 1024, 32768, 32700, 1 } } },
-	{ "mse_rows", do_mse_rows, true, 1, { { 5, 32, 1 }, { 33, 129, 0 }, { 7, 32, 1 } }, { { 0 } } },
+	{ "mse_rows",
+	  do_mse_rows,
+	  true,
+	  1,
+	  { { 5, 32, 1 }, { 33, 129, 0 }, { 7, 32, 1 } },
+	  { { 0 } } },
 	{ "argmax", do_argmax, true, 1, { { 5, 128, 100 }, { 33, 640, 600 } }, { { 0 } } },
 	{ "normals", do_normals, false, 5, { { 3, 7 }, { 5, 512 } }, { { 0 } } },
 	{ "add_noise", do_add_noise, false, 1, { { 3, 7 }, { 5, 512 } }, { { 0 } } },

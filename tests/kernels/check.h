@@ -58,7 +58,8 @@ struct tensor run_changes(struct run *r, struct tensor input);
 bool run_again(struct run *r);
 void run_release(struct run *r);
 
-/* Finite differences of every backward operation; TAP. Returns the failures. k: memory of the host. */
+/* Finite differences of every backward operation; TAP. Returns the failures. k: memory of the
+ * host. */
 int check_gradients(struct kernels *k);
 
 #endif

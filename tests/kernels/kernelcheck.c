@@ -9,6 +9,7 @@
 #include "config.h"
 #include "lib/clock.h"
 #include "lib/mem.h"
+#include "kernels/cpu/loops/loops.h"
 #include "tests/kernels/check.h"
 
 #include <math.h>
@@ -337,6 +338,25 @@ static void perf(const char *device, const char *only)
 	kernels_close(k);
 }
 
+/* The CPU's loops as narrower processors run them. */
+static void test_levels(struct kernels *ref, const struct kernels *cpu)
+{
+	struct kernel_ops ops = *cpu->ops;
+	struct kernels k = *cpu;
+
+	k.ops = &ops;
+	loop_install_base(&ops);
+	k.backend = "cpu without vectors";
+	test_backend(ref, &k);
+#ifdef HAVE_X86_LEVELS
+	if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
+		return;
+	loop_install_v3(&ops);
+	k.backend = "cpu with AVX2";
+	test_backend(ref, &k);
+#endif
+}
+
 static int test_all(struct kernels *ref)
 {
 	static const char *const devices[] = { "cpu", "cuda:0" };
@@ -350,6 +370,8 @@ static int test_all(struct kernels *ref)
 			continue;
 		}
 		test_backend(ref, k);
+		if (strcmp(k->backend, "cpu") == 0)
+			test_levels(ref, k);
 		kernels_close(k);
 	}
 	printf("1..%d\n", points);
