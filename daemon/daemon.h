@@ -224,7 +224,7 @@ struct daemon {
 	struct key_pair server;       /* our keys */
 	int64_t started_ms;           /* wall clock */
 
-	struct state *state;
+	struct state *state;          /* NULL: it could not be opened again after a failed commit */
 	uint64_t seq, seq_reserved;   /* last given; the store says that none above was given */
 	bool read_only;               /* a commit failed; loop.c tries to open the store again */
 	int64_t retry_store_ms;
@@ -319,6 +319,8 @@ void worker_exited(struct daemon *d, struct worker *w);     /* its pidfd became 
 void worker_tick(struct daemon *d);                         /* hello in time, escalation, log size */
 /* Takes up an attempt that an earlier daemon (or store) left: alive, ended or lost. */
 int worker_adopt(struct daemon *d, const Tf__AttemptRecord *r, struct err *e);
+/* Ends those that were started in a turn whose commit failed: they have no key, so did nothing. */
+void worker_drop_unborn(struct daemon *d);
 void worker_forget_all(struct daemon *d);                   /* closes descriptors; processes go on */
 
 /* ---- spawn.c ---- */
@@ -371,7 +373,7 @@ int resolve_late(struct daemon *d, Tf__SpecRecord *record, uint64_t job, struct 
 /* ---- server.c: sockets, keys, dispatch ---- */
 int server_open(struct daemon *d, struct err *e);
 void server_close(struct daemon *d);
-void server_zap(struct daemon *d);                          /* answers one question of the handshake */
+void server_zap(struct daemon *d);                          /* answers the questions of handshakes */
 void server_receive(struct daemon *d);                      /* takes up to a turn's worth of messages */
 
 /* ---- reply.c ---- */

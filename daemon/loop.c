@@ -59,16 +59,6 @@ static void become_read_only(struct daemon *d, const struct err *e)
 	d->retry_store_ms = clock_mono_ms() + STORE_RETRY_MS;
 }
 
-/* Workers that were started in a turn that did not come true have no key: they leave by themselves. */
-static void drop_unborn(struct daemon *d)
-{
-	for (size_t i = 0; i < d->workers; i++)
-		if (d->worker[i]->key_pipe >= 0) {
-			close(d->worker[i]->key_pipe);
-			d->worker[i]->key_pipe = -1;
-		}
-}
-
 /* What is in memory follows what is on disk. */
 static int reopen(struct daemon *d, struct err *e)
 {
@@ -126,7 +116,7 @@ bool loop_commit(struct daemon *d)
 	if (committed)
 		return true;
 	become_read_only(d, &e);
-	drop_unborn(d);
+	worker_drop_unborn(d);
 	buf_clear(&d->ended);
 	if (reopen(d, &e) < 0)
 		log_error("the state cannot be opened: %s", e.text);

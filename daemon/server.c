@@ -15,6 +15,7 @@
 #include <string.h>
 
 #define TURN_MESSAGES 512           /* taken in one turn: then the commit comes */
+#define TURN_HANDSHAKES 64
 #define REQUEST_FIELD_MAX 64
 
 /* ---------------------------------------------------------------- rows */
@@ -54,6 +55,8 @@ static void look_up(struct daemon *d, struct request *r)
 	Tf__UserRecord *user = NULL;
 
 	r->role = ROLE_NONE;
+	if (!d->state)
+		return;        /* the store cannot be opened: nobody is known */
 	r->worker = worker_by_key(d, r->key);
 	if (r->worker) {
 		r->role = ROLE_WORKER;
@@ -70,8 +73,9 @@ static bool is_allowed(const struct row *row, enum user_role role)
 		role >= row->role && role <= ROLE_ADMIN;
 }
 
-/* Answers the handshake's question: version, request id, domain, address, identity, mechanism, key. */
-void server_zap(struct daemon *d)
+/* Answers a question of the handshake: version, request id, domain, address, identity, mechanism, key.
+ * False when there is none. */
+static bool answer_handshake(struct daemon *d)
 {
 	char part[7][256], *status = "400", *text = "unknown key";
 	size_t len[7] = { 0 };
@@ -84,7 +88,7 @@ void server_zap(struct daemon *d)
 		size_t size = sizeof more;
 
 		if (got < 0)
-			return;
+			return false;
 		if (n < 7)
 			len[n] = (size_t)got < sizeof rest ? (size_t)got : sizeof rest;
 		zmq_getsockopt(d->zap, ZMQ_RCVMORE, &more, &size);
@@ -95,6 +99,9 @@ void server_zap(struct daemon *d)
 		if (r.role != ROLE_NONE) {
 			status = "200";
 			text = "";
+		} else if (!d->state) {
+			status = "300";      /* it will be tried again */
+			text = "not now";
 		}
 	}
 	if (*text)
@@ -105,12 +112,21 @@ void server_zap(struct daemon *d)
 	zmq_send(d->zap, text, strlen(text), ZMQ_SNDMORE);
 	zmq_send(d->zap, r.key, strlen(r.key), ZMQ_SNDMORE);
 	zmq_send(d->zap, "", 0, 0);
+	return true;
+}
+
+void server_zap(struct daemon *d)
+{
+	for (int i = 0; i < TURN_HANDSHAKES && answer_handshake(d); i++)
+		;
 }
 
 /* ---------------------------------------------------------------- what */
 
-static int refuse(struct request *r, const struct row *row)
+static int refuse(struct daemon *d, struct request *r, const struct row *row)
 {
+	if (!d->state)
+		return err_set(&r->err, TF_EUNKNOWN, "the state cannot be opened now, see the daemon's log");
 	if (row->role == ROLE_WORKER && r->role == ROLE_NONE)
 		return err_set(&r->err, TF_EFENCED, "this attempt is over");
 	if (r->role == ROLE_NONE)
@@ -128,7 +144,7 @@ static int dispatch(struct daemon *d, struct request *r)
 	row = (size_t)m->body_case < REQUEST_FIELD_MAX ? row_of[m->body_case] : NULL;
 	FAIL_IF(!row, &r->err, TF_EUNSUPPORTED, "the request is empty or of a kind not known here");
 	if (!is_allowed(row, r->role)) {
-		int rc = refuse(r, row);
+		int rc = refuse(d, r, row);
 
 		log_warn("refused %s of %s: %s", row->name, *r->user ? r->user : r->key, r->err.text);
 		return rc;

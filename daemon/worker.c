@@ -204,6 +204,19 @@ static void abandon(struct worker *w)
 	worker_free(w);
 }
 
+void worker_drop_unborn(struct daemon *d)
+{
+	for (size_t i = d->workers; i > 0; i--) {
+		struct worker *w = d->worker[i - 1];
+
+		if (w->key_pipe < 0)
+			continue;
+		kill(w->pid, SIGKILL);
+		waitpid(w->pid, NULL, 0);
+		worker_remove(d, w);
+	}
+}
+
 static int start_one(struct daemon *d, const struct decision *decision, struct err *e)
 {
 	const struct job *j = live_find(&d->live, decision->job);
