@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Artefacts: their names are reserved at the submit, their folders appear whole or not at all.
  *
- * A dataset or tokenizer is made in <id>.making and renamed to <id> when its job's outcome is good; the
- * rename comes before the commit that calls it ready. When the daemon dies between the two, the outcome
- * is applied again by the next one, which finds the folder in place. Models and autoencoders are made
- * in their own folder: a checkpoint appears in it by rename. Folders that no record names are removed
- * at the start. */
+ * A dataset or tokenizer is made in <id>.making and renamed to <id> when its job's outcome is good;
+ * the rename comes before the commit that calls it ready. When the daemon dies between the two, the
+ * outcome is applied again by the next one, which finds the folder in place. Models and
+ * autoencoders are made in their own folder: a checkpoint appears in it by rename. Folders that no
+ * record names are removed at the start. */
 #include "config.h"
 #include "daemon/daemon.h"
 #include "lib/clock.h"
@@ -67,8 +67,9 @@ static Tf__ArtefactKind made_by(const Tf__JobSpec *spec, const char **name, bool
 static int take_up(struct daemon *d, Tf__Artefact *a, uint64_t job, bool dry_run, char **id,
 		   struct err *e)
 {
-	FAIL_IF(strcmp(a->state, ARTEFACT_MAKING) == 0, e, TF_EBUSY, "%s '%s' is being made by job %llu",
-		artefact_kind_name(a->kind), a->name, (unsigned long long)a->job);
+	FAIL_IF(strcmp(a->state, ARTEFACT_MAKING) == 0, e, TF_EBUSY,
+		"%s '%s' is being made by job %llu", artefact_kind_name(a->kind), a->name,
+		(unsigned long long)a->job);
 	if (!dry_run) {
 		xfree(a->state);
 		a->state = xstrdup(ARTEFACT_MAKING);
@@ -117,7 +118,8 @@ int artefact_reserve(struct daemon *d, const Tf__JobSpec *spec, uint64_t job, co
 		return 0;
 	rc = artefact_find(d->state, kind, name, &old, NULL);
 	if (rc == TF_ENOTFOUND && resume)
-		return err_set(e, TF_ENOTFOUND, "no %s called '%s' to resume", artefact_kind_name(kind), name);
+		return err_set(e, TF_ENOTFOUND, "no %s called '%s' to resume",
+			       artefact_kind_name(kind), name);
 	if (rc == TF_ENOTFOUND)
 		return dry_run ? 0 : reserve_new(d, kind, name, job, user, id, e);
 	FAIL_IF(rc < 0, e, rc, "%s '%s' cannot be looked up", artefact_kind_name(kind), name);
@@ -126,7 +128,8 @@ int artefact_reserve(struct daemon *d, const Tf__JobSpec *spec, uint64_t job, co
 	else
 		rc = err_set(e, TF_EEXISTS, "a %s called '%s' exists: choose another name%s",
 			     artefact_kind_name(kind), name,
-			     artefact_in_place(kind) ? ", or go on with it (--resume)" : ", or delete it");
+			     artefact_in_place(kind) ? ", or go on with it (--resume)"
+						     : ", or delete it");
 	record_free(old);
 	return rc;
 }
@@ -140,10 +143,11 @@ static int put_in_place(struct daemon *d, const Tf__Artefact *a, struct err *e)
 	int rc = 0;
 
 	if (!artefact_in_place(a->kind) && file_exists(staging) && !file_exists(path))
-		rc = fault_hit("publish") ? err_set(e, TF_EIO, "%s: fault", staging) :
-			file_rename(staging, path, e);
+		rc = fault_hit("publish") ? err_set(e, TF_EIO, "%s: fault", staging)
+					  : file_rename(staging, path, e);
 	if (rc == 0 && !file_exists(path))
-		rc = err_set(e, TF_EINTERNAL, "the worker said that %s '%s' is made, but %s is not there",
+		rc = err_set(e, TF_EINTERNAL,
+			     "the worker said that %s '%s' is made, but %s is not there",
 			     artefact_kind_name(a->kind), a->name, path);
 	fault_hit("published");
 	xfree(staging);
@@ -183,8 +187,8 @@ int artefact_publish(struct daemon *d, const Tf__JobRecord *r, const Tf__Outcome
 	if (!r->artefact)
 		return 0;
 	rc = artefact_get(d->state, r->artefact, &old, e);
-	FAIL_IF(rc == TF_ENOTFOUND, e, TF_EINTERNAL, "what the job makes ('%s') is not in the catalogue",
-		r->artefact);
+	FAIL_IF(rc == TF_ENOTFOUND, e, TF_EINTERNAL,
+		"what the job makes ('%s') is not in the catalogue", r->artefact);
 	TRY(rc);
 	if (!outcome->artefact || outcome->artefact->kind != old->artefact->kind)
 		rc = err_set(e, TF_EINTERNAL, "the worker did not say what it made");
@@ -247,8 +251,8 @@ static int collect_folder(void *arg, const char *name)
 	char *id = xstrndup(name, staging ? n - tail : n);
 	Tf__ArtefactRecord *r = NULL;
 	int rc = artefact_get(c->d->state, id, &r, NULL);
-	bool wanted = rc == 0 ? !staging || strcmp(r->artefact->state, ARTEFACT_MAKING) == 0 :
-		rc != TF_ENOTFOUND;
+	bool wanted = rc == 0 ? !staging || strcmp(r->artefact->state, ARTEFACT_MAKING) == 0
+			      : rc != TF_ENOTFOUND;
 
 	if (!wanted) {
 		log_info("removing %s/%s: nothing names it", artefact_kind_folder(c->kind), name);
@@ -261,7 +265,7 @@ static int collect_folder(void *arg, const char *name)
 
 struct half_made {
 	struct daemon *d;
-	struct buf ids;          /* zero-ended, one after the other */
+	struct buf ids; /* zero-ended, one after the other */
 };
 
 static int find_half_made(void *arg, const Tf__Artefact *a)

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The vocabulary of transfused: one process, one thread that owns everything below, and a few helper
- * threads (task.c) that see nothing but their own task.
+ * The vocabulary of transfused: one process, one thread that owns everything below, and a few
+ * helper threads (task.c) that see nothing but their own task.
  *
- * A turn of the loop (loop.c): take what came (messages, ended processes, finished tasks, time), change
- * the store in one transaction, commit it, then send the answers; after that start what can start. No
- * answer leaves before the commit that makes it true. struct job holds of a job what the scheduler and
- * the waits need; everything else is read from the store when it is wanted. */
+ * A turn of the loop (loop.c): take what came (messages, ended processes, finished tasks, time),
+ * change the store in one transaction, commit it, then send the answers; after that start what can
+ * start. No answer leaves before the commit that makes it true. struct job holds of a job what the
+ * scheduler and the waits need; everything else is read from the store when it is wanted. */
 #ifndef DAEMON_DAEMON_H
 #define DAEMON_DAEMON_H
 
@@ -52,7 +52,8 @@ struct options {
 
 enum options_result { OPTIONS_RUN, OPTIONS_EXIT };
 
-/* Reads --config FILE and the command line over it. OPTIONS_EXIT: --help or --version was answered. */
+/* Reads --config FILE and the command line over it. OPTIONS_EXIT: --help or --version was answered.
+ */
 int options_read(int argc, char **argv, struct options *out, enum options_result *result,
 		 struct err *e);
 void options_release(struct options *o);
@@ -62,17 +63,17 @@ void options_help(struct buf *out);
 
 /* What can befall a job; job_state.c has the table next[state][event]. */
 enum job_event {
-	EVENT_READY,        /* all it waited for is done */
-	EVENT_UNREADY,      /* something it waited for failed */
+	EVENT_READY,   /* all it waited for is done */
+	EVENT_UNREADY, /* something it waited for failed */
 	EVENT_HOLD,
 	EVENT_RELEASE,
-	EVENT_START,        /* a worker was started for a new attempt */
-	EVENT_HELLO,        /* the worker reported */
-	EVENT_STOP,         /* the worker is to checkpoint and leave; edit.stopping says why */
+	EVENT_START, /* a worker was started for a new attempt */
+	EVENT_HELLO, /* the worker reported */
+	EVENT_STOP,  /* the worker is to checkpoint and leave; edit.stopping says why */
 	EVENT_CANCEL,
 	EVENT_DONE,
 	EVENT_FAIL,
-	EVENT_REQUEUE,      /* the attempt ended without an end of the job */
+	EVENT_REQUEUE, /* the attempt ended without an end of the job */
 	JOB_EVENTS
 };
 
@@ -81,62 +82,62 @@ enum job_device { DEVICE_ANY, DEVICE_CPU, DEVICE_CUDA };
 /* A job that has not ended. The store has the rest of it. */
 struct job {
 	uint64_t id;
-	uint64_t seq;                 /* of its last change, progress included */
+	uint64_t seq; /* of its last change, progress included */
 	uint32_t attempt;
-	uint8_t state;                /* Tf__JobState */
-	uint8_t kind;                 /* Tf__JobKind */
-	uint8_t stopping;             /* Tf__StopReason */
-	uint8_t device;               /* enum job_device */
-	Tf__Progress *progress;       /* of the running attempt; NULL: none yet */
+	uint8_t state;          /* Tf__JobState */
+	uint8_t kind;           /* Tf__JobKind */
+	uint8_t stopping;       /* Tf__StopReason */
+	uint8_t device;         /* enum job_device */
+	Tf__Progress *progress; /* of the running attempt; NULL: none yet */
 };
 
 /* The live jobs by rising id. Ended ones leave holes (NULL) that are closed now and then. */
 struct live {
 	struct job **job;
 	size_t count, room, holes;
-	size_t first_queued;          /* no job before this index is queued */
+	size_t first_queued; /* no job before this index is queued */
 };
 
 /* What goes with an event into the record; unset fields change nothing. */
 struct job_edit {
-	const char *reason;           /* "": remove it */
+	const char *reason; /* "": remove it */
 	Tf__StopReason stopping;
 	const char *slot;
-	const Tf__Outcome *outcome;   /* its results are copied */
-	bool crashed;                 /* the attempt counts against the retries */
+	const Tf__Outcome *outcome; /* its results are copied */
+	bool crashed;               /* the attempt counts against the retries */
 };
 
 /* ---------------------------------------------------------------- slots and workers */
 
 struct slot {
-	char name[16];                /* "cpu0", "gpu0" */
-	char device[16];              /* "cpu", "cuda:0" */
-	uint64_t job;                 /* 0: free; held until the worker's process is gone */
+	char name[16];   /* "cpu0", "gpu0" */
+	char device[16]; /* "cpu", "cuda:0" */
+	uint64_t job;    /* 0: free; held until the worker's process is gone */
 };
 
 /* A worker process that may be alive. It has one attempt of one job. */
 struct worker {
 	uint64_t job;
 	uint32_t attempt;
-	int slot;                     /* index; -1: the slot no longer exists */
+	int slot; /* index; -1: the slot no longer exists */
 	pid_t pid;
-	uint64_t pid_start;           /* field 22 of /proc/PID/stat: pid and start are unique */
-	int pidfd;                    /* readable when the process ended; -1: it is gone already */
-	bool child;                   /* ours to reap; false: adopted from an earlier daemon */
-	char key[KEY_CHARS + 1];  /* public key of the attempt */
+	uint64_t pid_start;      /* field 22 of /proc/PID/stat: pid and start are unique */
+	int pidfd;               /* readable when the process ended; -1: it is gone already */
+	bool child;              /* ours to reap; false: adopted from an earlier daemon */
+	char key[KEY_CHARS + 1]; /* public key of the attempt */
 	char secret[KEY_CHARS + 1];
-	int key_pipe;                 /* gets the secret after the commit; -1: it has it */
-	bool ended;                   /* its outcome was applied; only the process remains */
-	bool terminated, killed;      /* SIGTERM, SIGKILL were sent */
-	int64_t hello_by_ms;          /* monotonic; 0: it said hello */
-	int64_t stop_at_ms;           /* when it was told to leave; 0: it was not */
+	int key_pipe;            /* gets the secret after the commit; -1: it has it */
+	bool ended;              /* its outcome was applied; only the process remains */
+	bool terminated, killed; /* SIGTERM, SIGKILL were sent */
+	int64_t hello_by_ms;     /* monotonic; 0: it said hello */
+	int64_t stop_at_ms;      /* when it was told to leave; 0: it was not */
 	uint8_t route[ROUTE_BYTES_MAX];
-	size_t route_len;             /* 0: not connected */
+	size_t route_len; /* 0: not connected */
 };
 
 /* The scheduler is a pure function of these. */
 struct schedule_input {
-	struct job *const *job;       /* by the order of the queue; NULL entries are skipped */
+	struct job *const *job; /* by the order of the queue; NULL entries are skipped */
 	size_t count;
 	const struct slot *slot;
 	size_t slots;
@@ -158,7 +159,7 @@ struct request {
 	char key[KEY_CHARS + 1];
 	char user[LIMIT_NAME_BYTES + 1];
 	enum user_role role;
-	struct worker *worker;        /* role worker: whose key it is */
+	struct worker *worker; /* role worker: whose key it is */
 	const Tf__Request *message;
 	struct err err;
 };
@@ -186,8 +187,8 @@ struct wait {
 	uint8_t route_len;
 	uint64_t id;
 	uint64_t job;
-	uint64_t since;               /* seq, or offset in the log */
-	int64_t until_ms;             /* monotonic */
+	uint64_t since;   /* seq, or offset in the log */
+	int64_t until_ms; /* monotonic */
 };
 
 /* ---------------------------------------------------------------- work aside */
@@ -203,41 +204,41 @@ struct task {
 /* A process that reads a dataset for a client, so that a damaged one cannot harm the daemon. */
 struct reader_process {
 	pid_t pid;
-	int pidfd, output;            /* -1, -1: unused */
-	struct request request;       /* whom to answer */
+	int pidfd, output;      /* -1, -1: unused */
+	struct request request; /* whom to answer */
 	int64_t until_ms;
 };
 #define READER_PROCESSES_MAX 4
 
-struct upload;                        /* upload.c: one whose bytes are coming in */
-struct tasks;                         /* task.c */
+struct upload; /* upload.c: one whose bytes are coming in */
+struct tasks;  /* task.c */
 
 /* ---------------------------------------------------------------- the daemon */
 
 struct daemon {
 	struct options options;
-	char *folder;                 /* of the state, absolute */
-	char *runtime;                /* of the sockets, short */
+	char *folder;  /* of the state, absolute */
+	char *runtime; /* of the sockets, short */
 	char *worker_program;
-	char *worker_endpoint;        /* ipc, for workers and clients of this machine */
-	int lock;                     /* flock'ed state/lock */
-	struct key_pair server;       /* our keys */
-	int64_t started_ms;           /* wall clock */
+	char *worker_endpoint;  /* ipc, for workers and clients of this machine */
+	int lock;               /* flock'ed state/lock */
+	struct key_pair server; /* our keys */
+	int64_t started_ms;     /* wall clock */
 
-	struct state *state;          /* NULL: it could not be opened again after a failed commit */
-	uint64_t seq, seq_reserved;   /* last given; the store says that none above was given */
-	bool read_only;               /* a commit failed; loop.c tries to open the store again */
+	struct state *state;        /* NULL: it could not be opened again after a failed commit */
+	uint64_t seq, seq_reserved; /* last given; the store says that none above was given */
+	bool read_only;             /* a commit failed; loop.c tries to open the store again */
 	int64_t retry_store_ms;
 	struct live live;
-	struct buf ended;             /* uint64_t ids that ended in this turn and are not yet followed up */
-	bool announced;               /* some job changed in this turn: look at the waits */
-	struct text_list doomed;      /* folders to remove once the commit is through */
+	struct buf ended; /* uint64_t ids that ended in this turn and are not yet followed up */
+	bool announced;   /* some job changed in this turn: look at the waits */
+	struct text_list doomed; /* folders to remove once the commit is through */
 
 	struct slot slot[LIMIT_SLOTS];
 	size_t slots;
 	struct worker **worker;
 	size_t workers;
-	int64_t spawn_after_ms;       /* a start failed: not before this */
+	int64_t spawn_after_ms; /* a start failed: not before this */
 	int spawn_failures;
 	bool draining, leave_when_idle;
 
@@ -250,8 +251,8 @@ struct daemon {
 	struct reader_process reader[READER_PROCESSES_MAX];
 	struct tasks *tasks;
 	int signal_fd, task_fd;
-	bool leaving;                 /* SIGTERM came */
-	int64_t minute_ms, second_ms, tick_ms;   /* next housekeeping, monotonic */
+	bool leaving;                          /* SIGTERM came */
+	int64_t minute_ms, second_ms, tick_ms; /* next housekeeping, monotonic */
 };
 
 /* ---- main.c ---- */
@@ -264,21 +265,23 @@ void daemon_close(struct daemon *d);
 /* Fills the memory from the store: live jobs, sequence, attempts to examine. */
 int daemon_load(struct daemon *d, struct err *e);
 /* "<state folder>/<formatted>"; the caller frees it. */
-char *daemon_path(const struct daemon *d, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+char *daemon_path(const struct daemon *d, const char *fmt, ...)
+	__attribute__((format(printf, 2, 3)));
 
 /* ---- loop.c ---- */
 void loop_run(struct daemon *d);
-/* Ends a turn: follows up ended jobs, answers waits, commits, sends. False when the commit failed. */
+/* Ends a turn: follows up ended jobs, answers waits, commits, sends. False when the commit failed.
+ */
 bool loop_commit(struct daemon *d);
 /* Removes a folder below the state after the commit of this turn. Takes the string. */
 void loop_doom(struct daemon *d, char *path);
 
 /* ---- live.c ---- */
 struct job *live_add(struct live *l, const Tf__JobRecord *r);
-struct job *live_find(const struct live *l, uint64_t id);   /* NULL: ended, or never was */
+struct job *live_find(const struct live *l, uint64_t id); /* NULL: ended, or never was */
 void live_remove(struct live *l, uint64_t id);
 void live_release(struct live *l);
-void live_queued(struct live *l, const struct job *j);      /* it was put (back) into the queue */
+void live_queued(struct live *l, const struct job *j); /* it was put (back) into the queue */
 enum job_device device_parse(const char *text);
 
 /* ---- job_state.c: the one place where a job changes ---- */
@@ -288,11 +291,11 @@ const char *job_event_name(enum job_event event);
 /* Checks, persists, announces. TF_ESTATE when the table has no such step. */
 int job_change(struct daemon *d, uint64_t id, enum job_event event, const struct job_edit *edit,
 	       struct err *e);
-/* A job as clients see it: the record's, with the progress of memory; job_view_end before the record
- * is freed or the job changes. */
+/* A job as clients see it: the record's, with the progress of memory; job_view_end before the
+ * record is freed or the job changes. */
 Tf__Job *job_view(struct daemon *d, Tf__JobRecord *record);
 void job_view_end(struct daemon *d, Tf__JobRecord *record);
-uint64_t job_seq(struct daemon *d);                         /* the next number of a change */
+uint64_t job_seq(struct daemon *d); /* the next number of a change */
 void job_progress(struct daemon *d, struct job *j, const Tf__Progress *progress);
 
 /* ---- job_end.c: what follows from the end of an attempt or of a job ---- */
@@ -310,33 +313,34 @@ size_t spec_uploads(const Tf__JobSpec *spec, char ***out);
 size_t schedule_decide(const struct schedule_input *in, struct decision *out, size_t room);
 
 /* ---- worker.c: processes of attempts ---- */
-void worker_start_all(struct daemon *d);                    /* asks the scheduler, spawns, commits */
+void worker_start_all(struct daemon *d); /* asks the scheduler, spawns, commits */
 /* Tells the job's worker to leave (the reason is on record); the clock of escalation starts. */
 void worker_order(struct daemon *d, struct worker *w);
-struct worker *worker_of(struct daemon *d, uint64_t job);   /* of its running attempt; NULL: none */
+struct worker *worker_of(struct daemon *d, uint64_t job); /* of its running attempt; NULL: none */
 struct worker *worker_by_key(struct daemon *d, const char *key);
-void worker_exited(struct daemon *d, struct worker *w);     /* its pidfd became readable */
-void worker_tick(struct daemon *d);                         /* hello in time, escalation, log size */
+void worker_exited(struct daemon *d, struct worker *w); /* its pidfd became readable */
+void worker_tick(struct daemon *d);                     /* hello in time, escalation, log size */
 /* Takes up an attempt that an earlier daemon (or store) left: alive, ended or lost. */
 int worker_adopt(struct daemon *d, const Tf__AttemptRecord *r, struct err *e);
 /* Ends those that were started in a turn whose commit failed: they have no key, so did nothing. */
 void worker_drop_unborn(struct daemon *d);
-void worker_forget_all(struct daemon *d);                   /* closes descriptors; processes go on */
+void worker_forget_all(struct daemon *d); /* closes descriptors; processes go on */
 
 /* ---- spawn.c ---- */
 struct spawn {
-	char *const *argv;            /* argv[0]: the program's path */
+	char *const *argv; /* argv[0]: the program's path */
 	char *const *environment;
-	const char *folder;           /* to run in; NULL: / */
-	int output;                   /* stdout and stderr */
-	int extra;                    /* becomes descriptor 3; -1: none */
+	const char *folder; /* to run in; NULL: / */
+	int output;         /* stdout and stderr */
+	int extra;          /* becomes descriptor 3; -1: none */
 };
 /* Starts a process in a session of its own with no other descriptor. *pidfd is the caller's. */
 int spawn_process(const struct spawn *s, pid_t *pid, int *pidfd, struct err *e);
 /* When the process started, in clock ticks since boot; 0: there is no such process. */
 uint64_t process_start(pid_t pid);
-int process_fd(pid_t pid);                                  /* -1 when there is none */
-/* The variables a child gets (NULL-ended), threads > 0 as OMP_NUM_THREADS; free with spawn_env_free. */
+int process_fd(pid_t pid); /* -1 when there is none */
+/* The variables a child gets (NULL-ended), threads > 0 as OMP_NUM_THREADS; free with
+ * spawn_env_free. */
 char **spawn_env(int threads);
 void spawn_env_free(char **environment);
 
@@ -373,13 +377,14 @@ int resolve_late(struct daemon *d, Tf__SpecRecord *record, uint64_t job, struct 
 /* ---- server.c: sockets, keys, dispatch ---- */
 int server_open(struct daemon *d, struct err *e);
 void server_close(struct daemon *d);
-void server_zap(struct daemon *d);                          /* answers the questions of handshakes */
-void server_receive(struct daemon *d);                      /* takes up to a turn's worth of messages */
+void server_zap(struct daemon *d);     /* answers the questions of handshakes */
+void server_receive(struct daemon *d); /* takes up to a turn's worth of messages */
 
 /* ---- reply.c ---- */
 /* Puts the reply (its version and id are filled in) into the outbox. */
 void reply_put(struct daemon *d, struct request *r, Tf__Reply *reply);
-/* Append to the packed fields of a message Jobs or Artefacts; a reply whose body is packed already. */
+/* Append to the packed fields of a message Jobs or Artefacts; a reply whose body is packed already.
+ */
 void reply_pack_job(struct buf *jobs, const Tf__Job *job);
 void reply_pack_artefact(struct buf *artefacts, const Tf__Artefact *artefact);
 void reply_put_packed(struct daemon *d, struct request *r, unsigned field, const struct buf *body);
@@ -396,7 +401,7 @@ void outbox_release(struct outbox *o);
 /* ---- wait.c ---- */
 int wait_add(struct daemon *d, const struct request *r, enum wait_kind kind, uint64_t job,
 	     uint64_t since, uint32_t timeout_ms, struct err *e);
-void wait_answer(struct daemon *d, bool tick);              /* those whose time or event has come */
+void wait_answer(struct daemon *d, bool tick); /* those whose time or event has come */
 
 /* ---- folder.c: files for clients, no link followed ---- */
 /* Opens a regular file below root by a plain relative path. */
@@ -414,7 +419,7 @@ int upload_write(struct daemon *d, const struct request *r, const Tf__UploadChun
 int upload_finish(struct daemon *d, struct request *r, const Tf__UploadClose *m, struct err *e);
 /* The path of a finished upload of the user; the caller frees it. */
 int upload_path(struct daemon *d, const char *id, const char *user, char **path, struct err *e);
-void upload_collect(struct daemon *d);                      /* old ones nobody uses */
+void upload_collect(struct daemon *d); /* old ones nobody uses */
 void upload_release_all(struct daemon *d);
 
 /* ---- reader.c: data_sample and data_verify in a process of their own ---- */
@@ -426,10 +431,10 @@ int reader_main(int argc, char **argv);
 
 /* ---- task.c ---- */
 int tasks_open(struct daemon *d, struct err *e);
-void tasks_close(struct daemon *d);                         /* finishes what was begun */
+void tasks_close(struct daemon *d); /* finishes what was begun */
 void task_start(struct daemon *d, void (*run)(void *), void (*done)(struct daemon *, void *),
 		void *arg);
-void tasks_finish(struct daemon *d);                        /* task_fd became readable */
+void tasks_finish(struct daemon *d); /* task_fd became readable */
 
 /* ---- handle_*.c: one function a row of requests.def ---- */
 /* Puts a reply and returns 0; or returns an error with r->err set; or sees that it comes later. */

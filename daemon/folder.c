@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Files for clients: opened step by step below a root, no link followed on the way, regular files only.
- * A worker or a person may have put anything into these folders; nothing outside them is ever opened. */
+ * Files for clients: opened step by step below a root, no link followed on the way, regular files
+ * only. A worker or a person may have put anything into these folders; nothing outside them is ever
+ * opened. */
 #include "config.h"
 #include "daemon/daemon.h"
 #include "lib/files.h"
@@ -41,7 +42,8 @@ static int go_down(const char *root, const char *rel, int *dir, const char **las
 			return err_set(e, TF_ELIMIT, "a part of the path is over 255 bytes");
 		}
 		snprintf(part, sizeof part, "%.*s", (int)(slash - rel), rel);
-		below = openat(fd, *part ? part : ".", O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+		below = openat(fd, *part ? part : ".",
+			       O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 		close(fd);
 		if (below < 0)
 			return refused(rel, e);
@@ -59,8 +61,8 @@ int folder_open_file(const char *root, const char *rel, int *fd, uint64_t *size,
 	struct stat st;
 	int dir = -1;
 
-	FAIL_IF(strlen(rel) > LIMIT_PATH_BYTES, e, TF_ELIMIT, "a path of %zu bytes, the limit is %u",
-		strlen(rel), LIMIT_PATH_BYTES);
+	FAIL_IF(strlen(rel) > LIMIT_PATH_BYTES, e, TF_ELIMIT,
+		"a path of %zu bytes, the limit is %u", strlen(rel), LIMIT_PATH_BYTES);
 	FAIL_IF(!path_is_plain(rel), e, TF_EREFUSED, "'%s' is no plain relative path", rel);
 	TRY(go_down(root, rel, &dir, &last, e));
 	*fd = openat(dir, last, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
@@ -107,7 +109,8 @@ static int list_entry(struct listing *l, int dir, const char *prefix, const char
 		tf__file_info__init(info);
 		info->path = xstrdup(rel);
 		info->size = (uint64_t)st.st_size;
-		l->files->file = xrealloc(l->files->file, l->files->n_file + 1, sizeof *l->files->file);
+		l->files->file =
+			xrealloc(l->files->file, l->files->n_file + 1, sizeof *l->files->file);
 		l->files->file[l->files->n_file++] = info;
 	}
 	xfree(rel);

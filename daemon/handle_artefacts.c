@@ -11,7 +11,7 @@
 #define SAMPLES_MAX 1000
 
 struct list {
-	struct buf packed;       /* fields `artefact` of a message Artefacts */
+	struct buf packed; /* fields `artefact` of a message Artefacts */
 	struct err *e;
 };
 
@@ -28,7 +28,8 @@ static int list_artefact(void *arg, const Tf__Artefact *a)
 int handle_artefact_list(struct daemon *d, struct request *r)
 {
 	struct list l = { BUF_INIT, &r->err };
-	int rc = artefacts_each(d->state, (int)r->message->artefact_list->kind, list_artefact, &l, &r->err);
+	int rc = artefacts_each(d->state, (int)r->message->artefact_list->kind, list_artefact, &l,
+				&r->err);
 
 	if (rc == 0)
 		reply_put_packed(d, r, TF__REPLY__BODY_ARTEFACTS, &l.packed);
@@ -37,7 +38,8 @@ int handle_artefact_list(struct daemon *d, struct request *r)
 }
 
 /* The checkpoints there are now, as one more fact. The caller frees *text. */
-static bool checkpoints_fact(struct daemon *d, const Tf__Artefact *a, Tf__KeyValue *fact, struct buf *text)
+static bool checkpoints_fact(struct daemon *d, const Tf__Artefact *a, Tf__KeyValue *fact,
+			     struct buf *text)
 {
 	struct checkpoint_entry *entry = NULL;
 	char *path = artefact_path(d, a->kind, a->id, false);
@@ -89,7 +91,8 @@ static int check_unused(struct daemon *d, const Tf__Artefact *a, struct err *e)
 		return 0;
 	TRY(rc);
 	if (who == 'j')
-		err_set(e, TF_EBUSY, "%s '%s' is used by job %s", artefact_kind_name(a->kind), a->name, name);
+		err_set(e, TF_EBUSY, "%s '%s' is used by job %s", artefact_kind_name(a->kind),
+			a->name, name);
 	else
 		err_set(e, TF_EBUSY, "%s '%s' is needed by %s, which was made from it",
 			artefact_kind_name(a->kind), a->name, name);
@@ -97,12 +100,14 @@ static int check_unused(struct daemon *d, const Tf__Artefact *a, struct err *e)
 	return TF_EBUSY;
 }
 
-static int delete(struct daemon *d, const struct request *r, const Tf__Artefact *a, struct err *e)
+static int delete (struct daemon *d, const struct request *r, const Tf__Artefact *a, struct err *e)
 {
-	FAIL_IF(r->role != ROLE_ADMIN && (!a->user || strcmp(a->user, r->user) != 0), e, TF_EREFUSED,
-		"%s '%s' belongs to %s", artefact_kind_name(a->kind), a->name, a->user ? a->user : "nobody");
-	FAIL_IF(strcmp(a->state, ARTEFACT_MAKING) == 0, e, TF_EBUSY, "%s '%s' is being made by job %llu",
-		artefact_kind_name(a->kind), a->name, (unsigned long long)a->job);
+	FAIL_IF(r->role != ROLE_ADMIN && (!a->user || strcmp(a->user, r->user) != 0), e,
+		TF_EREFUSED, "%s '%s' belongs to %s", artefact_kind_name(a->kind), a->name,
+		a->user ? a->user : "nobody");
+	FAIL_IF(strcmp(a->state, ARTEFACT_MAKING) == 0, e, TF_EBUSY,
+		"%s '%s' is being made by job %llu", artefact_kind_name(a->kind), a->name,
+		(unsigned long long)a->job);
 	TRY(check_unused(d, a, e));
 	TRY(artefact_remove(d->state, a, e));
 	loop_doom(d, artefact_path(d, a->kind, a->id, false));
@@ -115,9 +120,10 @@ int handle_artefact_delete(struct daemon *d, struct request *r)
 	int rc;
 
 	FAIL_IF(strpbrk(r->message->artefact_delete->name, ":@") != NULL, &r->err, TF_EINVALID,
-		"'%s': a whole artefact is deleted, give its name alone", r->message->artefact_delete->name);
+		"'%s': a whole artefact is deleted, give its name alone",
+		r->message->artefact_delete->name);
 	TRY(artefact_find_named(d, r->message->artefact_delete, &record, &r->err));
-	rc = delete(d, r, record->artefact, &r->err);
+	rc = delete (d, r, record->artefact, &r->err);
 	if (rc == 0)
 		reply_ok(d, r);
 	record_free(record);
@@ -138,8 +144,13 @@ static int read_dataset(struct daemon *d, struct request *r, const char *name, c
 	if (strcmp(record->artefact->state, ARTEFACT_READY) != 0) {
 		rc = err_set(&r->err, TF_ESTATE, "dataset '%s' is still being made", name);
 	} else {
-		char *argv[] = { (char *)"/proc/self/exe", (char *)"--read-dataset",
-			(char *)(count ? "sample" : "verify"), path, (char *)count, (char *)seed, NULL };
+		char *argv[] = { (char *)"/proc/self/exe",
+				 (char *)"--read-dataset",
+				 (char *)(count ? "sample" : "verify"),
+				 path,
+				 (char *)count,
+				 (char *)seed,
+				 NULL };
 
 		rc = reader_start(d, r, argv, &r->err);
 	}

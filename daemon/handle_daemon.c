@@ -87,8 +87,8 @@ struct facts {
 	size_t count;
 };
 
-__attribute__((format(printf, 3, 4)))
-static void add_fact(struct facts *f, const char *key, const char *fmt, ...)
+__attribute__((format(printf, 3, 4))) static void add_fact(struct facts *f, const char *key,
+							   const char *fmt, ...)
 {
 	Tf__KeyValue *kv = &f->item[f->count];
 	char text[1200];
@@ -122,7 +122,8 @@ static void fill_facts(struct daemon *d, struct facts *f)
 	add_fact(f, "endpoint", "%s", d->worker_endpoint);
 	add_fact(f, "lmdb", "%s", mdb_version(NULL, NULL, NULL));
 	zmq_version(&major, &minor, &patch);
-	add_fact(f, "zeromq", "%d.%d.%d%s", major, minor, patch, zmq_has("curve") ? "" : ", no CURVE");
+	add_fact(f, "zeromq", "%d.%d.%d%s", major, minor, patch,
+		 zmq_has("curve") ? "" : ", no CURVE");
 	add_fact(f, "protobuf-c", "%s", protobuf_c_version());
 	if (statvfs(d->folder, &disk) == 0)
 		add_fact(f, "disk_free_bytes", "%llu",
@@ -148,7 +149,8 @@ static void fill_counts(struct daemon *d, struct facts *f)
 		}
 	for (int s = TF__JOB_STATE__QUEUED; s < TF__JOB_STATE__DONE; s++)
 		add_fact(f, job_state_name((Tf__JobState)s), "%llu", (unsigned long long)count[s]);
-	add_fact(f, "ended", "%llu", (unsigned long long)(state_count(d->state, STATE_JOBS) - live));
+	add_fact(f, "ended", "%llu",
+		 (unsigned long long)(state_count(d->state, STATE_JOBS) - live));
 }
 
 static void fill_slots(struct daemon *d, Tf__SlotState *slot, Tf__SlotState **list)

@@ -11,7 +11,7 @@
 static bool job_file(const char *rel)
 {
 	return strcmp(rel, "log") == 0 || strcmp(rel, "metrics.jsonl") == 0 ||
-		strncmp(rel, "results/", 8) == 0;
+	       strncmp(rel, "results/", 8) == 0;
 }
 
 static int find_root(struct daemon *d, const Tf__FileOf *of, char **root, folder_filter *filter,
@@ -78,15 +78,16 @@ int handle_file_read(struct daemon *d, struct request *r)
 	char *root = NULL;
 	int fd = -1, rc;
 
-	FAIL_IF(m->length > LIMIT_CHUNK_BYTES, &r->err, TF_ELIMIT, "%u bytes at a time: the limit is %u",
-		m->length, LIMIT_CHUNK_BYTES);
+	FAIL_IF(m->length > LIMIT_CHUNK_BYTES, &r->err, TF_ELIMIT,
+		"%u bytes at a time: the limit is %u", m->length, LIMIT_CHUNK_BYTES);
 	FAIL_IF(m->offset > INT64_MAX, &r->err, TF_EINVALID, "offset %llu is beyond any file",
 		(unsigned long long)m->offset);
 	TRY(find_root(d, m->of, &root, &filter, &r->err));
 	part.data.data = xmalloc(m->length + 1);
-	rc = filter && !filter(m->path) ?
-		err_set(&r->err, TF_EREFUSED, "%s: not a result, the log or metrics.jsonl", m->path) :
-		folder_open_file(root, m->path, &fd, &part.size, &r->err);
+	rc = filter && !filter(m->path)
+		     ? err_set(&r->err, TF_EREFUSED, "%s: not a result, the log or metrics.jsonl",
+			       m->path)
+		     : folder_open_file(root, m->path, &fd, &part.size, &r->err);
 	if (rc == 0)
 		rc = read_part(fd, m, &part, &r->err);
 	if (rc == 0) {

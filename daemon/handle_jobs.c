@@ -23,9 +23,9 @@ static int check_after(struct daemon *d, const Tf__JobSpec *spec, bool *waiting,
 		TRY(job_get(d->state, spec->after[i], &other, e));
 		state = other->job->state;
 		record_free(other);
-		FAIL_IF(state == TF__JOB_STATE__FAILED || state == TF__JOB_STATE__CANCELLED, e, TF_EREFUSED,
-			"job %llu is %s: nothing can wait for it", (unsigned long long)spec->after[i],
-			job_state_name(state));
+		FAIL_IF(state == TF__JOB_STATE__FAILED || state == TF__JOB_STATE__CANCELLED, e,
+			TF_EREFUSED, "job %llu is %s: nothing can wait for it",
+			(unsigned long long)spec->after[i], job_state_name(state));
 		*waiting |= state != TF__JOB_STATE__DONE;
 	}
 	return 0;
@@ -38,7 +38,8 @@ static int check_device(struct daemon *d, const Tf__JobSpec *spec, struct err *e
 	for (size_t i = 0; i < d->slots; i++)
 		if (device == DEVICE_ANY || device_parse(d->slot[i].device) == device)
 			return 0;
-	return err_set(e, TF_EREFUSED, "no slot here has the device '%s' (%lld for the processor, %lld GPUs)",
+	return err_set(e, TF_EREFUSED,
+		       "no slot here has the device '%s' (%lld for the processor, %lld GPUs)",
 		       spec->device ? spec->device : "any", (long long)d->options.slots,
 		       (long long)d->options.gpus);
 }
@@ -54,20 +55,21 @@ static int check_sources(struct daemon *d, const struct request *r, char **path,
 
 		for (size_t k = 0; k < d->options.root.count; k++)
 			inside |= path_is_inside(d->options.root.text[k], path[i]);
-		FAIL_IF(!inside, e, TF_EREFUSED, "%s: not below a folder the daemon may read (option root)",
-			path[i]);
+		FAIL_IF(!inside, e, TF_EREFUSED,
+			"%s: not below a folder the daemon may read (option root)", path[i]);
 	}
 	return 0;
 }
 
-static int check_files(struct daemon *d, const struct request *r, const Tf__JobSpec *s, struct err *e)
+static int check_files(struct daemon *d, const struct request *r, const Tf__JobSpec *s,
+		       struct err *e)
 {
 	if (s->spec_case == TF__JOB_SPEC__SPEC_INGEST)
 		return check_sources(d, r, s->ingest->path, s->ingest->n_path, s->ingest->upload,
 				     s->ingest->n_upload, e);
 	if (s->spec_case == TF__JOB_SPEC__SPEC_TOKENIZER)
-		return check_sources(d, r, s->tokenizer->path, s->tokenizer->n_path, s->tokenizer->upload,
-				     s->tokenizer->n_upload, e);
+		return check_sources(d, r, s->tokenizer->path, s->tokenizer->n_path,
+				     s->tokenizer->upload, s->tokenizer->n_upload, e);
 	return 0;
 }
 
@@ -89,7 +91,8 @@ static int put_uses(struct daemon *d, uint64_t id, const Tf__JobSpec *s, const s
 }
 
 /* What a new artefact is made from is known now: its record protects them. */
-static int put_made_from(struct daemon *d, const char *artefact, const struct resolved *v, struct err *e)
+static int put_made_from(struct daemon *d, const char *artefact, const struct resolved *v,
+			 struct err *e)
 {
 	Tf__ArtefactRecord *r = NULL;
 	Tf__Artefact a;
@@ -191,8 +194,8 @@ int handle_submit(struct daemon *d, struct request *r)
 	bool waiting = false;
 	int rc;
 
-	FAIL_IF(m->token.len != JOB_TOKEN_BYTES, &r->err, TF_EINVALID, "a token of %zu bytes: expected %u",
-		m->token.len, JOB_TOKEN_BYTES);
+	FAIL_IF(m->token.len != JOB_TOKEN_BYTES, &r->err, TF_EINVALID,
+		"a token of %zu bytes: expected %u", m->token.len, JOB_TOKEN_BYTES);
 	rc = job_by_token(d->state, m->token.data, &id, &r->err);
 	if (rc == 0)
 		return submit_again(d, r, id);
@@ -220,7 +223,7 @@ int handle_submit(struct daemon *d, struct request *r)
 /* A list is packed while the store is walked: ten thousand records never lie in memory together. */
 struct list {
 	struct daemon *d;
-	struct buf packed;            /* fields `job` of a message Jobs */
+	struct buf packed; /* fields `job` of a message Jobs */
 	size_t count, limit;
 	bool more;
 };
@@ -258,8 +261,8 @@ int handle_job_list(struct daemon *d, struct request *r)
 
 	if (m->has_limit && m->limit > 0 && m->limit < LIMIT_JOBS_LISTED)
 		l.limit = m->limit;
-	rc = m->all ? jobs_each(d->state, m->before, list_job, &l, &r->err) :
-		jobs_each_live(d->state, m->before, false, list_job, &l, &r->err);
+	rc = m->all ? jobs_each(d->state, m->before, list_job, &l, &r->err)
+		    : jobs_each_live(d->state, m->before, false, list_job, &l, &r->err);
 	if (rc == 0)
 		reply_list(d, r, &l);
 	buf_release(&l.packed);
@@ -296,7 +299,8 @@ int handle_log_read(struct daemon *d, struct request *r)
 	path = daemon_path(d, "jobs/%llu/log", (unsigned long long)m->job);
 	size = file_size(path);
 	xfree(path);
-	if (m->wait_ms > 0 && live_find(&d->live, m->job) && (size < 0 || (uint64_t)size <= m->offset))
+	if (m->wait_ms > 0 && live_find(&d->live, m->job) &&
+	    (size < 0 || (uint64_t)size <= m->offset))
 		return wait_add(d, r, WAIT_LOG, m->job, m->offset, m->wait_ms, &r->err);
 	reply_log(d, r, m->job, m->offset);
 	return 0;
@@ -306,8 +310,9 @@ int handle_log_read(struct daemon *d, struct request *r)
 
 static int may_change(const struct request *r, const Tf__Job *j, struct err *e)
 {
-	FAIL_IF(r->role != ROLE_ADMIN && (!j->user || strcmp(j->user, r->user) != 0), e, TF_EREFUSED,
-		"job %llu belongs to %s", (unsigned long long)j->id, j->user ? j->user : "nobody");
+	FAIL_IF(r->role != ROLE_ADMIN && (!j->user || strcmp(j->user, r->user) != 0), e,
+		TF_EREFUSED, "job %llu belongs to %s", (unsigned long long)j->id,
+		j->user ? j->user : "nobody");
 	return 0;
 }
 
@@ -318,7 +323,7 @@ static int cancel_one(struct daemon *d, const struct request *r, uint64_t id, st
 	struct worker *w;
 
 	if (!live_find(&d->live, id))
-		return 0;      /* it has ended: its state says how */
+		return 0; /* it has ended: its state says how */
 	snprintf(reason, sizeof reason, "cancelled by %s", r->user);
 	edit.reason = reason;
 	TRY(job_change(d, id, EVENT_CANCEL, &edit, e));

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Requests of workers: hello (answered by the assignment), report, done. A worker is known by the key
- * of its attempt; what it says of another job or attempt is refused. */
+ * Requests of workers: hello (answered by the assignment), report, done. A worker is known by the
+ * key of its attempt; what it says of another job or attempt is refused. */
 #include "config.h"
 #include "daemon/daemon.h"
 #include "lib/files.h"
@@ -15,8 +15,8 @@ static int check_attempt(struct daemon *d, struct request *r, uint64_t job, uint
 	const struct job *j = live_find(&d->live, job);
 
 	FAIL_IF(w->job != job || w->attempt != attempt, &r->err, TF_EFENCED,
-		"this key is for attempt %u of job %llu, not for attempt %u of job %llu", w->attempt,
-		(unsigned long long)w->job, attempt, (unsigned long long)job);
+		"this key is for attempt %u of job %llu, not for attempt %u of job %llu",
+		w->attempt, (unsigned long long)w->job, attempt, (unsigned long long)job);
 	FAIL_IF(w->ended || !j || j->attempt != attempt, &r->err, TF_EFENCED,
 		"attempt %u of job %llu is over", attempt, (unsigned long long)job);
 	return 0;
@@ -90,7 +90,8 @@ static int fill(struct daemon *d, const struct worker *w, struct assignment *a, 
 	for (size_t i = 0; i < m->n_input; i++)
 		m->input[i]->path = artefact_path(d, m->input[i]->kind, m->input[i]->id, false);
 	m->job_folder = daemon_path(d, "jobs/%llu", (unsigned long long)w->job);
-	m->attempt_folder = daemon_path(d, "jobs/%llu/attempt-%u", (unsigned long long)w->job, w->attempt);
+	m->attempt_folder =
+		daemon_path(d, "jobs/%llu/attempt-%u", (unsigned long long)w->job, w->attempt);
 	m->device = w->slot >= 0 ? d->slot[w->slot].device : (char *)"cpu";
 	m->has_threads = m->has_map_bytes = true;
 	m->threads = s->threads > 0 ? s->threads : (int32_t)d->options.threads;
@@ -101,8 +102,8 @@ static int fill(struct daemon *d, const struct worker *w, struct assignment *a, 
 		TRY(add_sources(d, a, s->ingest->path, s->ingest->n_path, s->ingest->upload,
 				s->ingest->n_upload, e));
 	if (s->spec_case == TF__JOB_SPEC__SPEC_TOKENIZER)
-		TRY(add_sources(d, a, s->tokenizer->path, s->tokenizer->n_path, s->tokenizer->upload,
-				s->tokenizer->n_upload, e));
+		TRY(add_sources(d, a, s->tokenizer->path, s->tokenizer->n_path,
+				s->tokenizer->upload, s->tokenizer->n_upload, e));
 	return make_output(d, a, e);
 }
 
@@ -115,13 +116,15 @@ int handle_worker_hello(struct daemon *d, struct request *r)
 	int rc;
 
 	TRY(check_attempt(d, r, m->job, m->attempt));
-	FAIL_IF((pid_t)m->pid != w->pid, &r->err, TF_EFENCED, "attempt %u of job %llu is process %d, not %u",
-		w->attempt, (unsigned long long)w->job, (int)w->pid, m->pid);
+	FAIL_IF((pid_t)m->pid != w->pid, &r->err, TF_EFENCED,
+		"attempt %u of job %llu is process %d, not %u", w->attempt,
+		(unsigned long long)w->job, (int)w->pid, m->pid);
 	rc = fill(d, w, &a, &r->err);
 	if (rc == 0 && live_find(&d->live, w->job)->state == TF__JOB_STATE__STARTING)
 		rc = job_change(d, w->job, EVENT_HELLO, NULL, &r->err);
 	else if (rc == 0)
-		log_line(LOG_INFO, w->job, "attempt=%u is adopted, pid=%d", w->attempt, (int)w->pid);
+		log_line(LOG_INFO, w->job, "attempt=%u is adopted, pid=%d", w->attempt,
+			 (int)w->pid);
 	if (rc == 0) {
 		w->hello_by_ms = 0;
 		w->route_len = r->route_len;
@@ -141,8 +144,8 @@ int handle_worker_report(struct daemon *d, struct request *r)
 	const Tf__WorkerReport *m = r->message->worker_report;
 
 	TRY(check_attempt(d, r, m->job, m->attempt));
-	FAIL_IF(m->progress->n_metric > LIMIT_METRICS, &r->err, TF_ELIMIT, "%zu metrics: the limit is %u",
-		m->progress->n_metric, LIMIT_METRICS);
+	FAIL_IF(m->progress->n_metric > LIMIT_METRICS, &r->err, TF_ELIMIT,
+		"%zu metrics: the limit is %u", m->progress->n_metric, LIMIT_METRICS);
 	job_progress(d, live_find(&d->live, m->job), m->progress);
 	reply_ok(d, r);
 	return 0;
@@ -153,7 +156,7 @@ int handle_worker_done(struct daemon *d, struct request *r)
 	const Tf__WorkerDone *m = r->message->worker_done;
 
 	if (r->worker->job == m->job && r->worker->attempt == m->attempt && r->worker->ended) {
-		reply_ok(d, r);      /* said again */
+		reply_ok(d, r); /* said again */
 		return 0;
 	}
 	TRY(check_attempt(d, r, m->job, m->attempt));

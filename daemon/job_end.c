@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Ends: what the outcome of an attempt, or its loss, makes of the job, and what the end of a job means
- * for those that wait for it, for what it used and for what it was making. */
+ * Ends: what the outcome of an attempt, or its loss, makes of the job, and what the end of a job
+ * means for those that wait for it, for what it used and for what it was making. */
 #include "config.h"
 #include "daemon/daemon.h"
 #include "lib/clock.h"
@@ -38,7 +38,8 @@ static int retry_or_fail(struct daemon *d, const Tf__JobRecord *r, const char *w
 	else
 		reason = xstrdup(why);
 	edit.reason = reason;
-	rc = job_change(d, r->job->id, r->crashes < r->retries ? EVENT_REQUEUE : EVENT_FAIL, &edit, e);
+	rc = job_change(d, r->job->id, r->crashes < r->retries ? EVENT_REQUEUE : EVENT_FAIL, &edit,
+			e);
 	xfree(reason);
 	return rc;
 }
@@ -50,7 +51,7 @@ static int left_as_told(struct daemon *d, const Tf__JobRecord *r, struct err *e)
 
 	switch (r->job->stopping) {
 	case TF__STOP_REASON__STOP_CANCEL:
-		break;     /* its reason says who wanted it */
+		break; /* its reason says who wanted it */
 	case TF__STOP_REASON__STOP_LIMIT:
 		edit.reason = "over its time limit";
 		return job_change(d, r->job->id, EVENT_FAIL, &edit, e);
@@ -76,15 +77,16 @@ static int done(struct daemon *d, const Tf__JobRecord *r, const Tf__Outcome *out
 	return job_change(d, r->job->id, EVENT_DONE, &edit, e);
 }
 
-static int failed(struct daemon *d, const Tf__JobRecord *r, const Tf__Outcome *outcome, struct err *e)
+static int failed(struct daemon *d, const Tf__JobRecord *r, const Tf__Outcome *outcome,
+		  struct err *e)
 {
-	char *why = shortened(outcome->text && *outcome->text ? outcome->text :
-			      err_text(outcome->code));
+	char *why = shortened(outcome->text && *outcome->text ? outcome->text
+							      : err_text(outcome->code));
 	struct job_edit edit = { .reason = why, .outcome = outcome };
 	int rc;
 
-	rc = outcome->retry ? retry_or_fail(d, r, why, e) :
-		job_change(d, r->job->id, EVENT_FAIL, &edit, e);
+	rc = outcome->retry ? retry_or_fail(d, r, why, e)
+			    : job_change(d, r->job->id, EVENT_FAIL, &edit, e);
 	xfree(why);
 	return rc;
 }
@@ -131,8 +133,8 @@ int job_lost(struct daemon *d, struct worker *w, const char *why, struct err *e)
 	if (w->ended)
 		return 0;
 	TRY(current(d, w, &r, e));
-	rc = r->job->stopping != TF__STOP_REASON__STOP_NONE ? left_as_told(d, r, e) :
-		retry_or_fail(d, r, why, e);
+	rc = r->job->stopping != TF__STOP_REASON__STOP_NONE ? left_as_told(d, r, e)
+							    : retry_or_fail(d, r, why, e);
 	record_free(r);
 	TRY(rc);
 	w->ended = true;
@@ -140,7 +142,8 @@ int job_lost(struct daemon *d, struct worker *w, const char *why, struct err *e)
 }
 
 /* How the jobs stand that r waits for. */
-static int look_at_after(struct daemon *d, const Tf__JobRecord *r, bool *all_done, char **failed_text)
+static int look_at_after(struct daemon *d, const Tf__JobRecord *r, bool *all_done,
+			 char **failed_text)
 {
 	*all_done = true;
 	for (size_t i = 0; i < r->job->n_after; i++) {
@@ -172,7 +175,8 @@ static int wake(struct daemon *d, uint64_t waiter, struct err *e)
 	edit.reason = failed_text ? failed_text : "";
 	if (rc == 0 && failed_text)
 		rc = job_change(d, waiter, EVENT_UNREADY, &edit, e);
-	else if (rc == 0 && all_done && live_find(&d->live, waiter)->state == TF__JOB_STATE__WAITING)
+	else if (rc == 0 && all_done &&
+		 live_find(&d->live, waiter)->state == TF__JOB_STATE__WAITING)
 		rc = job_change(d, waiter, EVENT_READY, &edit, e);
 	xfree(failed_text);
 	return rc < 0 ? rc : 0;
@@ -202,8 +206,8 @@ size_t spec_uploads(const Tf__JobSpec *spec, char ***out)
 		*out = spec->tokenizer->upload;
 	else
 		return 0;
-	return spec->spec_case == TF__JOB_SPEC__SPEC_INGEST ? spec->ingest->n_upload :
-		spec->tokenizer->n_upload;
+	return spec->spec_case == TF__JOB_SPEC__SPEC_INGEST ? spec->ingest->n_upload
+							    : spec->tokenizer->n_upload;
 }
 
 /* An upload goes with the last job that used it. */

@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The life of a job: one table, one setter. Every change of a job's state goes through job_change,
- * which looks into the table, writes the record into the turn's transaction, and announces it.
- *
- *               ready unready hold release start hello stop cancel done fail requeue */
+ * which looks into the table, writes the record into the turn's transaction, and announces it. */
 #include "config.h"
 #include "daemon/daemon.h"
 #include "lib/clock.h"
@@ -25,8 +23,9 @@
 
 /* A stopping job that is cancelled stays stopping; its reason changes. An attempt may report its
  * outcome while still starting: the daemon that took its hello died before the commit. */
+/* clang-format off */
 static const uint8_t next[TF__JOB_STATE__CANCELLED + 1][JOB_EVENTS] = {
-	/*      ready unready hold release start hello stop cancel done fail requeue */
+	/*       ready unready hold release start hello stop cancel done fail requeue */
 	[Q]  = { 0,    0,      H,   0,      S,    0,    0,   C,     0,   F,   0 },
 	[W]  = { Q,    C,      H,   0,      0,    0,    0,   C,     0,   0,   0 },
 	[H]  = { 0,    C,      0,   Q,      0,    0,    0,   C,     0,   0,   0 },
@@ -37,11 +36,12 @@ static const uint8_t next[TF__JOB_STATE__CANCELLED + 1][JOB_EVENTS] = {
 	[F]  = { 0 },
 	[C]  = { 0 },
 };
+/* clang-format on */
 
 /* A stopping job ends cancelled when its attempt is over and a person wanted it so. */
-#define CANCELLED_AT_LAST(record, event) ((record)->job->state == P && \
-	(record)->job->stopping == TF__STOP_REASON__STOP_CANCEL && \
-	((event) == EVENT_REQUEUE || (event) == EVENT_FAIL))
+#define CANCELLED_AT_LAST(record, event)                                                           \
+	((record)->job->state == P && (record)->job->stopping == TF__STOP_REASON__STOP_CANCEL &&   \
+	 ((event) == EVENT_REQUEUE || (event) == EVENT_FAIL))
 
 Tf__JobState job_next(Tf__JobState state, enum job_event event)
 {
@@ -53,8 +53,8 @@ Tf__JobState job_next(Tf__JobState state, enum job_event event)
 const char *job_event_name(enum job_event event)
 {
 	static const char *const names[JOB_EVENTS] = {
-		"made ready", "given up", "held", "released", "started", "greeted", "stopped",
-		"cancelled", "done", "failed", "queued again",
+		"made ready", "given up",  "held", "released", "started",      "greeted",
+		"stopped",    "cancelled", "done", "failed",   "queued again",
 	};
 
 	return names[event];
@@ -146,7 +146,8 @@ static void announce(struct daemon *d, const Tf__JobRecord *r)
 	CHECK(j);
 	d->announced = true;
 	log_line(LOG_INFO, r->job->id, "state=%s attempt=%u%s%s", job_state_name(r->job->state),
-		 r->job->attempt, r->job->reason ? " reason=" : "", r->job->reason ? r->job->reason : "");
+		 r->job->attempt, r->job->reason ? " reason=" : "",
+		 r->job->reason ? r->job->reason : "");
 	if (ended) {
 		buf_append(&d->ended, &r->job->id, sizeof r->job->id);
 		live_remove(&d->live, r->job->id);
@@ -175,8 +176,9 @@ int job_change(struct daemon *d, uint64_t id, enum job_event event, const struct
 	if (to != 0 && CANCELLED_AT_LAST(r, event))
 		to = C;
 	if (to == 0) {
-		rc = err_set(e, TF_ESTATE, "job %llu is %s: it cannot be %s", (unsigned long long)id,
-			     job_state_name(r->job->state), job_event_name(event));
+		rc = err_set(e, TF_ESTATE, "job %llu is %s: it cannot be %s",
+			     (unsigned long long)id, job_state_name(r->job->state),
+			     job_event_name(event));
 	} else {
 		edit_record(d, r, to, event, edit);
 		rc = job_put(d->state, r, e);

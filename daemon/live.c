@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The jobs that have not ended, in memory: an array of pointers by rising id, which is the order of the
- * queue. New ids only grow, so adding is appending; an ended job leaves a hole, and when half are holes
- * the array is closed up. */
+ * The jobs that have not ended, in memory: an array of pointers by rising id, which is the order of
+ * the queue. New ids only grow, so adding is appending; an ended job leaves a hole, and when half
+ * are holes the array is closed up. */
 #include "config.h"
 #include "daemon/daemon.h"
 #include "lib/mem.h"

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The event loop. One turn: wait for something, take all of it, commit once, send the answers, then
- * start what can start. Nothing in a turn waits for a disk longer than the commit, nor for a peer. */
+ * start what can start. Nothing in a turn waits for a disk longer than the commit, nor for a peer.
+ */
 #include "config.h"
 #include "daemon/daemon.h"
 #include "lib/clock.h"
@@ -131,7 +132,7 @@ static int64_t wait_ms(const struct daemon *d)
 	int64_t until = d->second_ms;
 
 	if (d->outbox.count > 0)
-		return 1;      /* a peer's queue was full */
+		return 1; /* a peer's queue was full */
 	if (d->waits > 0)
 		until = d->tick_ms < until ? d->tick_ms : until;
 	if (d->spawn_after_ms > now && d->spawn_after_ms < until)
@@ -151,7 +152,8 @@ static size_t fill_items(struct daemon *d, zmq_pollitem_t *item)
 		item[n++] = (zmq_pollitem_t){ .fd = d->worker[i]->pidfd, .events = ZMQ_POLLIN };
 	for (int i = 0; i < READER_PROCESSES_MAX; i++)
 		if (d->reader[i].pidfd >= 0)
-			item[n++] = (zmq_pollitem_t){ .fd = d->reader[i].pidfd, .events = ZMQ_POLLIN };
+			item[n++] =
+				(zmq_pollitem_t){ .fd = d->reader[i].pidfd, .events = ZMQ_POLLIN };
 	return n;
 }
 
@@ -165,7 +167,8 @@ static void take_signal(struct daemon *d)
 	}
 }
 
-/* Ended processes. Those lists change while they are handled, so they are looked up by descriptor. */
+/* Ended processes. Those lists change while they are handled, so they are looked up by descriptor.
+ */
 static void take_ended(struct daemon *d, const zmq_pollitem_t *item, size_t n)
 {
 	for (size_t k = FIXED_ITEMS; k < n; k++) {
@@ -214,7 +217,7 @@ static void turn(struct daemon *d)
 
 	CHECK(n <= ARRAY_LEN(item));
 	if (zmq_poll(item, (int)n, (long)wait_ms(d)) < 0)
-		n = 0;      /* a signal: the next turn sees it */
+		n = 0; /* a signal: the next turn sees it */
 	if (n && item[2].revents)
 		take_signal(d);
 	if (n && item[1].revents)

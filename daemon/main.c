@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * transfused: reads its options, opens the state, says that it is ready, and runs the loop until it is
- * told to leave. Exit statuses: 0 left as told, 1 could not start, 2 wrong usage. */
+ * transfused: reads its options, opens the state, says that it is ready, and runs the loop until it
+ * is told to leave. Exit statuses: 0 left as told, 1 could not start, 2 wrong usage. */
 #include "config.h"
 #include "daemon/daemon.h"
 #include "lib/log.h"
@@ -74,7 +74,7 @@ static void go_to_background(struct daemon *d)
 		close(fd[1]);
 		if (read(fd[0], &byte, 1) == 1)
 			_exit(0);
-		_exit(1);      /* the child has said why */
+		_exit(1); /* the child has said why */
 	}
 	close(fd[0]);
 	setsid();

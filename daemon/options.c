@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Options: the rows of options.def, from a YAML file and from the command line. A command-line option
- * becomes a setting of the same tree, so both go through one check. */
+ * Options: the rows of options.def, from a YAML file and from the command line. A command-line
+ * option becomes a setting of the same tree, so both go through one check. */
 #include "config.h"
 #include "daemon/daemon.h"
 #include "lib/files.h"
@@ -25,13 +25,22 @@ struct raw {
 enum option_type { OPTION_TEXT = YAML_TEXT, OPTION_INT = YAML_INT, OPTION_LIST = YAML_NODE };
 
 static const struct yaml_field fields[] = {
-#define O(name, type, fallback, least, most, help) \
-	{ #name, (enum yaml_type)OPTION_##type, offsetof(struct raw, name), fallback, least, most, NULL, help },
+#define O(name, type, fallback, least, most, help)                                                 \
+	{ #name,                                                                                   \
+	  (enum yaml_type)OPTION_##type,                                                           \
+	  offsetof(struct raw, name),                                                              \
+	  fallback,                                                                                \
+	  least,                                                                                   \
+	  most,                                                                                    \
+	  NULL,                                                                                    \
+	  help },
 #include "daemon/options.def"
 #undef O
 };
 
-static const struct { const char *name, *help; } plain[] = {
+static const struct {
+	const char *name, *help;
+} plain[] = {
 	{ "config", "a YAML file with these options as its fields" },
 	{ "background", "return when requests are answered; log to <state>/daemon.log" },
 	{ "help", "this text" },
@@ -50,9 +59,11 @@ void options_help(struct buf *out)
 {
 	char flag[40];
 
-	buf_text(out, "usage: transfused [--config FILE] [OPTION VALUE]...\n"
+	buf_text(out,
+		 "usage: transfused [--config FILE] [OPTION VALUE]...\n"
 		 "The daemon that owns a state folder: its datasets, models and queue of jobs.\n"
-		 "Example: transfused --state ~/transfused --listen tcp://0.0.0.0:7080 --background\n\n");
+		 "Example: transfused --state ~/transfused --listen tcp://0.0.0.0:7080 "
+		 "--background\n\n");
 	for (size_t i = 0; i < ARRAY_LEN(plain); i++)
 		buf_printf(out, "  --%-22s %s\n", plain[i].name, plain[i].help);
 	for (size_t i = 0; i < ARRAY_LEN(fields); i++) {
@@ -89,7 +100,7 @@ static int set_field(struct yaml *y, const struct yaml_field *f, const struct te
 		buf_text(&b, "[");
 	for (size_t i = 0; i < given->count; i++) {
 		if (f->type != YAML_NODE && i + 1 < given->count)
-			continue;      /* the last one counts */
+			continue; /* the last one counts */
 		if (f->type == YAML_NODE && i > 0)
 			buf_text(&b, ", ");
 		if (f->type == YAML_INT)
@@ -109,13 +120,14 @@ static int read_list(const struct yaml *y, const struct yaml_node *n, const stru
 {
 	if (!n)
 		return 0;
-	FAIL_IF(n->kind != YAML_LIST, e, TF_EINVALID, "%s: line %d: %s: expected a list", y->file, n->line,
-		f->name);
+	FAIL_IF(n->kind != YAML_LIST, e, TF_EINVALID, "%s: line %d: %s: expected a list", y->file,
+		n->line, f->name);
 	for (const struct yaml_node *c = n->child; c; c = c->next) {
-		FAIL_IF(c->kind != YAML_SCALAR, e, TF_EINVALID, "%s: line %d: %s: expected a list of texts",
-			y->file, c->line, f->name);
-		FAIL_IF((double)out->count >= f->most, e, TF_ELIMIT, "%s: line %d: %s: more than %g entries",
-			y->file, c->line, f->name, f->most);
+		FAIL_IF(c->kind != YAML_SCALAR, e, TF_EINVALID,
+			"%s: line %d: %s: expected a list of texts", y->file, c->line, f->name);
+		FAIL_IF((double)out->count >= f->most, e, TF_ELIMIT,
+			"%s: line %d: %s: more than %g entries", y->file, c->line, f->name,
+			f->most);
 		out->text = xrealloc(out->text, out->count + 1, sizeof *out->text);
 		out->text[out->count++] = xstrdup(c->text);
 	}
@@ -129,8 +141,12 @@ static int take(const struct yaml *y, struct raw *raw, struct options *out, stru
 
 #define TAKE_TEXT(name) out->name = raw->name
 #define TAKE_INT(name) out->name = raw->name
-#define TAKE_LIST(name) if (rc == 0) rc = read_list(y, raw->name, f, &out->name, e)
-#define O(name, type, fallback, least, most, help) TAKE_##type(name); f++;
+#define TAKE_LIST(name)                                                                            \
+	if (rc == 0)                                                                               \
+	rc = read_list(y, raw->name, f, &out->name, e)
+#define O(name, type, fallback, least, most, help)                                                 \
+	TAKE_##type(name);                                                                         \
+	f++;
 #include "daemon/options.def"
 #undef O
 	return rc;
@@ -160,7 +176,8 @@ static int load_config(const char *path, struct yaml *y, struct err *e)
 	int rc = path ? file_read(path, YAML_BYTES_MAX, &b, e) : 0;
 
 	if (rc == 0)
-		rc = yaml_parse(path ? path : "the command line", b.data ? b.data : "", b.len, y, e);
+		rc = yaml_parse(path ? path : "the command line", b.data ? b.data : "", b.len, y,
+				e);
 	buf_release(&b);
 	return rc;
 }
@@ -180,16 +197,18 @@ static int read_command_line(int argc, char **argv, struct command_line *c, stru
 
 	for (size_t i = 0; i < ARRAY_LEN(fields); i++) {
 		as_flag(fields[i].name, flag[i]);
-		long_option[n++] = (struct option){ flag[i], required_argument, NULL, (int)(1000 + i) };
+		long_option[n++] =
+			(struct option){ flag[i], required_argument, NULL, (int)(1000 + i) };
 	}
 	for (size_t i = 0; i < ARRAY_LEN(plain); i++)
-		long_option[n++] = (struct option){ plain[i].name, i == 0 ? required_argument : no_argument,
-			NULL, (int)(2000 + i) };
+		long_option[n++] =
+			(struct option){ plain[i].name, i == 0 ? required_argument : no_argument,
+					 NULL, (int)(2000 + i) };
 	optind = 1;
 	opterr = 0;
 	while ((which = getopt_long(argc, argv, "", long_option, NULL)) != -1) {
-		FAIL_IF(which == '?', e, TF_EUSAGE, "'%s': no such option, or its value is missing (--help)",
-			argv[optind - 1]);
+		FAIL_IF(which == '?', e, TF_EUSAGE,
+			"'%s': no such option, or its value is missing (--help)", argv[optind - 1]);
 		c->config = which == 2000 ? optarg : c->config;
 		c->background |= which == 2001;
 		c->help |= which == 2002;
@@ -205,7 +224,8 @@ static int read_command_line(int argc, char **argv, struct command_line *c, stru
 	return 0;
 }
 
-int options_read(int argc, char **argv, struct options *out, enum options_result *result, struct err *e)
+int options_read(int argc, char **argv, struct options *out, enum options_result *result,
+		 struct err *e)
 {
 	struct command_line c = { 0 };
 	struct yaml y = { 0 };

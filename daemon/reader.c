@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Looking into datasets for clients (data sample, data verify) happens in another process: this program,
- * started again as `transfused --read-dataset ...`. A damaged map can end that one, never the daemon,
- * and a long verification blocks nobody. Its answer is JSON text in a file without a name. */
+ * Looking into datasets for clients (data sample, data verify) happens in another process: this
+ * program, started again as `transfused --read-dataset ...`. A damaged map can end that one, never
+ * the daemon, and a long verification blocks nobody. Its answer is JSON text in a file without a
+ * name. */
 #include "config.h"
 #include "daemon/daemon.h"
 #include "lib/clock.h"
@@ -20,7 +21,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define READER_MS_MAX (6 * 3600 * 1000LL)      /* a verification of terabytes */
+#define READER_MS_MAX (6 * 3600 * 1000LL) /* a verification of terabytes */
 #define ANSWER_BYTES_MAX (LIMIT_MESSAGE_BYTES - 4096)
 
 /* Exit statuses of the other process. */
@@ -79,7 +80,8 @@ static void answer(struct daemon *d, struct reader_process *p, int status, char 
 		char *sentence = strchr(text, ' ');
 		int code = atoi(text);
 
-		reply_error(d, &p->request, code < 0 ? code : TF_EINTERNAL, sentence ? sentence + 1 : text);
+		reply_error(d, &p->request, code < 0 ? code : TF_EINTERNAL,
+			    sentence ? sentence + 1 : text);
 		return;
 	}
 	result.json = text;
@@ -135,9 +137,11 @@ int reader_main(int argc, char **argv)
 		rc = dataset_sample_json(argv[1], (uint32_t)strtoul(argv[2], NULL, 10),
 					 strtoull(argv[3], NULL, 10), &out, &e);
 	else
-		rc = err_set(&e, TF_EUSAGE, "--read-dataset sample FOLDER COUNT SEED | verify FOLDER");
+		rc = err_set(&e, TF_EUSAGE,
+			     "--read-dataset sample FOLDER COUNT SEED | verify FOLDER");
 	if (rc == 0 && out.len > ANSWER_BYTES_MAX)
-		rc = err_set(&e, TF_ELIMIT, "an answer of %zu bytes is over the limit: ask for less", out.len);
+		rc = err_set(&e, TF_ELIMIT,
+			     "an answer of %zu bytes is over the limit: ask for less", out.len);
 	if (rc < 0) {
 		buf_clear(&out);
 		buf_printf(&out, "%d %s", rc, e.text);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Answers. They are packed at once and lie in the outbox until the turn's commit; after a failed one
- * each becomes "outcome unknown". A peer that does not read is not waited for: its answer is tried a few
- * turns long and then dropped. */
+ * Answers. They are packed at once and lie in the outbox until the turn's commit; after a failed
+ * one each becomes "outcome unknown". A peer that does not read is not waited for: its answer is
+ * tried a few turns long and then dropped. */
 #include "config.h"
 #include "daemon/daemon.h"
 #include "lib/log.h"
@@ -210,7 +210,8 @@ static void make_unknown(struct letter *l)
 
 	error.has_code = true;
 	error.code = TF_EUNKNOWN;
-	error.text = (char *)"the state could not be written: the outcome is unknown, see the daemon's log";
+	error.text = (char *)"the state could not be written: the outcome is unknown, see the "
+			     "daemon's log";
 	letter_pack(l, &error);
 }
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * From the names in a spec to inputs: NAME[:step|latest|best][@ema] becomes the artefact's id and hash
- * and a checkpoint's step. What a model was made with (tokenizer, autoencoder) comes along by itself.
- * Everything is settled at the submit, so what a name means later does not matter; only what a job of
+ * From the names in a spec to inputs: NAME[:step|latest|best][@ema] becomes the artefact's id and
+ * hash and a checkpoint's step. What a model was made with (tokenizer, autoencoder) comes along by
+ * itself. Everything is settled at the submit, so what a name means later does not matter; only
+ * what a job of
  * --after is still making is settled at the start of the attempt. */
 #include "config.h"
 #include "daemon/daemon.h"
@@ -72,7 +73,8 @@ static int readiness(const struct resolve *v, const Tf__Artefact *a, struct err 
 		if (rc == 0)
 			return 0;
 	}
-	return err_set(e, TF_ESTATE, "%s '%s' is still being made by job %llu: wait for it (--after %llu)",
+	return err_set(e, TF_ESTATE,
+		       "%s '%s' is still being made by job %llu: wait for it (--after %llu)",
 		       artefact_kind_name(a->kind), a->name, (unsigned long long)a->job,
 		       (unsigned long long)a->job);
 }
@@ -98,7 +100,8 @@ static void add_input(struct resolved *out, Tf__Input *in, const Tf__Artefact *a
 }
 
 /* Adds what `a` was made with in the role; two different ones do not go together. */
-static int add_inherited(const struct resolve *v, const Tf__Artefact *a, const char *role, struct err *e)
+static int add_inherited(const struct resolve *v, const Tf__Artefact *a, const char *role,
+			 struct err *e)
 {
 	for (size_t i = 0; i < a->n_made_from; i++) {
 		const Tf__Input *from = a->made_from[i];
@@ -114,14 +117,16 @@ static int add_inherited(const struct resolve *v, const Tf__Artefact *a, const c
 			if (strcmp(old->role, role) != 0)
 				continue;
 			FAIL_IF(strcmp(old->id, from->id) != 0 &&
-				!(old->hash && from->hash && strcmp(old->hash, from->hash) == 0), e,
-				TF_EMISMATCH, "%s '%s' was made with %s '%s', but '%s' is also used here",
+					!(old->hash && from->hash &&
+					  strcmp(old->hash, from->hash) == 0),
+				e, TF_EMISMATCH,
+				"%s '%s' was made with %s '%s', but '%s' is also used here",
 				artefact_kind_name(a->kind), a->name, role, from->name, old->name);
 			return 0;
 		}
 		rc = artefact_get(v->d->state, from->id, &r, e);
-		FAIL_IF(rc == TF_ENOTFOUND, e, TF_ENOTFOUND, "%s '%s', which '%s' was made with, is gone", role,
-			from->name, a->name);
+		FAIL_IF(rc == TF_ENOTFOUND, e, TF_ENOTFOUND,
+			"%s '%s', which '%s' was made with, is gone", role, from->name, a->name);
 		TRY(rc);
 		in = input_new(r->artefact, role);
 		xfree(in->hash);
@@ -136,8 +141,8 @@ static int add_inherited(const struct resolve *v, const Tf__Artefact *a, const c
 }
 
 /* One name in one role. */
-static int add_named(const struct resolve *v, Tf__ArtefactKind kind, const char *text, const char *role,
-		     double weight, struct err *e)
+static int add_named(const struct resolve *v, Tf__ArtefactKind kind, const char *text,
+		     const char *role, double weight, struct err *e)
 {
 	Tf__ArtefactRecord *r = NULL;
 	struct artefact_name ref;
@@ -173,7 +178,8 @@ static int add_named(const struct resolve *v, Tf__ArtefactKind kind, const char 
 static int resolve_ingest(const struct resolve *v, const Tf__IngestSpec *s, struct err *e)
 {
 	if (s->tokenizer && *s->tokenizer)
-		TRY(add_named(v, TF__ARTEFACT_KIND__TOKENIZER_MODEL, s->tokenizer, "tokenizer", 0, e));
+		TRY(add_named(v, TF__ARTEFACT_KIND__TOKENIZER_MODEL, s->tokenizer, "tokenizer", 0,
+			      e));
 	if (s->vae && *s->vae)
 		TRY(add_named(v, TF__ARTEFACT_KIND__VAE_MODEL, s->vae, "vae", 0, e));
 	return 0;
@@ -192,7 +198,8 @@ static int add_sources(const struct resolve *v, const struct experiment_source *
 	int rc = 0;
 
 	for (int i = 0; rc == 0 && i < count; i++)
-		rc = add_named(v, TF__ARTEFACT_KIND__DATASET, data[i].name, "data", data[i].weight, e);
+		rc = add_named(v, TF__ARTEFACT_KIND__DATASET, data[i].name, "data", data[i].weight,
+			       e);
 	return rc;
 }
 
@@ -230,14 +237,21 @@ int resolve_spec(struct daemon *d, const Tf__JobSpec *spec, struct resolved *out
 
 	*out = (struct resolved){ 0 };
 	switch (spec->spec_case) {
-	case TF__JOB_SPEC__SPEC_INGEST: return resolve_ingest(&v, spec->ingest, e);
-	case TF__JOB_SPEC__SPEC_TOKENIZER: return resolve_tokenizer(&v, spec->tokenizer, e);
-	case TF__JOB_SPEC__SPEC_VAE: return resolve_vae(&v, spec->vae, e);
-	case TF__JOB_SPEC__SPEC_TRAIN: return resolve_train(&v, spec->train, e);
-	case TF__JOB_SPEC__SPEC_EVAL: return resolve_eval(&v, spec->eval, e);
+	case TF__JOB_SPEC__SPEC_INGEST:
+		return resolve_ingest(&v, spec->ingest, e);
+	case TF__JOB_SPEC__SPEC_TOKENIZER:
+		return resolve_tokenizer(&v, spec->tokenizer, e);
+	case TF__JOB_SPEC__SPEC_VAE:
+		return resolve_vae(&v, spec->vae, e);
+	case TF__JOB_SPEC__SPEC_TRAIN:
+		return resolve_train(&v, spec->train, e);
+	case TF__JOB_SPEC__SPEC_EVAL:
+		return resolve_eval(&v, spec->eval, e);
 	case TF__JOB_SPEC__SPEC_GENERATE:
-		return add_named(&v, TF__ARTEFACT_KIND__MODEL, spec->generate->model, "model", 0, e);
-	default: return 0;
+		return add_named(&v, TF__ARTEFACT_KIND__MODEL, spec->generate->model, "model", 0,
+				 e);
+	default:
+		return 0;
 	}
 }
 
@@ -269,7 +283,8 @@ static int settle_input(struct daemon *d, Tf__Input *in, struct err *e)
 		artefact_kind_name(in->kind), in->name);
 	TRY(rc);
 	if (strcmp(r->artefact->state, ARTEFACT_MAKING) == 0)
-		rc = err_set(e, TF_ESTATE, "%s '%s' is not ready", artefact_kind_name(in->kind), in->name);
+		rc = err_set(e, TF_ESTATE, "%s '%s' is not ready", artefact_kind_name(in->kind),
+			     in->name);
 	xfree(in->hash);
 	in->hash = xstrdup(r->artefact->hash);
 	if (rc == 0 && artefact_in_place(in->kind))

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Which queued job starts on which free slot. A pure function of its input, so that years of arrivals
- * can be played through it in a test. Today: first come, first served among those a free slot suits. */
+ * Which queued job starts on which free slot. A pure function of its input, so that years of
+ * arrivals can be played through it in a test. Today: first come, first served among those a free
+ * slot suits. */
 #include "config.h"
 #include "daemon/daemon.h"
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The sockets: one ROUTER for clients and workers on every endpoint, CURVE on all of them, and the ZAP
- * handler that knows their keys. A message becomes a request here: unpacked within bounds, its version
- * checked, its sender's role looked up (at every message: a revoked key must not live on in an open
- * connection), and handed to the function of its row in requests.def. */
+ * The sockets: one ROUTER for clients and workers on every endpoint, CURVE on all of them, and the
+ * ZAP handler that knows their keys. A message becomes a request here: unpacked within bounds, its
+ * version checked, its sender's role looked up (at every message: a revoked key must not live on in
+ * an open connection), and handed to the function of its row in requests.def. */
 #include "config.h"
 #include "daemon/daemon.h"
 #include "lib/log.h"
@@ -14,7 +14,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#define TURN_MESSAGES 512           /* taken in one turn: then the commit comes */
+#define TURN_MESSAGES 512 /* taken in one turn: then the commit comes */
 #define TURN_HANDSHAKES 64
 #define REQUEST_FIELD_MAX 64
 
@@ -39,8 +39,8 @@ static const struct row *row_of[REQUEST_FIELD_MAX];
 static void index_rows(void)
 {
 	for (size_t i = 0; i < ARRAY_LEN(rows); i++) {
-		const ProtobufCFieldDescriptor *f =
-			protobuf_c_message_descriptor_get_field_by_name(&tf__request__descriptor, rows[i].name);
+		const ProtobufCFieldDescriptor *f = protobuf_c_message_descriptor_get_field_by_name(
+			&tf__request__descriptor, rows[i].name);
 
 		CHECK(f && f->id < REQUEST_FIELD_MAX);
 		row_of[f->id] = &rows[i];
@@ -56,7 +56,7 @@ static void look_up(struct daemon *d, struct request *r)
 
 	r->role = ROLE_NONE;
 	if (!d->state)
-		return;        /* the store cannot be opened: nobody is known */
+		return; /* the store cannot be opened: nobody is known */
 	r->worker = worker_by_key(d, r->key);
 	if (r->worker) {
 		r->role = ROLE_WORKER;
@@ -69,12 +69,12 @@ static void look_up(struct daemon *d, struct request *r)
 
 static bool is_allowed(const struct row *row, enum user_role role)
 {
-	return row->role == ROLE_WORKER ? role == ROLE_WORKER :
-		role >= row->role && role <= ROLE_ADMIN;
+	return row->role == ROLE_WORKER ? role == ROLE_WORKER
+					: role >= row->role && role <= ROLE_ADMIN;
 }
 
-/* Answers a question of the handshake: version, request id, domain, address, identity, mechanism, key.
- * False when there is none. */
+/* Answers a question of the handshake: version, request id, domain, address, identity, mechanism,
+ * key. False when there is none. */
 static bool answer_handshake(struct daemon *d)
 {
 	char part[7][256], *status = "400", *text = "unknown key";
@@ -100,7 +100,7 @@ static bool answer_handshake(struct daemon *d)
 			status = "200";
 			text = "";
 		} else if (!d->state) {
-			status = "300";      /* it will be tried again */
+			status = "300"; /* it will be tried again */
 			text = "not now";
 		}
 	}
@@ -126,13 +126,14 @@ void server_zap(struct daemon *d)
 static int refuse(struct daemon *d, struct request *r, const struct row *row)
 {
 	if (!d->state)
-		return err_set(&r->err, TF_EUNKNOWN, "the state cannot be opened now, see the daemon's log");
+		return err_set(&r->err, TF_EUNKNOWN,
+			       "the state cannot be opened now, see the daemon's log");
 	if (row->role == ROLE_WORKER && r->role == ROLE_NONE)
 		return err_set(&r->err, TF_EFENCED, "this attempt is over");
 	if (r->role == ROLE_NONE)
 		return err_set(&r->err, TF_EREFUSED, "the key is not known here any more");
-	return err_set(&r->err, TF_EREFUSED, "%s is for %ss: %s is a %s", row->name, role_name(row->role),
-		       *r->user ? r->user : "this key", role_name(r->role));
+	return err_set(&r->err, TF_EREFUSED, "%s is for %ss: %s is a %s", row->name,
+		       role_name(row->role), *r->user ? r->user : "this key", role_name(r->role));
 }
 
 static int dispatch(struct daemon *d, struct request *r)
@@ -146,7 +147,8 @@ static int dispatch(struct daemon *d, struct request *r)
 	if (!is_allowed(row, r->role)) {
 		int rc = refuse(d, r, row);
 
-		log_warn("refused %s of %s: %s", row->name, *r->user ? r->user : r->key, r->err.text);
+		log_warn("refused %s of %s: %s", row->name, *r->user ? r->user : r->key,
+			 r->err.text);
 		return rc;
 	}
 	FAIL_IF(row->writes && d->read_only, &r->err, TF_EUNKNOWN,
@@ -163,7 +165,8 @@ static void take(struct daemon *d, struct wire_message *m)
 	memcpy(r.route, m->route, m->route_len);
 	snprintf(r.key, sizeof r.key, "%s", m->user);
 	look_up(d, &r);
-	rc = wire_unpack_request(zmq_msg_data(&m->body), zmq_msg_size(&m->body), &message, &r.id, &r.err);
+	rc = wire_unpack_request(zmq_msg_data(&m->body), zmq_msg_size(&m->body), &message, &r.id,
+				 &r.err);
 	if (rc == 0) {
 		r.message = message;
 		rc = dispatch(d, &r);

@@ -19,8 +19,19 @@
 
 /* What a child may see of our environment; everything else stays here. */
 static const char *const passed_on[] = {
-	"PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES",
-	"CUDA_DEVICE_ORDER", "ASAN_OPTIONS", "UBSAN_OPTIONS", "TF_FAULT", "DNNL_MAX_CPU_ISA",
+	"PATH",
+	"HOME",
+	"LANG",
+	"LC_ALL",
+	"TZ",
+	"TMPDIR",
+	"LD_LIBRARY_PATH",
+	"CUDA_VISIBLE_DEVICES",
+	"CUDA_DEVICE_ORDER",
+	"ASAN_OPTIONS",
+	"UBSAN_OPTIONS",
+	"TF_FAULT",
+	"DNNL_MAX_CPU_ISA",
 };
 
 char **spawn_env(int threads)
@@ -76,8 +87,9 @@ static int attributes_of(posix_spawnattr_t *attributes)
 	if (!rc)
 		rc = posix_spawnattr_setsigdefault(attributes, &all);
 	if (!rc)
-		rc = posix_spawnattr_setflags(attributes, POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK |
-					      POSIX_SPAWN_SETSIGDEF);
+		rc = posix_spawnattr_setflags(attributes, POSIX_SPAWN_SETSID |
+								  POSIX_SPAWN_SETSIGMASK |
+								  POSIX_SPAWN_SETSIGDEF);
 	return rc;
 }
 
@@ -94,8 +106,9 @@ int spawn_process(const struct spawn *s, pid_t *pid, int *pidfd, struct err *e)
 	if (!rc)
 		rc = attributes_of(&attributes);
 	if (!rc)
-		rc = fault_hit("spawn") ? EAGAIN :
-			posix_spawn(pid, s->argv[0], &actions, &attributes, s->argv, s->environment);
+		rc = fault_hit("spawn") ? EAGAIN
+					: posix_spawn(pid, s->argv[0], &actions, &attributes,
+						      s->argv, s->environment);
 	posix_spawnattr_destroy(&attributes);
 	posix_spawn_file_actions_destroy(&actions);
 	errno = rc;
@@ -124,9 +137,11 @@ uint64_t process_start(pid_t pid)
 	n = fread(text, 1, sizeof text - 1, f);
 	fclose(f);
 	text[n] = 0;
-	p = strrchr(text, ')');     /* the name in field 2 may hold anything */
-	if (!p || sscanf(p + 1, " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d "
-			 "%*d %*d %llu", &state, &start) != 2)
+	p = strrchr(text, ')'); /* the name in field 2 may hold anything */
+	if (!p || sscanf(p + 1,
+			 " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d "
+			 "%*d %*d %llu",
+			 &state, &start) != 2)
 		return 0;
 	return state == 'Z' || state == 'X' ? 0 : start;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * From options to a daemon that can take requests: the state folder and its lock, keys, store, slots,
- * sockets; then the jobs and attempts that an earlier daemon left. */
+ * From options to a daemon that can take requests: the state folder and its lock, keys, store,
+ * slots, sockets; then the jobs and attempts that an earlier daemon left. */
 #include "config.h"
 #include "daemon/daemon.h"
 #include "lib/clock.h"
@@ -42,8 +42,8 @@ char *daemon_path(const struct daemon *d, const char *fmt, ...)
 
 static int open_folder(struct daemon *d, struct err *e)
 {
-	static const char *const below[] = { "store", "keys", "jobs", "uploads", "data", "tokenizers",
-		"vaes", "models" };
+	static const char *const below[] = { "store", "keys",       "jobs", "uploads",
+					     "data",  "tokenizers", "vaes", "models" };
 	const char *wanted = d->options.state;
 	char *real;
 	int rc;
@@ -83,8 +83,8 @@ static int take_lock(struct daemon *d, struct err *e)
 
 		text[n > 0 ? n : 0] = 0;
 		text[strcspn(text, "\n")] = 0;
-		rc = err_set(e, TF_EBUSY, "another daemon (pid %s) owns %s", *text ? text : "unknown",
-			     d->folder);
+		rc = err_set(e, TF_EBUSY, "another daemon (pid %s) owns %s",
+			     *text ? text : "unknown", d->folder);
 	} else {
 		int n = snprintf(text, sizeof text, "%d\n", (int)getpid());
 
@@ -95,7 +95,8 @@ static int take_lock(struct daemon *d, struct err *e)
 	return rc;
 }
 
-/* Sockets' paths are short, so they lie in a folder of their own whose name comes from the state's. */
+/* Sockets' paths are short, so they lie in a folder of their own whose name comes from the state's.
+ */
 static int open_runtime(struct daemon *d, struct err *e)
 {
 	const char *given = d->options.runtime, *base = getenv("XDG_RUNTIME_DIR");
@@ -106,15 +107,17 @@ static int open_runtime(struct daemon *d, struct err *e)
 	if (given && *given)
 		d->runtime = xstrdup(given);
 	else
-		d->runtime = xasprintf("%s/transfused-%u-%016llx", base && strlen(base) < 50 && *base ? base :
-				       "/tmp", (unsigned)getuid(),
+		d->runtime = xasprintf("%s/transfused-%u-%016llx",
+				       base && strlen(base) < 50 && *base ? base : "/tmp",
+				       (unsigned)getuid(),
 				       (unsigned long long)XXH64(d->folder, strlen(d->folder), 0));
 	if (mkdir(d->runtime, 0700) < 0 && errno != EEXIST)
 		return err_errno(e, "%s", d->runtime);
 	if (lstat(d->runtime, &st) < 0)
 		return err_errno(e, "%s", d->runtime);
-	FAIL_IF(!S_ISDIR(st.st_mode) || st.st_uid != geteuid() || (st.st_mode & 022), e, TF_EREFUSED,
-		"%s: the folder of the sockets must be ours and writable by us alone", d->runtime);
+	FAIL_IF(!S_ISDIR(st.st_mode) || st.st_uid != geteuid() || (st.st_mode & 022), e,
+		TF_EREFUSED, "%s: the folder of the sockets must be ours and writable by us alone",
+		d->runtime);
 	d->worker_endpoint = xasprintf("ipc://%s/socket", d->runtime);
 	return 0;
 }
@@ -163,8 +166,8 @@ static int open_keys(struct daemon *d, struct err *e)
 	record_free(old);
 	key_pair_wipe(&owner);
 	TRY(rc);
-	return users_configure(d->state, (const char *const *)d->options.user.text, d->options.user.count,
-			       e);
+	return users_configure(d->state, (const char *const *)d->options.user.text,
+			       d->options.user.count, e);
 }
 
 static void open_slots(struct daemon *d)
@@ -252,7 +255,8 @@ static bool has_attempt(const struct attempts *a, const struct job *j)
 	return false;
 }
 
-/* Adopts every attempt on record; a running job without one (which cannot be) goes back to the queue. */
+/* Adopts every attempt on record; a running job without one (which cannot be) goes back to the
+ * queue. */
 static int examine(struct daemon *d, struct err *e)
 {
 	struct attempts a = { 0 };

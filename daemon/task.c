@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Work that may take long (removing folders, hashing and syncing uploads) runs in two threads, which see
- * nothing but their task. What follows from it is done in the loop: an eventfd says that some finished.
- * The number of tasks is bounded by what starts them (folders to remove, uploads). */
+ * Work that may take long (removing folders, hashing and syncing uploads) runs in two threads,
+ * which see nothing but their task. What follows from it is done in the loop: an eventfd says that
+ * some finished. The number of tasks is bounded by what starts them (folders to remove, uploads).
+ */
 #include "config.h"
 #include "daemon/daemon.h"
 #include "lib/mem.h"
@@ -19,7 +20,7 @@ struct tasks {
 	int threads;
 	pthread_mutex_t mutex;
 	pthread_cond_t wake;
-	struct task *first, **last;      /* to do */
+	struct task *first, **last; /* to do */
 	struct task *finished;
 	bool closing;
 	int fd;
@@ -49,7 +50,7 @@ static void *work(void *arg)
 		t->next = ts->finished;
 		ts->finished = t;
 		if (write(ts->fd, &one, sizeof one) < 0)
-			CHECK(errno == EAGAIN);    /* the counter is full: it is readable */
+			CHECK(errno == EAGAIN); /* the counter is full: it is readable */
 	}
 	pthread_mutex_unlock(&ts->mutex);
 	return NULL;

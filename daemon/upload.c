@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Files into the daemon, in chunks. The record says who may send what; the file's size says how much is
- * there, so an upload goes on after a lost connection or a new daemon. Hash and sync come at the close,
- * in another thread. Order in the file is the order of the offsets: a chunk begins at or before its end. */
+ * Files into the daemon, in chunks. The record says who may send what; the file's size says how
+ * much is there, so an upload goes on after a lost connection or a new daemon. Hash and sync come
+ * at the close, in another thread. Order in the file is the order of the offsets: a chunk begins at
+ * or before its end. */
 #include "config.h"
 #include "daemon/daemon.h"
 #include "lib/clock.h"
@@ -26,7 +27,7 @@ struct upload {
 	uint64_t size, have;
 	int64_t created_ms;
 	int fd;
-	bool closing;            /* its hash is being checked */
+	bool closing; /* its hash is being checked */
 };
 
 static struct upload *upload_find(struct daemon *d, const char *id)
@@ -121,8 +122,9 @@ static int take_up(struct daemon *d, const uint8_t token[16], const Tf__UploadRe
 static int name_is_plain(const char *name, struct err *e)
 {
 	FAIL_IF(strlen(name) > LIMIT_NAME_BYTES || !path_is_plain(name) || strchr(name, '/') ||
-		strcmp(name, ".") == 0, e, TF_EINVALID,
-		"upload name '%s': expected a plain file name of at most %u bytes", name, LIMIT_NAME_BYTES);
+			strcmp(name, ".") == 0,
+		e, TF_EINVALID, "upload name '%s': expected a plain file name of at most %u bytes",
+		name, LIMIT_NAME_BYTES);
 	return 0;
 }
 
@@ -151,8 +153,9 @@ static int start(struct daemon *d, const struct request *r, const Tf__UploadOpen
 	TRY(rc);
 	rc = owner_check(old->user, r, e);
 	if (rc == 0 && (old->size != m->size || strcmp(old->name, m->name) != 0))
-		rc = err_set(e, TF_EMISMATCH, "this upload is '%s' of %llu bytes: not '%s' of %llu", old->name,
-			     (unsigned long long)old->size, m->name, (unsigned long long)m->size);
+		rc = err_set(e, TF_EMISMATCH, "this upload is '%s' of %llu bytes: not '%s' of %llu",
+			     old->name, (unsigned long long)old->size, m->name,
+			     (unsigned long long)m->size);
 	u = upload_find(d, id);
 	if (rc == 0 && !old->closed && !u)
 		rc = take_up(d, m->token.data, old, &u, e);
@@ -167,9 +170,11 @@ int upload_start(struct daemon *d, const struct request *r, const Tf__UploadOpen
 {
 	static char id[33];
 
-	FAIL_IF(m->token.len != 16, e, TF_EINVALID, "upload token of %zu bytes: expected 16", m->token.len);
-	FAIL_IF(m->size > LIMIT_UPLOAD_BYTES, e, TF_ELIMIT, "upload of %llu bytes: the limit is %llu",
-		(unsigned long long)m->size, (unsigned long long)LIMIT_UPLOAD_BYTES);
+	FAIL_IF(m->token.len != 16, e, TF_EINVALID, "upload token of %zu bytes: expected 16",
+		m->token.len);
+	FAIL_IF(m->size > LIMIT_UPLOAD_BYTES, e, TF_ELIMIT,
+		"upload of %llu bytes: the limit is %llu", (unsigned long long)m->size,
+		(unsigned long long)LIMIT_UPLOAD_BYTES);
 	TRY(name_is_plain(m->name, e));
 	TRY(start(d, r, m, &out->have, e));
 	upload_id(m->token.data, id);
@@ -207,8 +212,8 @@ int upload_write(struct daemon *d, const struct request *r, const Tf__UploadChun
 	struct upload *u = NULL;
 	size_t done = 0;
 
-	FAIL_IF(m->data.len > LIMIT_CHUNK_BYTES, e, TF_ELIMIT, "a chunk of %zu bytes: the limit is %u",
-		m->data.len, LIMIT_CHUNK_BYTES);
+	FAIL_IF(m->data.len > LIMIT_CHUNK_BYTES, e, TF_ELIMIT,
+		"a chunk of %zu bytes: the limit is %u", m->data.len, LIMIT_CHUNK_BYTES);
 	TRY(need(d, r, m->upload, &u, e));
 	FAIL_IF(u->closing, e, TF_ESTATE, "upload %s is being closed", u->id);
 	FAIL_IF(m->offset > u->have, e, TF_EINVALID, "a chunk at %llu: %llu bytes are here so far",
@@ -217,7 +222,8 @@ int upload_write(struct daemon *d, const struct request *r, const Tf__UploadChun
 		"a chunk that ends at %llu: the upload has %llu bytes",
 		(unsigned long long)(m->offset + m->data.len), (unsigned long long)u->size);
 	while (done < m->data.len) {
-		ssize_t n = pwrite(u->fd, m->data.data + done, m->data.len - done, (off_t)(m->offset + done));
+		ssize_t n = pwrite(u->fd, m->data.data + done, m->data.len - done,
+				   (off_t)(m->offset + done));
 
 		if (n < 0)
 			return err_errno(e, "upload %s", u->id);
@@ -260,10 +266,11 @@ static void check_bytes(void *arg)
 	if (n < 0 || fsync(c->fd) < 0)
 		c->code = err_errno(&c->err, "upload %s", c->id);
 	else if (at != c->size || c->got != c->want)
-		c->code = err_set(&c->err, TF_ECORRUPT, "upload %s: %llu bytes with xxh64 %016llx came, "
-				  "%llu with %016llx were sent: send it again", c->id, (unsigned long long)at,
-				  (unsigned long long)c->got, (unsigned long long)c->size,
-				  (unsigned long long)c->want);
+		c->code = err_set(&c->err, TF_ECORRUPT,
+				  "upload %s: %llu bytes with xxh64 %016llx came, "
+				  "%llu with %016llx were sent: send it again",
+				  c->id, (unsigned long long)at, (unsigned long long)c->got,
+				  (unsigned long long)c->size, (unsigned long long)c->want);
 	else
 		c->code = file_fsync(c->folder, &c->err);
 	if (c->code == 0)
@@ -307,7 +314,7 @@ static void bytes_checked(struct daemon *d, void *arg)
 
 	CHECK(u);
 	if (c->code == TF_ECORRUPT && ftruncate(u->fd, 0) == 0)
-		u->have = 0;     /* from the beginning */
+		u->have = 0; /* from the beginning */
 	u->closing = false;
 	if (c->code == 0)
 		c->code = mark_closed(d, u, c->got, &c->err);
@@ -331,7 +338,7 @@ int upload_finish(struct daemon *d, struct request *r, const Tf__UploadClose *m,
 
 	if (upload_token(m->upload, token) && upload_get(d->state, token, &record, e) == 0 &&
 	    record->closed && record->xxh64 == m->xxh64 && strcmp(record->user, r->user) == 0) {
-		reply_closed(d, r, record->id, record->size);     /* asked again */
+		reply_closed(d, r, record->id, record->size); /* asked again */
 		record_free(record);
 		return 0;
 	}
@@ -376,7 +383,7 @@ int upload_path(struct daemon *d, const char *id, const char *user, char **path,
 
 struct old {
 	struct daemon *d;
-	struct buf tokens;        /* 16 bytes each */
+	struct buf tokens; /* 16 bytes each */
 	int64_t before_ms;
 };
 

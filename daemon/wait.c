@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Long polls: requests that are answered when a job changes or its log grows, or when their time is up.
- * They are bounded in number and time, so a client that went away costs little and not for long. */
+ * Long polls: requests that are answered when a job changes or its log grows, or when their time is
+ * up. They are bounded in number and time, so a client that went away costs little and not for
+ * long. */
 #include "config.h"
 #include "daemon/daemon.h"
 #include "lib/clock.h"
@@ -14,7 +15,8 @@ int wait_add(struct daemon *d, const struct request *r, enum wait_kind kind, uin
 {
 	struct wait *w;
 
-	FAIL_IF(d->waits >= LIMIT_WAITS, e, TF_ELIMIT, "%u requests wait already, the limit", LIMIT_WAITS);
+	FAIL_IF(d->waits >= LIMIT_WAITS, e, TF_ELIMIT, "%u requests wait already, the limit",
+		LIMIT_WAITS);
 	if (d->waits == d->wait_room) {
 		d->wait_room = d->wait_room ? 2 * d->wait_room : 16;
 		d->wait = xrealloc(d->wait, d->wait_room, sizeof *d->wait);

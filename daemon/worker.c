@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Workers: one process for each attempt. A worker is started before the attempt is on record, but it
- * waits for its secret key, which is written into its pipe after the commit: until then it can do
- * nothing, and when the daemon dies it reads an end of file and leaves. From then on it outlives the
- * daemon. Its pidfd says when it ended; its outcome file says how. */
+ * Workers: one process for each attempt. A worker is started before the attempt is on record, but
+ * it waits for its secret key, which is written into its pipe after the commit: until then it can
+ * do nothing, and when the daemon dies it reads an end of file and leaves. From then on it outlives
+ * the daemon. Its pidfd says when it ended; its outcome file says how. */
 #include "config.h"
 #include "daemon/daemon.h"
 #include "lib/clock.h"
@@ -88,7 +88,8 @@ struct worker *worker_by_key(struct daemon *d, const char *key)
 /* ---------------------------------------------------------------- starting */
 
 /* jobs/<id>/attempt-<n>; *log is the open log. */
-static int make_folders(struct daemon *d, const struct worker *w, char **folder, int *log, struct err *e)
+static int make_folders(struct daemon *d, const struct worker *w, char **folder, int *log,
+			struct err *e)
 {
 	char *job = daemon_path(d, "jobs/%llu", (unsigned long long)w->job);
 	char *path = xasprintf("%s/log", job);
@@ -100,7 +101,8 @@ static int make_folders(struct daemon *d, const struct worker *w, char **folder,
 		rc = err_errno(e, "%s", job);
 	else if (mkdir(*folder, 0700) < 0 && errno != EEXIST)
 		rc = err_errno(e, "%s", *folder);
-	else if ((*log = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600)) < 0)
+	else if ((*log = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600)) <
+		 0)
 		rc = err_errno(e, "%s", path);
 	xfree(path);
 	xfree(job);
@@ -152,11 +154,22 @@ static int slot_threads(const struct daemon *d)
 	return (int)d->options.threads;
 }
 
-static int run_program(struct daemon *d, struct worker *w, const char *folder, int log, struct err *e)
+static int run_program(struct daemon *d, struct worker *w, const char *folder, int log,
+		       struct err *e)
 {
 	char job[24], attempt[16];
-	char *argv[] = { d->worker_program, "--endpoint", d->worker_endpoint, "--server-key",
-		d->server.public_key, "--job", job, "--attempt", attempt, "--key-fd", "3", NULL };
+	char *argv[] = { d->worker_program,
+			 "--endpoint",
+			 d->worker_endpoint,
+			 "--server-key",
+			 d->server.public_key,
+			 "--job",
+			 job,
+			 "--attempt",
+			 attempt,
+			 "--key-fd",
+			 "3",
+			 NULL };
 	struct spawn s = { .argv = argv, .folder = folder, .output = log };
 	char **environment;
 	int pipe_fd[2], rc;
@@ -293,21 +306,26 @@ static void start_failed(struct daemon *d, uint64_t job, const struct err *e)
 	int64_t wait_ms = 500LL << (d->spawn_failures < 6 ? d->spawn_failures : 6);
 
 	d->spawn_failures++;
-	d->spawn_after_ms = clock_mono_ms() + (wait_ms < SPAWN_WAIT_MS_MAX ? wait_ms : SPAWN_WAIT_MS_MAX);
-	log_line(LOG_ERROR, job, "cannot be started, next try in %lld ms: %s", (long long)wait_ms, e->text);
+	d->spawn_after_ms =
+		clock_mono_ms() + (wait_ms < SPAWN_WAIT_MS_MAX ? wait_ms : SPAWN_WAIT_MS_MAX);
+	log_line(LOG_ERROR, job, "cannot be started, next try in %lld ms: %s", (long long)wait_ms,
+		 e->text);
 }
 
 void worker_start_all(struct daemon *d)
 {
-	struct schedule_input in = { .slot = d->slot, .slots = d->slots, .now_ms = clock_wall_ms() };
+	struct schedule_input in = { .slot = d->slot,
+				     .slots = d->slots,
+				     .now_ms = clock_wall_ms() };
 	struct decision decision[LIMIT_SLOTS];
 	struct live *l = &d->live;
 	size_t n;
 
 	if (d->read_only || d->draining || d->leaving || clock_mono_ms() < d->spawn_after_ms)
 		return;
-	while (l->first_queued < l->count && (!l->job[l->first_queued] ||
-	       l->job[l->first_queued]->state != TF__JOB_STATE__QUEUED))
+	while (l->first_queued < l->count &&
+	       (!l->job[l->first_queued] ||
+		l->job[l->first_queued]->state != TF__JOB_STATE__QUEUED))
 		l->first_queued++;
 	in.job = l->job + l->first_queued;
 	in.count = l->count - l->first_queued;
@@ -432,7 +450,7 @@ static int settle(struct daemon *d, struct worker *w, const char *why, struct er
 	if (outcome)
 		tf__outcome__free_unpacked(outcome, NULL);
 	if (rc == TF_EFENCED || rc == TF_ENOTFOUND)
-		rc = 0;      /* a later attempt counts, or the job ended otherwise */
+		rc = 0; /* a later attempt counts, or the job ended otherwise */
 	TRY(rc);
 	return attempt_delete(d->state, w->job, w->attempt, e);
 }
@@ -459,7 +477,7 @@ void worker_exited(struct daemon *d, struct worker *w)
 	if (!d->read_only && settle(d, w, why, &e) < 0)
 		log_line(LOG_ERROR, w->job, "after the end of its worker: %s", e.text);
 	xfree(why);
-	worker_remove(d, w);     /* read-only: the attempt stays on record and is looked at again */
+	worker_remove(d, w); /* read-only: the attempt stays on record and is looked at again */
 }
 
 /* ---------------------------------------------------------------- adopting */

@@ -14,7 +14,7 @@
 static struct fault {
 	char point[40];
 	unsigned at, passed;
-	char how;             /* 0: once, '+': from then on, '!': kill */
+	char how; /* 0: once, '+': from then on, '!': kill */
 } faults[FAULTS_MAX];
 static int fault_count = -1;
 

@@ -38,8 +38,8 @@ static size_t name_key(Tf__ArtefactKind kind, const char *name, char key[LIMIT_N
 
 static bool artefact_is_whole(const Tf__Artefact *a)
 {
-	return kind_known(a->kind) && *a->id && strlen(a->id) <= LIMIT_NAME_BYTES + 24 && *a->name &&
-		strlen(a->name) <= LIMIT_NAME_BYTES && a->state;
+	return kind_known(a->kind) && *a->id && strlen(a->id) <= LIMIT_NAME_BYTES + 24 &&
+	       *a->name && strlen(a->name) <= LIMIT_NAME_BYTES && a->state;
 }
 
 int artefact_put(struct state *s, Tf__Artefact *artefact, struct err *e)
@@ -75,8 +75,8 @@ int artefact_get(struct state *s, const char *id, Tf__ArtefactRecord **out, stru
 	return unpack_artefact(v, out, e);
 }
 
-int artefact_find(struct state *s, Tf__ArtefactKind kind, const char *name, Tf__ArtefactRecord **out,
-		  struct err *e)
+int artefact_find(struct state *s, Tf__ArtefactKind kind, const char *name,
+		  Tf__ArtefactRecord **out, struct err *e)
 {
 	char key[LIMIT_NAME_BYTES + 2], id[512];
 	struct state_value v;
@@ -84,7 +84,8 @@ int artefact_find(struct state *s, Tf__ArtefactKind kind, const char *name, Tf__
 
 	if (*name && strlen(name) <= LIMIT_NAME_BYTES && kind_known(kind))
 		rc = state_get(s, STATE_NAMES, key, name_key(kind, name, key), &v, e);
-	FAIL_IF(rc == TF_ENOTFOUND, e, TF_ENOTFOUND, "no %s called '%s'", artefact_kind_name(kind), name);
+	FAIL_IF(rc == TF_ENOTFOUND, e, TF_ENOTFOUND, "no %s called '%s'", artefact_kind_name(kind),
+		name);
 	TRY(rc);
 	snprintf(id, sizeof id, "%.*s", (int)v.len, (const char *)v.data);
 	rc = artefact_get(s, id, out, e);

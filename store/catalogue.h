@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The catalogue: artefacts (datasets, tokenizers, autoencoders, models) by id and by name, who uses
- * them, and the uploads that wait to be used. An artefact's id never changes and names its folder. */
+ * them, and the uploads that wait to be used. An artefact's id never changes and names its folder.
+ */
 #ifndef STORE_CATALOGUE_H
 #define STORE_CATALOGUE_H
 
@@ -9,19 +10,19 @@
 #include "store/store.pb-c.h"
 
 /* Artefact.state */
-#define ARTEFACT_MAKING "making"     /* its job has not ended */
+#define ARTEFACT_MAKING "making" /* its job has not ended */
 #define ARTEFACT_READY "ready"
-#define ARTEFACT_STOPPED "stopped"   /* its job ended early and left checkpoints */
+#define ARTEFACT_STOPPED "stopped" /* its job ended early and left checkpoints */
 
-const char *artefact_kind_folder(Tf__ArtefactKind kind);   /* "data" ... below the state folder */
+const char *artefact_kind_folder(Tf__ArtefactKind kind); /* "data" ... below the state folder */
 
 /* Puts the record and leads its name to it. */
 int artefact_put(struct state *s, Tf__Artefact *artefact, struct err *e);
 /* TF_ENOTFOUND without a sentence; the caller frees *out with record_free. */
 int artefact_get(struct state *s, const char *id, Tf__ArtefactRecord **out, struct err *e);
 /* By kind and bare name; TF_ENOTFOUND "no dataset called N". */
-int artefact_find(struct state *s, Tf__ArtefactKind kind, const char *name, Tf__ArtefactRecord **out,
-		  struct err *e);
+int artefact_find(struct state *s, Tf__ArtefactKind kind, const char *name,
+		  Tf__ArtefactRecord **out, struct err *e);
 /* Removes the record, its name and its uses of others. */
 int artefact_remove(struct state *s, const Tf__Artefact *artefact, struct err *e);
 typedef int (*artefact_fn)(void *arg, const Tf__Artefact *artefact);

@@ -10,7 +10,7 @@
 bool job_state_active(Tf__JobState state)
 {
 	return state == TF__JOB_STATE__STARTING || state == TF__JOB_STATE__RUNNING ||
-		state == TF__JOB_STATE__STOPPING;
+	       state == TF__JOB_STATE__STOPPING;
 }
 
 int jobs_next_id(struct state *s, uint64_t *out, struct err *e)
@@ -28,11 +28,10 @@ static bool record_is_whole(const Tf__JobRecord *r)
 {
 	const Tf__Job *j = r->job;
 
-	return j->id != 0 && r->token.len == JOB_TOKEN_BYTES &&
-		j->state >= TF__JOB_STATE__QUEUED && j->state <= TF__JOB_STATE__CANCELLED &&
-		j->kind >= TF__JOB_KIND__INGEST && j->kind <= TF__JOB_KIND__NOOP &&
-		(!job_state_active(j->state) || j->attempt > 0) &&
-		(j->state == TF__JOB_STATE__STOPPING) == (j->stopping != TF__STOP_REASON__STOP_NONE);
+	return j->id != 0 && r->token.len == JOB_TOKEN_BYTES && j->state >= TF__JOB_STATE__QUEUED &&
+	       j->state <= TF__JOB_STATE__CANCELLED && j->kind >= TF__JOB_KIND__INGEST &&
+	       j->kind <= TF__JOB_KIND__NOOP && (!job_state_active(j->state) || j->attempt > 0) &&
+	       (j->state == TF__JOB_STATE__STOPPING) == (j->stopping != TF__STOP_REASON__STOP_NONE);
 }
 
 int job_put(struct state *s, Tf__JobRecord *record, struct err *e)
@@ -91,12 +90,14 @@ int job_spec_get(struct state *s, uint64_t id, Tf__SpecRecord **out, struct err 
 	return rc;
 }
 
-int job_by_token(struct state *s, const uint8_t token[JOB_TOKEN_BYTES], uint64_t *out, struct err *e)
+int job_by_token(struct state *s, const uint8_t token[JOB_TOKEN_BYTES], uint64_t *out,
+		 struct err *e)
 {
 	struct state_value v;
 
 	TRY(state_get(s, STATE_TOKENS, token, JOB_TOKEN_BYTES, &v, e));
-	FAIL_IF(v.len != 8, e, TF_ECORRUPT, "store: a token leads to %zu bytes instead of 8", v.len);
+	FAIL_IF(v.len != 8, e, TF_ECORRUPT, "store: a token leads to %zu bytes instead of 8",
+		v.len);
 	*out = state_key_number(v.data);
 	return 0;
 }
@@ -146,7 +147,8 @@ int jobs_each_live(struct state *s, uint64_t before, bool oldest_first, job_fn f
 	uint8_t key[8];
 
 	state_key(before, key);
-	return state_each(s, STATE_LIVE, key, before ? sizeof key : 0, !oldest_first, walk_live, &w, e);
+	return state_each(s, STATE_LIVE, key, before ? sizeof key : 0, !oldest_first, walk_live, &w,
+			  e);
 }
 
 static void pair_key(uint64_t job, uint64_t second, uint8_t key[16])

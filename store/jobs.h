@@ -22,9 +22,10 @@ int job_get(struct state *s, uint64_t id, Tf__JobRecord **out, struct err *e);
 int job_spec_put(struct state *s, uint64_t id, Tf__SpecRecord *record, struct err *e);
 int job_spec_get(struct state *s, uint64_t id, Tf__SpecRecord **out, struct err *e);
 /* The job a token was given to; TF_ENOTFOUND without a sentence. */
-int job_by_token(struct state *s, const uint8_t token[JOB_TOKEN_BYTES], uint64_t *out, struct err *e);
+int job_by_token(struct state *s, const uint8_t token[JOB_TOKEN_BYTES], uint64_t *out,
+		 struct err *e);
 
-typedef int (*job_fn)(void *arg, Tf__JobRecord *record);   /* borrowed, for this call */
+typedef int (*job_fn)(void *arg, Tf__JobRecord *record); /* borrowed, for this call */
 /* Each job, newest first, from those below `before` (0: all). fn as in state_each. */
 int jobs_each(struct state *s, uint64_t before, job_fn fn, void *arg, struct err *e);
 /* Each job that has not ended: newest first below `before`, or oldest first. */

@@ -11,14 +11,19 @@
 /* Sets the record's version and puts it. */
 int record_put(struct state *s, enum state_table table, const void *key, size_t key_len,
 	       ProtobufCMessage *record, struct err *e);
-/* TF_ENOTFOUND without a sentence when it is not there; TF_ECORRUPT when it cannot be read. The caller
- * frees *out with protobuf_c_message_free_unpacked(*out, NULL). */
+/* TF_ENOTFOUND without a sentence when it is not there; TF_ECORRUPT when it cannot be read. The
+ * caller frees *out with protobuf_c_message_free_unpacked(*out, NULL). */
 int record_get(struct state *s, enum state_table table, const void *key, size_t key_len,
 	       const ProtobufCMessageDescriptor *type, void *out, struct err *e);
 /* Unpacks a value met on a walk. */
 int record_unpack(struct state_value value, const ProtobufCMessageDescriptor *type, void *out,
 		  struct err *e);
 /* Frees an unpacked record and clears the pointer; NULL is fine. */
-#define record_free(p) do { if (p) protobuf_c_message_free_unpacked(&(p)->base, NULL); (p) = NULL; } while (0)
+#define record_free(p)                                                                             \
+	do {                                                                                       \
+		if (p)                                                                             \
+			protobuf_c_message_free_unpacked(&(p)->base, NULL);                        \
+		(p) = NULL;                                                                        \
+	} while (0)
 
 #endif

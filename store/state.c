@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The environment under the daemon's records; see state.h. At most one transaction is open: a read-only
- * one for lookups, replaced by the writing one at the first change. */
+ * The environment under the daemon's records; see state.h. At most one transaction is open: a
+ * read-only one for lookups, replaced by the writing one at the first change. */
 #include "config.h"
 #include "store/state.h"
 #include "lib/fault.h"
@@ -13,25 +13,27 @@
 #include <string.h>
 
 static const char *const table_names[STATE_TABLES] = {
-	"meta", "jobs", "specs", "live", "after", "tokens", "attempts", "users", "names", "artefacts",
-	"uses", "uploads",
+	"meta",     "jobs",  "specs", "live",      "after", "tokens",
+	"attempts", "users", "names", "artefacts", "uses",  "uploads",
 };
 
 struct state {
 	MDB_env *env;
 	MDB_dbi table[STATE_TABLES];
-	MDB_txn *read;       /* kept reset between turns */
-	bool reading;        /* `read` is live */
-	MDB_txn *write;      /* NULL: nothing changed */
-	bool spoiled;        /* a change failed: do not commit */
+	MDB_txn *read;  /* kept reset between turns */
+	bool reading;   /* `read` is live */
+	MDB_txn *write; /* NULL: nothing changed */
+	bool spoiled;   /* a change failed: do not commit */
 	char *folder;
 };
 
 static int mdb_error(struct err *e, const struct state *s, const char *what, int rc)
 {
-	int code = rc == MDB_MAP_FULL || rc == ENOSPC ? TF_ENOSPACE :
-		rc == MDB_CORRUPTED || rc == MDB_PAGE_NOTFOUND || rc == MDB_INVALID ? TF_ECORRUPT :
-		rc == MDB_VERSION_MISMATCH ? TF_EVERSION : TF_EIO;
+	int code = rc == MDB_MAP_FULL || rc == ENOSPC ? TF_ENOSPACE
+		   : rc == MDB_CORRUPTED || rc == MDB_PAGE_NOTFOUND || rc == MDB_INVALID
+			   ? TF_ECORRUPT
+		   : rc == MDB_VERSION_MISMATCH ? TF_EVERSION
+						: TF_EIO;
 
 	return err_set(e, code, "%s: %s: %s", s->folder, what, mdb_strerror(rc));
 }
@@ -58,8 +60,8 @@ static int reader(struct state *s, MDB_txn **out, struct err *e)
 	int rc = 0;
 
 	if (!s->write && !s->reading) {
-		rc = s->read ? mdb_txn_renew(s->read) :
-			mdb_txn_begin(s->env, NULL, MDB_RDONLY, &s->read);
+		rc = s->read ? mdb_txn_renew(s->read)
+			     : mdb_txn_begin(s->env, NULL, MDB_RDONLY, &s->read);
 		if (rc)
 			return mdb_error(e, s, "begin of reading", rc);
 		s->reading = true;
@@ -298,8 +300,8 @@ int state_number(struct state *s, const char *name, uint64_t *out, struct err *e
 	if (rc == TF_ENOTFOUND)
 		return 0;
 	TRY(rc);
-	FAIL_IF(v.len != 8, e, TF_ECORRUPT, "%s: meta: %s has %zu bytes instead of 8", s->folder, name,
-		v.len);
+	FAIL_IF(v.len != 8, e, TF_ECORRUPT, "%s: meta: %s has %zu bytes instead of 8", s->folder,
+		name, v.len);
 	*out = state_key_number(v.data);
 	return 0;
 }

@@ -14,18 +14,18 @@
 #include <stdint.h>
 
 enum state_table {
-	STATE_META,       /* "version", "last-job", "seq": u64 */
-	STATE_JOBS,       /* job -> JobRecord */
-	STATE_SPECS,      /* job -> SpecRecord */
-	STATE_LIVE,       /* job -> nothing: the jobs that have not ended */
-	STATE_AFTER,      /* job, one that waits for it -> nothing */
-	STATE_TOKENS,     /* token of the submit -> job */
-	STATE_ATTEMPTS,   /* job, attempt -> AttemptRecord */
-	STATE_USERS,      /* public key -> UserRecord */
-	STATE_NAMES,      /* kind, name -> id of the artefact */
-	STATE_ARTEFACTS,  /* id -> ArtefactRecord */
-	STATE_USES,       /* id of an artefact or upload, 0, 'j' or 'a', who -> nothing */
-	STATE_UPLOADS,    /* token -> UploadRecord */
+	STATE_META,      /* "version", "last-job", "seq": u64 */
+	STATE_JOBS,      /* job -> JobRecord */
+	STATE_SPECS,     /* job -> SpecRecord */
+	STATE_LIVE,      /* job -> nothing: the jobs that have not ended */
+	STATE_AFTER,     /* job, one that waits for it -> nothing */
+	STATE_TOKENS,    /* token of the submit -> job */
+	STATE_ATTEMPTS,  /* job, attempt -> AttemptRecord */
+	STATE_USERS,     /* public key -> UserRecord */
+	STATE_NAMES,     /* kind, name -> id of the artefact */
+	STATE_ARTEFACTS, /* id -> ArtefactRecord */
+	STATE_USES,      /* id of an artefact or upload, 0, 'j' or 'a', who -> nothing */
+	STATE_UPLOADS,   /* token -> UploadRecord */
 	STATE_TABLES
 };
 
@@ -51,18 +51,19 @@ int state_put(struct state *s, enum state_table table, const void *key, size_t k
 /* Deleting what is not there is fine. */
 int state_delete(struct state *s, enum state_table table, const void *key, size_t key_len,
 		 struct err *e);
-/* Calls fn for each entry from the first key >= `from` (len 0: from the first) upwards; with backward
- * from the last key < `from` (len 0: from the last) downwards. fn must not change the store; a
- * positive return ends the walk with 0, a negative one is returned. */
+/* Calls fn for each entry from the first key >= `from` (len 0: from the first) upwards; with
+ * backward from the last key < `from` (len 0: from the last) downwards. fn must not change the
+ * store; a positive return ends the walk with 0, a negative one is returned. */
 typedef int (*state_fn)(void *arg, struct state_value key, struct state_value value);
 int state_each(struct state *s, enum state_table table, const void *from, size_t from_len,
 	       bool backward, state_fn fn, void *arg, struct err *e);
 /* Number of entries of a table; 0 when it cannot be had. */
 uint64_t state_count(struct state *s, enum state_table table);
 
-bool state_changed(const struct state *s);   /* something waits to be committed */
-/* Makes all changes since the last commit durable, or none: after an error nothing of them is in the
- * store that state_open gives next, or all is ("outcome unknown"), and this one must be closed. */
+bool state_changed(const struct state *s); /* something waits to be committed */
+/* Makes all changes since the last commit durable, or none: after an error nothing of them is in
+ * the store that state_open gives next, or all is ("outcome unknown"), and this one must be closed.
+ */
 int state_commit(struct state *s, struct err *e);
 /* Forgets the changes since the last commit. */
 void state_abort(struct state *s);

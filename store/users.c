@@ -44,7 +44,7 @@ int user_get(struct state *s, const char *key, Tf__UserRecord **out, struct err 
 struct stale {
 	const char *const *line;
 	size_t count;
-	struct buf keys;        /* KEY_CHARS each */
+	struct buf keys; /* KEY_CHARS each */
 	struct err *e;
 };
 
@@ -57,8 +57,9 @@ static int find_stale(void *arg, struct state_value key, struct state_value valu
 	TRY(record_unpack(value, &tf__user_record__descriptor, &r, st->e));
 	for (size_t i = 0; i < st->count; i++)
 		named |= strstr(st->line[i], " ") && key.len == KEY_CHARS &&
-			strlen(st->line[i]) > KEY_CHARS &&
-			memcmp(st->line[i] + strlen(st->line[i]) - KEY_CHARS, key.data, KEY_CHARS) == 0;
+			 strlen(st->line[i]) > KEY_CHARS &&
+			 memcmp(st->line[i] + strlen(st->line[i]) - KEY_CHARS, key.data,
+				KEY_CHARS) == 0;
 	if (r->configured && !named)
 		buf_append(&st->keys, key.data, key.len);
 	record_free(r);
@@ -72,7 +73,8 @@ static int put_line(struct state *s, const char *line, struct err *e)
 	int n = sscanf(line, "%100s %15s %41s %c", name, role, key, &rest);
 
 	FAIL_IF(n != 3 || strlen(key) != KEY_CHARS, e, TF_EINVALID,
-		"user '%s': expected NAME ROLE KEY, the key as %d characters of Z85", line, KEY_CHARS);
+		"user '%s': expected NAME ROLE KEY, the key as %d characters of Z85", line,
+		KEY_CHARS);
 	FAIL_IF(role_parse(role) == ROLE_NONE, e, TF_EINVALID,
 		"user '%s': role '%s' is none of reader, member, admin", name, role);
 	r.name = name;

@@ -9,15 +9,15 @@
 /* Least to most, as in proto/requests.def; a worker's key belongs to one attempt and is no user. */
 enum user_role { ROLE_NONE, ROLE_READER, ROLE_MEMBER, ROLE_ADMIN, ROLE_WORKER };
 
-const char *role_name(enum user_role role);          /* "reader" ...; never NULL */
-enum user_role role_parse(const char *name);         /* ROLE_NONE when it is no role of people */
+const char *role_name(enum user_role role);  /* "reader" ...; never NULL */
+enum user_role role_parse(const char *name); /* ROLE_NONE when it is no role of people */
 
 /* key: Z85, 40 characters. */
 int user_put(struct state *s, const char *key, Tf__UserRecord *record, struct err *e);
 /* TF_ENOTFOUND without a sentence. The caller frees *out with record_free. */
 int user_get(struct state *s, const char *key, Tf__UserRecord **out, struct err *e);
-/* Makes the configured users exactly these `count` ("NAME ROLE KEY" each): others that came from the
- * configuration go, users that were enrolled otherwise stay. */
+/* Makes the configured users exactly these `count` ("NAME ROLE KEY" each): others that came from
+ * the configuration go, users that were enrolled otherwise stay. */
 int users_configure(struct state *s, const char *const *line, size_t count, struct err *e);
 
 #endif

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * How fast the queue is: durable submits a second from 1, 8 and 32 clients, the time from a submit to the
- * exec of its worker on an idle daemon, noop jobs a second through workers, the list of ten thousand
- * jobs, and the daemon's private memory with them. One line a figure. Runs a daemon of its own with the
- * real worker. usage: queue (in the build folder; TF_BUILD names another) */
+ * How fast the queue is: durable submits a second from 1, 8 and 32 clients, the time from a submit
+ * to the exec of its worker on an idle daemon, noop jobs a second through workers, the list of ten
+ * thousand jobs, and the daemon's private memory with them. One line a figure. Runs a daemon of its
+ * own with the real worker. usage: queue (in the build folder; TF_BUILD names another) */
 #include "config.h"
 #include "tests/daemon/harness.h"
 #include "lib/buf.h"
@@ -101,8 +101,10 @@ static void bench_submits(size_t clients)
 	harness_start(&h);
 	keys = owner_of(&h);
 	for (size_t i = 0; i < clients; i++) {
-		c[i] = (struct client){ .line = harness_line(&h, &keys), .number = (uint32_t)i + 1,
-			.until_ns = clock_mono_ns() + SUBMIT_SECONDS * 1000000000LL };
+		c[i] = (struct client){ .line = harness_line(&h, &keys),
+					.number = (uint32_t)i + 1,
+					.until_ns =
+						clock_mono_ns() + SUBMIT_SECONDS * 1000000000LL };
 		pthread_create(&thread[i], NULL, submit_all, &c[i]);
 	}
 	for (size_t i = 0; i < clients; i++) {
@@ -197,7 +199,8 @@ static void bench_list(void)
 	printf("private memory (RssAnon), empty: %.1f MB\n", (double)rss_anon_kib(h.pid) / 1e3);
 	for (int i = 0; i < LIST_JOBS; i++)
 		harness_noop(&h, "a-name");
-	printf("private memory (RssAnon), %d queued: %.1f MB\n", LIST_JOBS, (double)rss_anon_kib(h.pid) / 1e3);
+	printf("private memory (RssAnon), %d queued: %.1f MB\n", LIST_JOBS,
+	       (double)rss_anon_kib(h.pid) / 1e3);
 	r.body_case = TF__REQUEST__BODY_JOB_LIST;
 	r.job_list = &m;
 	for (size_t i = 0; i < ARRAY_LEN(took); i++) {
@@ -211,8 +214,10 @@ static void bench_list(void)
 		tf__reply__free_unpacked(reply, NULL);
 	}
 	qsort(took, ARRAY_LEN(took), sizeof *took, by_size);
-	printf("list of %zu jobs over the wire, unpacked: median %.1f ms\n", n, took[ARRAY_LEN(took) / 2]);
-	printf("private memory (RssAnon) after lists: %.1f MB\n", (double)rss_anon_kib(h.pid) / 1e3);
+	printf("list of %zu jobs over the wire, unpacked: median %.1f ms\n", n,
+	       took[ARRAY_LEN(took) / 2]);
+	printf("private memory (RssAnon) after lists: %.1f MB\n",
+	       (double)rss_anon_kib(h.pid) / 1e3);
 	harness_stop(&h);
 }
 

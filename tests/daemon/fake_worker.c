@@ -24,7 +24,7 @@ static struct {
 	void *socket;
 	uint64_t job, next_id;
 	uint32_t attempt;
-	Tf__Reply *assigned;          /* keeps the assignment alive */
+	Tf__Reply *assigned; /* keeps the assignment alive */
 	const Tf__Assignment *a;
 	Tf__StopReason stop;
 } self;
@@ -153,10 +153,11 @@ static void make(bool whole)
 
 	if (file_write(path, "content\n", 8, 0600, NULL) < 0)
 		die(9, "%s cannot be written", path);
-	a.kind = self.a->spec->spec_case == TF__JOB_SPEC__SPEC_TOKENIZER ?
-		TF__ARTEFACT_KIND__TOKENIZER_MODEL : self.a->spec->spec_case == TF__JOB_SPEC__SPEC_INGEST ?
-		TF__ARTEFACT_KIND__DATASET : self.a->spec->spec_case == TF__JOB_SPEC__SPEC_VAE ?
-		TF__ARTEFACT_KIND__VAE_MODEL : TF__ARTEFACT_KIND__MODEL;
+	a.kind = self.a->spec->spec_case == TF__JOB_SPEC__SPEC_TOKENIZER
+			 ? TF__ARTEFACT_KIND__TOKENIZER_MODEL
+		 : self.a->spec->spec_case == TF__JOB_SPEC__SPEC_INGEST ? TF__ARTEFACT_KIND__DATASET
+		 : self.a->spec->spec_case == TF__JOB_SPEC__SPEC_VAE ? TF__ARTEFACT_KIND__VAE_MODEL
+								     : TF__ARTEFACT_KIND__MODEL;
 	a.name = a.id = (char *)"";
 	a.hash = (char *)"00112233445566778899aabbccddeeff";
 	if (whole)
@@ -242,9 +243,9 @@ int main(int argc, char **argv)
 		have += (size_t)n;
 	secret[KEY_CHARS] = 0;
 	if (have < KEY_CHARS || key_pair_of_secret(secret, &own, &e) < 0)
-		return 3;       /* the attempt never was */
-	if (wire_dealer(zmq_ctx_new(), option(argc, argv, "--endpoint"), option(argc, argv, "--server-key"),
-			&own, &self.socket, NULL, &e) < 0)
+		return 3; /* the attempt never was */
+	if (wire_dealer(zmq_ctx_new(), option(argc, argv, "--endpoint"),
+			option(argc, argv, "--server-key"), &own, &self.socket, NULL, &e) < 0)
 		die(3, "%s", e.text);
 	if (getenv("TF_FAULT") && strstr(getenv("TF_FAULT"), "mute-worker"))
 		pause();

@@ -16,7 +16,7 @@
 
 #define CALL_MS 10000
 
-static const struct harness *harness_last;   /* whose log is shown when its daemon vanishes */
+static const struct harness *harness_last; /* whose log is shown when its daemon vanishes */
 
 static char *built(const char *rel)
 {
@@ -58,9 +58,23 @@ static void exec_daemon(struct harness *h, int ready, const char *log)
 {
 	char *program = built("transfused"), *worker = built("tests/daemon/fake_worker");
 	char *runtime = xasprintf("%s/run", h->folder), number[16];
-	char *argv[40] = { program, "--state", h->state, "--runtime", runtime, "--map-mib", "64",
-		"--data-map-mib", "16", "--worker", (char *)(h->worker ? h->worker : worker), "--slots",
-		(char *)(h->slots ? h->slots : "1"), "--threads", "1", "--ready-fd", number };
+	char *argv[40] = { program,
+			   "--state",
+			   h->state,
+			   "--runtime",
+			   runtime,
+			   "--map-mib",
+			   "64",
+			   "--data-map-mib",
+			   "16",
+			   "--worker",
+			   (char *)(h->worker ? h->worker : worker),
+			   "--slots",
+			   (char *)(h->slots ? h->slots : "1"),
+			   "--threads",
+			   "1",
+			   "--ready-fd",
+			   number };
 	int n = 17, fd = open(log, O_WRONLY | O_CREAT | O_APPEND, 0600);
 
 	snprintf(number, sizeof number, "%d", ready);
@@ -143,7 +157,9 @@ int harness_start_fails(struct harness *h, char *text, size_t room)
 
 struct connection *harness_line(struct harness *h, const struct key_pair *keys)
 {
-	struct connection_options o = { .keys = *keys, .connect_ms = CALL_MS, .reconnect_ms = CALL_MS };
+	struct connection_options o = { .keys = *keys,
+					.connect_ms = CALL_MS,
+					.reconnect_ms = CALL_MS };
 	char *path = harness_path(h, "keys/server.pub"), *endpoint = NULL, server[KEY_CHARS + 1];
 	struct connection *c = NULL;
 	struct err e = ERR_INIT;
@@ -181,7 +197,8 @@ void harness_kill(struct harness *h, int number)
 static void kill_workers(const struct harness *h)
 {
 	char *command = xasprintf("for p in /proc/[0-9]*; do case \"$(readlink $p/cwd)\" in %s/*) "
-				  "kill -9 ${p#/proc/};; esac; done 2>/dev/null", h->folder);
+				  "kill -9 ${p#/proc/};; esac; done 2>/dev/null",
+				  h->folder);
 
 	if (system(command) < 0)
 		print_message("workers may be left\n");
@@ -215,8 +232,8 @@ int harness_call(struct connection *c, Tf__Request *r, Tf__Reply **reply, struct
 	return rc;
 }
 
-int harness_submit(struct connection *c, const Tf__JobSpec *spec, const uint8_t token[16], bool dry_run,
-		   uint64_t *id, struct err *e)
+int harness_submit(struct connection *c, const Tf__JobSpec *spec, const uint8_t token[16],
+		   bool dry_run, uint64_t *id, struct err *e)
 {
 	static uint64_t counter;
 	Tf__Request r = TF__REQUEST__INIT;
@@ -290,8 +307,8 @@ void harness_until(struct harness *h, uint64_t id, Tf__JobState state)
 	while ((now = harness_state(h, id)) != state) {
 		if (clock_mono_ms() > until || job_state_is_end(now)) {
 			print_log(h);
-			fail_msg("job %llu is %s, not %s", (unsigned long long)id, job_state_name(now),
-				 job_state_name(state));
+			fail_msg("job %llu is %s, not %s", (unsigned long long)id,
+				 job_state_name(now), job_state_name(state));
 		}
 		clock_sleep_ms(5);
 	}

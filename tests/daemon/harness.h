@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * A live daemon in a temp folder, and a client of it, for tests. Everything that should work and does
- * not ends the test at once. */
+ * A live daemon in a temp folder, and a client of it, for tests. Everything that should work and
+ * does not ends the test at once. */
 #ifndef TESTS_DAEMON_HARNESS_H
 #define TESTS_DAEMON_HARNESS_H
 
@@ -11,33 +11,35 @@
 #include <sys/types.h>
 
 struct harness {
-	char *folder;              /* temp; removed by harness_stop */
+	char *folder; /* temp; removed by harness_stop */
 	char *state;
-	pid_t pid;                 /* of the daemon; 0: none runs */
-	struct connection *line;   /* of its owner */
-	const char *worker;        /* program; NULL: fake_worker */
-	const char *slots;         /* NULL: 1 */
-	const char *extra[8];      /* further options, NULL-ended */
-	const char *fault;         /* TF_FAULT of the daemon; NULL: none */
+	pid_t pid;               /* of the daemon; 0: none runs */
+	struct connection *line; /* of its owner */
+	const char *worker;      /* program; NULL: fake_worker */
+	const char *slots;       /* NULL: 1 */
+	const char *extra[8];    /* further options, NULL-ended */
+	const char *fault;       /* TF_FAULT of the daemon; NULL: none */
 };
 
-void harness_init(struct harness *h);              /* makes the folder; starts nothing */
-void harness_start(struct harness *h);             /* a daemon that is ready, and a line to it */
-int harness_start_fails(struct harness *h, char *text, size_t room);   /* exit status of one that must not start */
-void harness_kill(struct harness *h, int signal);  /* and waits for the end; closes the line */
-void harness_stop(struct harness *h);              /* kills everything, removes the folder */
+void harness_init(struct harness *h);  /* makes the folder; starts nothing */
+void harness_start(struct harness *h); /* a daemon that is ready, and a line to it */
+int harness_start_fails(struct harness *h, char *text,
+			size_t room);             /* exit status of one that must not start */
+void harness_kill(struct harness *h, int signal); /* and waits for the end; closes the line */
+void harness_stop(struct harness *h);             /* kills everything, removes the folder */
 
 /* A line of another user; close it with connection_close. */
 struct connection *harness_line(struct harness *h, const struct key_pair *keys);
-char *harness_path(const struct harness *h, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+char *harness_path(const struct harness *h, const char *fmt, ...)
+	__attribute__((format(printf, 2, 3)));
 bool harness_exists(const struct harness *h, const char *rel);
 
 /* Calls; the code is 0 or the daemon's. *reply (may be NULL) is the caller's. */
 int harness_call(struct connection *c, Tf__Request *r, Tf__Reply **reply, struct err *e);
 /* Submits a noop job that the fake worker takes for an order to behave so. */
 uint64_t harness_noop(struct harness *h, const char *how);
-int harness_submit(struct connection *c, const Tf__JobSpec *spec, const uint8_t token[16], bool dry_run,
-		   uint64_t *id, struct err *e);
+int harness_submit(struct connection *c, const Tf__JobSpec *spec, const uint8_t token[16],
+		   bool dry_run, uint64_t *id, struct err *e);
 /* The job as job_show gives it; free the reply with tf__reply__free_unpacked. */
 Tf__Reply *harness_show(struct harness *h, uint64_t id);
 Tf__JobState harness_state(struct harness *h, uint64_t id);
@@ -46,6 +48,6 @@ void harness_until(struct harness *h, uint64_t id, Tf__JobState state);
 /* The job's reason and attempt now; reason is the caller's. */
 char *harness_reason(struct harness *h, uint64_t id, uint32_t *attempt);
 int harness_cancel(struct connection *c, uint64_t id, struct err *e);
-char *harness_log(struct harness *h, uint64_t id);   /* the job's log file; the caller's */
+char *harness_log(struct harness *h, uint64_t id); /* the job's log file; the caller's */
 
 #endif

@@ -23,7 +23,8 @@ static int start(void **state)
 	(void)state;
 	err_clear(&e);
 	harness_init(&h);
-	if (key_pair_make(&reader, &e) < 0 || key_pair_make(&member, &e) < 0 || key_pair_make(&stranger, &e) < 0)
+	if (key_pair_make(&reader, &e) < 0 || key_pair_make(&member, &e) < 0 ||
+	    key_pair_make(&stranger, &e) < 0)
 		return -1;
 	snprintf(user_reader, sizeof user_reader, "ann reader %s", reader.public_key);
 	snprintf(user_member, sizeof user_member, "bob member %s", member.public_key);
@@ -143,7 +144,8 @@ static void send_raw(void *socket, const void *data, size_t len, int parts)
 {
 	for (int i = 1; i <= parts; i++)
 		for (int tries = 0; tries < 3000; tries++) {
-			if (zmq_send(socket, data, len, ZMQ_DONTWAIT | (i < parts ? ZMQ_SNDMORE : 0)) >= 0)
+			if (zmq_send(socket, data, len,
+				     ZMQ_DONTWAIT | (i < parts ? ZMQ_SNDMORE : 0)) >= 0)
 				break;
 			clock_sleep_ms(1);
 		}
@@ -332,7 +334,7 @@ static void an_upload_goes_on_where_it_stopped(void **state)
 	assert_int_equal(reply->upload->have, 5);
 	tf__reply__free_unpacked(reply, NULL);
 	assert_ok(upload_chunk(h.line, id, 5, "67890"), &e);
-	assert_int_equal(upload_close(h.line, id, 1), TF_ECORRUPT);      /* from the beginning then */
+	assert_int_equal(upload_close(h.line, id, 1), TF_ECORRUPT); /* from the beginning then */
 	assert_ok(upload_chunk(h.line, id, 0, "1234567890"), &e);
 	assert_ok(upload_close(h.line, id, XXH64("1234567890", 10, 0)), &e);
 	assert_ok(upload_close(h.line, id, XXH64("1234567890", 10, 0)), &e);
@@ -375,7 +377,7 @@ static void a_wait_ends_with_change_or_time(void **state)
 	assert_ok(wait_job(id, 0, 5000, &reply), &e);
 	since = reply->jobs->job[0]->seq;
 	tf__reply__free_unpacked(reply, NULL);
-	assert_ok(wait_job(id, since, 5000, &reply), &e);          /* its progress */
+	assert_ok(wait_job(id, since, 5000, &reply), &e); /* its progress */
 	assert_true(reply->jobs->job[0]->seq > since);
 	assert_string_equal(reply->jobs->job[0]->progress->phase, "trying");
 	tf__reply__free_unpacked(reply, NULL);

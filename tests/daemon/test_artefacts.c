@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Artefacts in a live daemon: names are reserved and resolved, appear whole or not at all, stay while they
- * are used; and what a failed commit does. */
+ * Artefacts in a live daemon: names are reserved and resolved, appear whole or not at all, stay
+ * while they are used; and what a failed commit does. */
 #include "tests/daemon/harness.h"
 #include "lib/clock.h"
 #include "lib/files.h"
@@ -107,7 +107,7 @@ static int show(Tf__ArtefactKind kind, const char *name, Tf__Reply **reply)
 	return harness_call(h.line, &r, reply, &e);
 }
 
-static int delete(Tf__ArtefactKind kind, const char *name)
+static int delete (Tf__ArtefactKind kind, const char *name)
 {
 	Tf__Request r = TF__REQUEST__INIT;
 	Tf__ArtefactRef m = TF__ARTEFACT_REF__INIT;
@@ -140,10 +140,11 @@ static void a_dataset_appears_whole(void **state)
 	assert_false(harness_exists(&h, "data/emoji.1.making"));
 	assert_ok(show(TF__ARTEFACT_KIND__DATASET, "emoji", &reply), &e);
 	assert_string_equal(reply->artefacts->artefact[0]->state, "ready");
-	assert_string_equal(reply->artefacts->artefact[0]->hash, "00112233445566778899aabbccddeeff");
+	assert_string_equal(reply->artefacts->artefact[0]->hash,
+			    "00112233445566778899aabbccddeeff");
 	assert_int_equal(reply->artefacts->artefact[0]->bytes, 8);
 	tf__reply__free_unpacked(reply, NULL);
-	assert_ok(delete(TF__ARTEFACT_KIND__DATASET, "emoji"), &e);
+	assert_ok(delete (TF__ARTEFACT_KIND__DATASET, "emoji"), &e);
 	until_gone("data/emoji.1");
 	assert_int_equal(show(TF__ARTEFACT_KIND__DATASET, "emoji", NULL), TF_ENOTFOUND);
 }
@@ -180,17 +181,17 @@ static void what_is_used_stays(void **state)
 
 	(void)state;
 	assert_ok(import("make", "emoji", source(), 0, &data), &e);
-	assert_int_equal(delete(TF__ARTEFACT_KIND__DATASET, "emoji"), TF_EBUSY);
+	assert_int_equal(delete (TF__ARTEFACT_KIND__DATASET, "emoji"), TF_EBUSY);
 	harness_until(&h, data, TF__JOB_STATE__DONE);
 	assert_ok(train_vae("wait", "v", "emoji", false, false, 0, &vae), &e);
-	assert_int_equal(delete(TF__ARTEFACT_KIND__DATASET, "emoji"), TF_EBUSY);
-	assert_int_equal(delete(TF__ARTEFACT_KIND__VAE_MODEL, "v"), TF_EBUSY);
+	assert_int_equal(delete (TF__ARTEFACT_KIND__DATASET, "emoji"), TF_EBUSY);
+	assert_int_equal(delete (TF__ARTEFACT_KIND__VAE_MODEL, "v"), TF_EBUSY);
 	assert_non_null(strstr(e.text, "made by job 2"));
 	harness_until(&h, vae, TF__JOB_STATE__RUNNING);
 	assert_ok(harness_cancel(h.line, vae, &e), &e);
 	harness_until(&h, vae, TF__JOB_STATE__CANCELLED);
-	until_gone("vaes/v.2");                        /* it had no checkpoint */
-	assert_ok(delete(TF__ARTEFACT_KIND__DATASET, "emoji"), &e);
+	until_gone("vaes/v.2"); /* it had no checkpoint */
+	assert_ok(delete (TF__ARTEFACT_KIND__DATASET, "emoji"), &e);
 }
 
 static void checkpoints_stay_and_are_resumed(void **state)
@@ -213,7 +214,7 @@ static void checkpoints_stay_and_are_resumed(void **state)
 	assert_ok(train_vae("make", "v", "emoji", true, false, 0, &id), &e);
 	harness_until(&h, id, TF__JOB_STATE__DONE);
 	assert_true(harness_exists(&h, "vaes/v.2/content"));
-	assert_int_equal(delete(TF__ARTEFACT_KIND__DATASET, "emoji"), TF_EBUSY);
+	assert_int_equal(delete (TF__ARTEFACT_KIND__DATASET, "emoji"), TF_EBUSY);
 	assert_non_null(strstr(e.text, "v.2"));
 }
 
@@ -226,7 +227,7 @@ static void names_are_settled_at_the_submit(void **state)
 	assert_string_equal(e.text, "no dataset called 'emoji'");
 	assert_ok(import("make", "emoji", source(), 0, &data), &e);
 	if (train_vae("make", "v", "emoji", false, false, 0, NULL) != TF_ESTATE)
-		harness_until(&h, data, TF__JOB_STATE__DONE);    /* it was quick */
+		harness_until(&h, data, TF__JOB_STATE__DONE); /* it was quick */
 	else
 		assert_non_null(strstr(e.text, "--after 1"));
 	assert_ok(train_vae("make", "w", "emoji", false, false, data, &vae), &e);
@@ -234,7 +235,8 @@ static void names_are_settled_at_the_submit(void **state)
 	assert_ok(train_vae("make", "x", "emoji", false, true, 0, &vae), &e);
 	assert_int_equal(vae, 0);
 	assert_int_equal(show(TF__ARTEFACT_KIND__VAE_MODEL, "x", NULL), TF_ENOTFOUND);
-	assert_int_equal(train_vae("make", "x", "emoji\nbad: 1", false, true, 0, NULL), TF_EINVALID);
+	assert_int_equal(train_vae("make", "x", "emoji\nbad: 1", false, true, 0, NULL),
+			 TF_EINVALID);
 	assert_non_null(strstr(e.text, "bad"));
 }
 
@@ -279,7 +281,7 @@ static void a_failed_commit_is_never_a_yes(void **state)
 	uint64_t id = 0;
 
 	(void)state;
-	h.fault = "store-commit:4";      /* 1: tables, 2: start; 3: the first submit, or its start */
+	h.fault = "store-commit:4"; /* 1: tables, 2: start; 3: the first submit, or its start */
 	harness_start(&h);
 	spec.kind = TF__JOB_KIND__NOOP;
 	spec.spec_case = TF__JOB_SPEC__SPEC_NOOP;
@@ -371,9 +373,9 @@ static void die_and_go_on(const char *fault)
 static void kill_at_each_step(void **state)
 {
 	static const char *const faults[] = {
-		"store-commit:3!", "store-committed:3!", "spawned:1!", "store-commit:4!",
+		"store-commit:3!",    "store-committed:3!", "spawned:1!",      "store-commit:4!",
 		"store-committed:4!", "start-committed:1!", "store-commit:5!", "store-committed:5!",
-		"store-commit:6!", "store-committed:6!",
+		"store-commit:6!",    "store-committed:6!",
 	};
 
 	(void)state;

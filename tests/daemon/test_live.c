@@ -54,7 +54,7 @@ static void acknowledged_jobs_survive_kill_9(void **state)
 	harness_start(&h);
 	assert_int_equal(harness_state(&h, last), TF__JOB_STATE__QUEUED);
 	clock_sleep_ms(300);
-	assert_int_equal(harness_state(&h, running), TF__JOB_STATE__RUNNING);   /* adopted */
+	assert_int_equal(harness_state(&h, running), TF__JOB_STATE__RUNNING); /* adopted */
 	assert_int_equal(harness_state(&h, first), TF__JOB_STATE__QUEUED);
 	harness_cancel(h.line, running, NULL);
 	harness_until(&h, running, TF__JOB_STATE__CANCELLED);
@@ -132,13 +132,13 @@ static void a_job_can_be_cancelled_at_any_time(void **state)
 	assert_non_null(strstr(reason, "cancelled by "));
 	xfree(reason);
 	stubborn = harness_noop(&h, "stubborn");
-	assert_ok(harness_cancel(h.line, stubborn, &e), &e);      /* while starting, or before */
+	assert_ok(harness_cancel(h.line, stubborn, &e), &e); /* while starting, or before */
 	harness_until(&h, stubborn, TF__JOB_STATE__CANCELLED);
 	stubborn = harness_noop(&h, "stubborn");
 	harness_until(&h, stubborn, TF__JOB_STATE__RUNNING);
 	assert_ok(harness_cancel(h.line, stubborn, &e), &e);
 	assert_int_equal(harness_state(&h, stubborn), TF__JOB_STATE__STOPPING);
-	harness_kill(&h, SIGKILL);                                /* the cancel was acknowledged */
+	harness_kill(&h, SIGKILL); /* the cancel was acknowledged */
 	harness_start(&h);
 	harness_until(&h, stubborn, TF__JOB_STATE__CANCELLED);
 	harness_stop(&h);
@@ -190,7 +190,8 @@ static void a_mute_worker_is_lost(void **state)
 	harness_stop(&h);
 }
 
-static int submit_after(struct harness *h, const char *how, uint64_t after, uint64_t *id, struct err *e)
+static int submit_after(struct harness *h, const char *how, uint64_t after, uint64_t *id,
+			struct err *e)
 {
 	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
 	Tf__NoopSpec noop = TF__NOOP_SPEC__INIT;
@@ -292,7 +293,7 @@ static void a_drain_puts_jobs_back(void **state)
 	xfree_(harness_reason(&h, id, &attempt));
 	assert_int_equal(attempt, 2);
 	assert_ok(drain(&h, false, true, &e), &e);
-	harness_kill(&h, 0);                          /* it leaves by itself */
+	harness_kill(&h, 0); /* it leaves by itself */
 	harness_start(&h);
 	harness_until(&h, id, TF__JOB_STATE__RUNNING);
 	harness_stop(&h);

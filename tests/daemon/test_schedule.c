@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The table of job states, every state by every event; the live jobs; the scheduler's pure function. */
+ * The table of job states, every state by every event; the live jobs; the scheduler's pure
+ * function. */
 #include "tests/test.h"
 #include "daemon/daemon.h"
 #include "lib/mem.h"
@@ -8,8 +9,9 @@
 #include <string.h>
 
 /* What must come out, written down a second time: a letter a state, '.' for "not possible". */
+/* clang-format off */
 static const char *const expected[] = {
-	/* columns: ready unready hold release start hello stop cancel done fail requeue */
+	/* ready unready hold release start hello stop cancel done fail requeue */
 	[TF__JOB_STATE__QUEUED]    = "..H.S..C.F.",
 	[TF__JOB_STATE__WAITING]   = "QCH....C...",
 	[TF__JOB_STATE__HELD]      = ".C.Q...C...",
@@ -20,6 +22,7 @@ static const char *const expected[] = {
 	[TF__JOB_STATE__FAILED]    = "...........",
 	[TF__JOB_STATE__CANCELLED] = "...........",
 };
+/* clang-format on */
 
 static void every_state_by_every_event(void **state)
 {
@@ -31,8 +34,10 @@ static void every_state_by_every_event(void **state)
 			char got = letters[job_next((Tf__JobState)s, (enum job_event)event)];
 
 			if (got != expected[s][event])
-				fail_msg("%s, %s: %c instead of %c", job_state_name((Tf__JobState)s),
-					 job_event_name((enum job_event)event), got, expected[s][event]);
+				fail_msg("%s, %s: %c instead of %c",
+					 job_state_name((Tf__JobState)s),
+					 job_event_name((enum job_event)event), got,
+					 expected[s][event]);
 		}
 }
 
@@ -69,9 +74,12 @@ static void live_jobs_are_found_among_holes(void **state)
 	live_release(&l);
 }
 
-static size_t decide(const struct live *l, const struct slot *slot, size_t slots, struct decision *out)
+static size_t decide(const struct live *l, const struct slot *slot, size_t slots,
+		     struct decision *out)
 {
-	const struct schedule_input in = { .job = l->job, .count = l->count, .slot = slot, .slots = slots };
+	const struct schedule_input in = {
+		.job = l->job, .count = l->count, .slot = slot, .slots = slots
+	};
 
 	return schedule_decide(&in, out, LIMIT_SLOTS);
 }
@@ -127,9 +135,10 @@ static int read_options(struct options *o, struct err *e, int n, char **argv)
 
 static void options_come_from_rows(void **state)
 {
-	char *good[] = { "transfused", "--state", "/a b\"c", "--slots", "3", "--listen", "tcp://*:1",
-		"--listen", "tcp://*:2" };
-	char *range[] = { "transfused", "--slots", "65" }, *word[] = { "transfused", "--slots", "two" };
+	char *good[] = { "transfused", "--state",   "/a b\"c",  "--slots",  "3",
+			 "--listen",   "tcp://*:1", "--listen", "tcp://*:2" };
+	char *range[] = { "transfused", "--slots", "65" },
+	     *word[] = { "transfused", "--slots", "two" };
 	char *unknown[] = { "transfused", "--slot-count", "2" };
 	struct options o;
 	struct err e = ERR_INIT;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The store of the daemon: what is committed is there when it is opened again, what is not is not, and
- * the indexes follow the records. */
+ * The store of the daemon: what is committed is there when it is opened again, what is not is not,
+ * and the indexes follow the records. */
 #include "tests/test.h"
 #include "lib/files.h"
 #include "lib/mem.h"
@@ -102,7 +102,8 @@ static void a_killed_writer_loses_nothing_committed(void **state)
 		for (uint64_t i = 1;; i++) {
 			state_set_number(own, "count", i, NULL);
 			state_set_number(own, "same", i, NULL);
-			if (state_commit(own, NULL) < 0 || (i == 20 && write(ready[1], "x", 1) != 1))
+			if (state_commit(own, NULL) < 0 ||
+			    (i == 20 && write(ready[1], "x", 1) != 1))
 				_exit(1);
 		}
 	}
@@ -259,7 +260,8 @@ static void a_name_leads_to_its_artefact(void **state)
 	assert_ok(artefact_find(store, TF__ARTEFACT_KIND__DATASET, "emoji", &r, &e), &e);
 	assert_string_equal(r->artefact->id, "emoji.2");
 	record_free(r);
-	assert_int_equal(artefact_find(store, TF__ARTEFACT_KIND__MODEL, "emoji", &r, &e), TF_ENOTFOUND);
+	assert_int_equal(artefact_find(store, TF__ARTEFACT_KIND__MODEL, "emoji", &r, &e),
+			 TF_ENOTFOUND);
 	assert_string_equal(e.text, "no model called 'emoji'");
 	assert_ok(use_find(store, "t.1", &who, &name, &e), &e);
 	assert_int_equal(who, 'a');
@@ -295,16 +297,24 @@ static void configured_users_come_and_go(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(commit_is_kept_and_abort_is_not, open_store, close_store),
-		cmocka_unit_test_setup_teardown(a_killed_writer_loses_nothing_committed, open_store, close_store),
+		cmocka_unit_test_setup_teardown(commit_is_kept_and_abort_is_not, open_store,
+						close_store),
+		cmocka_unit_test_setup_teardown(a_killed_writer_loses_nothing_committed, open_store,
+						close_store),
 		cmocka_unit_test_setup_teardown(a_newer_store_is_refused, open_store, close_store),
-		cmocka_unit_test_setup_teardown(a_full_map_spoils_the_turn_only, open_store, close_store),
-		cmocka_unit_test_setup_teardown(indexes_follow_the_records, open_store, close_store),
-		cmocka_unit_test_setup_teardown(job_numbers_never_come_again, open_store, close_store),
+		cmocka_unit_test_setup_teardown(a_full_map_spoils_the_turn_only, open_store,
+						close_store),
+		cmocka_unit_test_setup_teardown(indexes_follow_the_records, open_store,
+						close_store),
+		cmocka_unit_test_setup_teardown(job_numbers_never_come_again, open_store,
+						close_store),
 		cmocka_unit_test_setup_teardown(a_damaged_record_is_named, open_store, close_store),
-		cmocka_unit_test_setup_teardown(waiters_are_found_by_the_job, open_store, close_store),
-		cmocka_unit_test_setup_teardown(a_name_leads_to_its_artefact, open_store, close_store),
-		cmocka_unit_test_setup_teardown(configured_users_come_and_go, open_store, close_store),
+		cmocka_unit_test_setup_teardown(waiters_are_found_by_the_job, open_store,
+						close_store),
+		cmocka_unit_test_setup_teardown(a_name_leads_to_its_artefact, open_store,
+						close_store),
+		cmocka_unit_test_setup_teardown(configured_users_come_and_go, open_store,
+						close_store),
 	};
 
 	return cmocka_run_group_tests_name("store", tests, NULL, NULL);
