@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The bounds of the queue and of transfers, each reached once; and datasets read for clients. */
+#include "tests/daemon/harness.h"
+#include "lib/clock.h"
+#include "lib/files.h"
+#include "lib/mem.h"
+#include "proto/wire.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static struct harness h;
+static struct err e;
+
+static int start(void **state)
+{
+	(void)state;
+	err_clear(&e);
+	harness_init(&h);
+	h.extra[0] = "--root";
+	h.extra[1] = h.folder;
+	harness_start(&h);
+	return 0;
+}
+
+static int stop(void **state)
+{
+	(void)state;
+	harness_stop(&h);
+	return 0;
+}
+
+static int call(Tf__Request *r, Tf__Reply **reply)
+{
+	err_clear(&e);
+	return harness_call(h.line, r, reply, &e);
+}
+
+static void *raw_socket(void *context)
+{
+	char *server_path = harness_path(&h, "keys/server.pub"), *endpoint = NULL;
+	char *own_path = harness_path(&h, "keys/client.key"), server[KEY_CHARS + 1];
+	struct key_pair own;
+	void *socket = NULL;
+
+	assert_ok(key_public_read(server_path, server, &e), &e);
+	assert_ok(key_pair_read(own_path, &own, &e), &e);
+	assert_ok(endpoint_read(h.state, &endpoint, &e), &e);
+	assert_ok(wire_dealer(context, endpoint, server, &own, &socket, NULL, &e), &e);
+	xfree(endpoint);
+	xfree(server_path);
+	xfree(own_path);
+	return socket;
+}
+
+static void send_to(void *socket, Tf__Request *r)
+{
+	for (int tries = 0; wire_send(socket, NULL, 0, &r->base, NULL) < 0; tries++) {
+		assert_true(tries < 5000);
+		clock_sleep_ms(1);
+	}
+}
+
+static void waits_are_bounded(void **state)
+{
+	void *context = zmq_ctx_new(), *socket = raw_socket(context);
+	zmq_pollitem_t item = { .socket = socket, .events = ZMQ_POLLIN };
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__JobWait m = TF__JOB_WAIT__INIT;
+	struct wire_message answer;
+	Tf__Reply *reply = NULL;
+
+	(void)state;
+	m.job = harness_noop(&h, "wait");
+	m.has_since = m.has_timeout_ms = true;
+	m.since = UINT64_MAX;
+	m.timeout_ms = LIMIT_WAIT_MS;
+	r.version = TF_PROTOCOL_VERSION;
+	r.body_case = TF__REQUEST__BODY_JOB_WAIT;
+	r.job_wait = &m;
+	for (r.id = 1; r.id <= LIMIT_WAITS + 1; r.id++)
+		send_to(socket, &r);
+	assert_true(zmq_poll(&item, 1, 10000) > 0);
+	assert_int_equal(wire_receive(socket, false, &answer, &e), 1);
+	assert_ok(wire_unpack_reply(zmq_msg_data(&answer.body), zmq_msg_size(&answer.body), &reply,
+				    &e),
+		  &e);
+	assert_int_equal(reply->id, LIMIT_WAITS + 1);
+	assert_int_equal(reply->code, TF_ELIMIT);
+	wire_message_close(&answer);
+	tf__reply__free_unpacked(reply, NULL);
+	zmq_close(socket);
+	zmq_ctx_term(context);
+}
+
+static void uploads_are_bounded(void **state)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__UploadOpen m = TF__UPLOAD_OPEN__INIT;
+	uint8_t token[16] = { 0 };
+
+	(void)state;
+	m.token.data = token;
+	m.token.len = sizeof token;
+	m.name = (char *)"a";
+	m.size = 1;
+	r.body_case = TF__REQUEST__BODY_UPLOAD_OPEN;
+	r.upload_open = &m;
+	for (unsigned i = 0; i < LIMIT_UPLOADS; i++) {
+		token[0] = (uint8_t)i;
+		token[1] = (uint8_t)(i >> 8);
+		assert_ok(call(&r, NULL), &e);
+	}
+	token[2] = 1;
+	assert_int_equal(call(&r, NULL), TF_ELIMIT);
+}
+
+static void a_list_comes_in_pages(void **state)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__JobList m = TF__JOB_LIST__INIT;
+	Tf__Reply *reply = NULL;
+
+	(void)state;
+	for (int i = 0; i < 5; i++)
+		harness_noop(&h, "wait");
+	m.has_limit = m.has_all = m.has_before = true;
+	m.all = true;
+	m.limit = 3;
+	r.body_case = TF__REQUEST__BODY_JOB_LIST;
+	r.job_list = &m;
+	assert_ok(call(&r, &reply), &e);
+	assert_int_equal(reply->jobs->n_job, 3);
+	assert_int_equal(reply->jobs->job[0]->id, 5);
+	assert_true(reply->jobs->more);
+	m.before = reply->jobs->job[2]->id;
+	tf__reply__free_unpacked(reply, NULL);
+	assert_ok(call(&r, &reply), &e);
+	assert_int_equal(reply->jobs->n_job, 2);
+	assert_int_equal(reply->jobs->job[1]->id, 1);
+	assert_false(reply->jobs->more);
+	tf__reply__free_unpacked(reply, NULL);
+}
+
+static void too_many_jobs_to_cancel(void **state)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__JobRefs m = TF__JOB_REFS__INIT;
+
+	(void)state;
+	m.n_job = LIMIT_JOBS_LISTED + 1;
+	m.job = xcalloc(m.n_job, sizeof *m.job);
+	r.body_case = TF__REQUEST__BODY_JOB_CANCEL;
+	r.job_cancel = &m;
+	assert_true(call(&r, NULL) < 0);
+	xfree(m.job);
+}
+
+/* A folder that is no dataset: the process that reads it says so, the daemon lives on. */
+static void a_damaged_dataset_is_named(void **state)
+{
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	Tf__IngestSpec ingest = TF__INGEST_SPEC__INIT;
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__DataVerify verify = TF__DATA_VERIFY__INIT;
+	Tf__DataSample sample = TF__DATA_SAMPLE__INIT;
+	char *path = xasprintf("%s/source.txt", h.folder);
+	uint64_t id;
+
+	(void)state;
+	assert_ok(file_write(path, "text\n", 5, 0600, &e), &e);
+	ingest.dataset = (char *)"words";
+	ingest.n_path = 1;
+	ingest.path = &path;
+	spec.kind = TF__JOB_KIND__INGEST;
+	spec.name = (char *)"make";
+	spec.spec_case = TF__JOB_SPEC__SPEC_INGEST;
+	spec.ingest = &ingest;
+	assert_ok(harness_submit(h.line, &spec, NULL, false, &id, &e), &e);
+	harness_until(&h, id, TF__JOB_STATE__DONE);
+	verify.name = sample.name = (char *)"words";
+	r.body_case = TF__REQUEST__BODY_DATA_SAMPLE;
+	r.data_sample = &sample;
+	assert_int_equal(call(&r, NULL), TF_ENOTFOUND);
+	assert_non_null(strstr(e.text, "manifest.json"));
+	r.body_case = TF__REQUEST__BODY_DATA_VERIFY;
+	r.data_verify = &verify;
+	assert_true(call(&r, NULL) <= 0);
+	verify.name = (char *)"none";
+	assert_int_equal(call(&r, NULL), TF_ENOTFOUND);
+	xfree(path);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(waits_are_bounded, start, stop),
+		cmocka_unit_test_setup_teardown(uploads_are_bounded, start, stop),
+		cmocka_unit_test_setup_teardown(a_list_comes_in_pages, start, stop),
+		cmocka_unit_test_setup_teardown(too_many_jobs_to_cancel, start, stop),
+		cmocka_unit_test_setup_teardown(a_damaged_dataset_is_named, start, stop),
+	};
+
+	return cmocka_run_group_tests_name("limits", tests, NULL, NULL);
+}
