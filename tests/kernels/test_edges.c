@@ -43,11 +43,10 @@ static void refusals(void **state)
 	}
 	err_clear(&e);
 	assert_int_equal(kernels_open("cpu", -1, &k, &e), TF_EINVALID);
-#ifndef HAVE_CUDA
+	/* not built in, or no such device */
 	err_clear(&e);
-	assert_int_equal(kernels_open("cuda:0", 0, &k, &e), TF_EUNSUPPORTED);
-	assert_non_null(strstr(e.text, "CUDA"));
-#endif
+	assert_int_equal(kernels_open("cuda:1000", 0, &k, &e), TF_EUNSUPPORTED);
+	assert_true(strlen(e.text) > 0);
 }
 
 static void no_rows(void **state)
