@@ -46,6 +46,7 @@ int job_noop(struct job *job, struct err *e)
 		job_report(job, "waiting", (uint64_t)passed, (uint64_t)length, "millisecond");
 		clock_sleep_ms(length - passed < TURN_MS ? length - passed : TURN_MS);
 	}
+	job_report(job, "waiting", (uint64_t)length, (uint64_t)length, "millisecond");
 	if (spec->fail)
 		TRY(fail_as_asked(spec->fail, e));
 	if (spec->echo)

@@ -218,6 +218,7 @@ static struct layout lay_out(const struct sheet *s)
 	if ((size_t)l.columns > s->count)
 		l.columns = (int)s->count;
 	l.rows = (int)((s->count + (size_t)l.columns - 1) / (size_t)l.columns);
+	l.columns = (int)((s->count + (size_t)l.rows - 1) / (size_t)l.rows); /* rows alike */
 	return l;
 }
 

@@ -65,7 +65,7 @@ static int64_t figure(const json_t *o, const char *key)
 static void sizes_are_right(void **state)
 {
 	int64_t blocks = 6 * (4 * 192 * 192 + 3 * 192 * 512 + 2 * 192) + 192;
-	int64_t rest = 2 * 384 * 192 + 2 * 192 * 16 + 192 + 16 + 256 * 16 + 16 + 16 * 16 + 16;
+	int64_t rest = 2 * 384 * 192 + 2 * 192 * 16 + 192 + 16 + 256 * 192 + 192 + 192 * 192 + 192;
 	char *text = tiny(NULL, 0);
 	json_t *plan =
 		plan_of(text, json_pack("{s:i, s:i, s:i, s:i}", "pieces", 300, "latent_height", 4,
