@@ -42,6 +42,7 @@
 #define LIMIT_IMAGE_BYTES (64u << 20)         /* an encoded picture */
 #define LIMIT_IMAGE_PIXELS (100u << 20)       /* a decoded one, checked before decoding */
 #define LIMIT_IMAGE_SIDE 32768u
+#define LIMIT_INGEST_SIDE 4096u               /* of the pictures of a dataset */
 #define LIMIT_LINE_BYTES (64u << 20)          /* a line of a TSV, JSONL or text file */
 #define LIMIT_BAD_LISTED 10000u               /* bad samples listed by name; all are counted */
 #define LIMIT_SHARDS 65536u                   /* of a dataset */

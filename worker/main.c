@@ -42,6 +42,8 @@ static const struct {
 	{ TF__JOB_KIND__EVAL, "eval", job_eval },
 	{ TF__JOB_KIND__GENERATE, "generate", job_generate },
 	{ TF__JOB_KIND__NOOP, "noop", job_noop },
+	{ TF__JOB_KIND__INGEST, "ingest", job_ingest },
+	{ TF__JOB_KIND__TOKENIZER, "tokenizer", job_tokenizer },
 };
 
 static const char usage[] =
