@@ -3,13 +3,16 @@
  *
  *   kernelcheck [test]            outputs against ref, and the same bits twice; TAP
  *   kernelcheck grad              finite differences of the reference's backward operations; TAP
- *   kernelcheck perf [BACKEND]    GFLOP/s and GB/s at the cases' big shapes
+ *   kernelcheck support           which rows each backend serves itself
+ *   kernelcheck perf [BACKEND [OPERATION]]
+ *                                 GFLOP/s and GB/s at the cases' big shapes, after the machine's peaks
  *
  * A GPU that is not there is skipped with a word. */
 #include "config.h"
 #include "lib/clock.h"
 #include "lib/mem.h"
 #include "kernels/cpu/loops/loops.h"
+#include "kernels/ref/ref.h"
 #include "tests/kernels/check.h"
 
 #include <math.h>
@@ -378,6 +381,34 @@ static int test_all(struct kernels *ref)
 	return failures;
 }
 
+/* The table of a backend, or NULL where it does not open; it stays valid after the close. */
+static const struct kernel_ops *table_of(const char *device)
+{
+	const struct kernel_ops *ops;
+	struct err e = ERR_INIT;
+	struct kernels *k;
+
+	if (kernels_open(device, 0, &k, &e) < 0) {
+		printf("%s: %s\n", device, e.text);
+		return NULL;
+	}
+	ops = k->ops;
+	printf("%s: %s\n", device, kernels_describe(k));
+	kernels_close(k);
+	return ops;
+}
+
+static void support(void)
+{
+	const struct kernel_ops *cpu = table_of("cpu"), *cuda = table_of("cuda:0");
+
+	printf("%-24s %-10s %s\n", "operation", "cpu", "cuda");
+#define SERVED(ops, name) (!(ops) ? "-" : (ops)->name == ref_ops.name ? "reference" : "own")
+#define K(ret, name, args) printf("%-24s %-10s %s\n", #name, SERVED(cpu, name), SERVED(cuda, name));
+#include "kernels/kernels.def"
+#undef K
+}
+
 int main(int argc, char **argv)
 {
 	const char *mode = argc > 1 ? argv[1] : "test";
@@ -393,8 +424,10 @@ int main(int argc, char **argv)
 		wrong = check_gradients(ref);
 	else if (strcmp(mode, "perf") == 0)
 		perf(argc > 2 ? argv[2] : "cpu", argc > 3 ? argv[3] : NULL);
+	else if (strcmp(mode, "support") == 0)
+		support();
 	else
-		die(2, "mode \"%s\": expected test, grad or perf", mode);
+		die(2, "mode \"%s\": expected test, grad, support or perf", mode);
 	kernels_close(ref);
 	return wrong != 0;
 }
