@@ -47,7 +47,8 @@ char **spawn_env(int threads)
 	}
 	if (threads > 0)
 		list[n++] = xasprintf("OMP_NUM_THREADS=%d", threads);
-	/* Threads that spin while they wait cost more than waking them, once the processor is shared. */
+	/* Threads that spin while they wait cost more than waking them, once the processor is
+	 * shared. */
 	list[n++] = xstrdup("OMP_WAIT_POLICY=passive");
 	return list;
 }
