@@ -52,6 +52,9 @@ static int read_keys(struct place *p, const char *server_file, char *key_file, s
 	p->key_file = key_file;
 	FAIL_IF(!key_file, e, TF_ENOTFOUND,
 		"no key of yours is known: give --key FILE or set HOME");
+	FAIL_IF(!file_exists(server_file), e, TF_ENOTFOUND,
+		"the daemon's public key is not known: give --server-key FILE (there is no %s)",
+		server_file);
 	TRY(key_public_read(server_file, p->server_key, e));
 	if (!file_exists(key_file))
 		return err_set(e, TF_ENOTFOUND, "%s: you have no key yet; make one with "

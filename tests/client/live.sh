@@ -1,0 +1,115 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# transfuse against a daemon of its own: exit statuses, JSON, a job the whole way, an upload, and a
+# daemon that goes and comes back while a job is followed.
+. "${TF_SOURCE:?}/tests/tap.sh"
+: "${TF_BUILD:?}"
+folder=$(mktemp -d "${TMPDIR:-/tmp}/tf-client.XXXXXX") || exit 1
+daemon=
+stop_daemon() { [ -z "$daemon" ] || { kill "$daemon" && wait "$daemon"; } 2>/dev/null; daemon=; }
+trap 'stop_daemon; rm -rf "$folder"' EXIT
+unset TRANSFUSE_ENDPOINT TRANSFUSE_STATE
+HOME=$folder/home XDG_CONFIG_HOME=
+export HOME XDG_CONFIG_HOME
+cli=$TF_BUILD/transfuse
+
+# status WANTED COMMAND...: its output is in $out.
+status() {
+	wanted=$1; shift
+	out=$("$@" 2>&1); got=$?
+	[ "$got" -eq "$wanted" ] || { echo "status $got, expected $wanted: $out"; return 1; }
+}
+says() { printf '%s' "$out" | grep -q -e "$1" || { echo "'$1' is not in: $out"; return 1; }; }
+
+# Runs in this shell, unlike check: it starts and stops the daemon.
+run_here() { if "$2" >"$folder/here" 2>&1; then ok "$1"; else
+	not_ok "$1"; sed 's/^/# /' "$folder/here"; fi; }
+
+start_daemon() {
+	rm -f "$folder/state/endpoint"
+	"$TF_BUILD/transfused" --state "$folder/state" --map-mib 16 >>"$folder/log" 2>&1 &
+	daemon=$!
+	for i in $(seq 100); do
+		"$cli" ping >/dev/null 2>&1 && return 0
+		sleep 0.1
+	done
+	cat "$folder/log"; return 1
+}
+
+check 'no verb is a usage error' status 2 "$cli"
+check 'help is no error' status 0 "$cli" --help
+check 'every verb has help' sh -c "\"$cli\" completion | grep -c words= >/dev/null"
+check 'unknown verb' status 2 "$cli" trian
+check 'unknown option' status 2 "$cli" noop --secnds 1
+check 'missing operand' status 2 "$cli" train x
+check 'no daemon known' status 3 "$cli" ping
+check 'no key of the daemon' status 2 "$cli" ping --endpoint "ipc://$folder/none"
+TRANSFUSE_STATE=$folder/state
+export TRANSFUSE_STATE
+check 'no daemon in the state folder' status 3 "$cli" jobs
+check 'doctor without a daemon' status 3 "$cli" doctor
+check 'the completion of bash is fresh' sh -c \
+	"\"$cli\" completion | cmp - \"$TF_SOURCE/etc/completion/transfuse.bash\""
+
+run_here 'a daemon starts' start_daemon
+check 'doctor' status 0 "$cli" doctor
+check 'no daemon at an endpoint' status 3 "$cli" ping --endpoint "ipc://$folder/none"
+check 'no such job' status 4 "$cli" show 99
+check 'no such dataset' status 4 "$cli" data show nothing
+check 'a wrong name is told here' status 2 "$cli" data import 'a/b' "$folder"
+check 'a job goes the whole way' status 0 "$cli" noop --seconds 0.2 --name first -w
+json() {
+	status 0 "$cli" noop -w --json || return 1
+	for key in id kind name user state submitted started ended progress reason; do
+		says "\"$key\":" || return 1
+	done
+	says '"state":"done"'
+}
+check 'JSON of a job' json
+check 'its log' status 0 "$cli" logs 1
+cancel() {
+	status 0 "$cli" noop --seconds 60 || return 1
+	status 0 "$cli" cancel 3 || return 1
+	status 5 "$cli" wait 3
+}
+check 'a cancelled job' cancel
+check 'fetch of everything' status 0 "$cli" fetch 1 --all -o "$folder/out"
+check 'a fetched file is there' test -s "$folder/out/log"
+nothing_half() { [ -z "$(find "$folder/out" -name '*.part')" ]; }
+check 'nothing is left half' nothing_half
+
+mkdir -p "$folder/pictures"
+head -c 3000000 /dev/urandom >"$folder/pictures/a.png"
+echo 'a caption' >"$folder/pictures/a.txt"
+check 'dry run of an import' status 0 "$cli" data import pics "$folder/pictures" --dry-run
+upload() {
+	status 0 "$cli" data import pics "$folder/pictures" || return 1
+	says 'images+captions, sent'
+}
+check 'an upload' upload
+
+# The key of somebody else.
+stranger() {
+	status 0 "$cli" key --key "$folder/home/other.key" || return 1
+	status 4 "$cli" ping --key "$folder/home/other.key" || return 1
+	says 'does not know this key' || return 1
+	chmod 644 "$folder/home/other.key"
+	status 4 "$cli" ping --key "$folder/home/other.key" || return 1
+	says 'others can read'
+}
+check 'a key that the daemon does not know' stranger
+
+comes_back() {
+	"$cli" noop --seconds 3 --name survivor -w >"$folder/followed" 2>&1 &
+	follower=$!
+	sleep 1
+	stop_daemon
+	start_daemon || return 1
+	wait "$follower" || { cat "$folder/followed"; return 1; }
+	grep -q 'survivor): done' "$folder/followed"
+}
+run_here 'a follower outlives the daemon' comes_back
+
+check 'the daemon drains' status 0 "$cli" drain
+check 'and goes on' status 0 "$cli" drain --resume
+finish
