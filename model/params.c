@@ -19,8 +19,7 @@ void params_init(struct params *p, struct kernels *k, enum dtype act)
 void params_release(struct params *p)
 {
 	const struct kernel_ops *ops = p->k ? p->k->ops : NULL;
-	void *memory[] = { p->master, p->grad, p->m, p->v, p->resident, p->grad_norm2,
-			   p->average };
+	void *memory[] = { p->master, p->grad, p->m, p->v, p->resident, p->grad_norm2 };
 
 	for (size_t i = 0; i < ARRAY_LEN(memory); i++)
 		if (memory[i])
@@ -201,29 +200,6 @@ void params_step(struct params *p, const struct params_update *u)
 	p->k->ops->adamw(p->k, &a);
 }
 
-int params_average_start(struct params *p, struct err *e)
-{
-	TRY(allocate(p, &p->average, p->total, sizeof(float), e));
-	p->k->ops->copy(p->k, p->average, p->master, (size_t)p->total * sizeof(float));
-	return 0;
-}
-
-void params_average_step(struct params *p, float decay)
-{
-	p->k->ops->lerp(p->k, tensor_1d(p->average, DT_F32, p->total),
-			tensor_1d(p->master, DT_F32, p->total), 1 - decay);
-}
-
-void params_average_swap(struct params *p)
-{
-	float *values = p->master;
-
-	CHECK(p->average);
-	p->master = p->average;
-	p->average = values;
-	refresh(p);
-}
-
 int64_t params_count(const struct params *p)
 {
 	int64_t n = 0;
@@ -235,8 +211,7 @@ int64_t params_count(const struct params *p)
 
 static float *array_of(const struct params *p, enum params_array which)
 {
-	return which == PARAMS_MASTER ? p->master : which == PARAMS_M ? p->m
-	       : which == PARAMS_V ? p->v : p->average;
+	return which == PARAMS_MASTER ? p->master : which == PARAMS_M ? p->m : p->v;
 }
 
 static void file_name(const char *prefix, const struct param *q, char out[2 * PARAM_NAME_MAX])

@@ -37,7 +37,6 @@ struct params {
 	int64_t total, decayed;          /* elements with gaps; the first `decayed` of them decay */
 	float *master, *grad, *m, *v;    /* backend memory; the last three only when training */
 	uint16_t *resident;              /* bf16 copy, or NULL */
-	float *average;                  /* EMA of the master values, or NULL */
 	float *grad_norm2;               /* one element */
 	int64_t step;                    /* updates made */
 };
@@ -69,18 +68,11 @@ void params_zero_gradients(struct params *p);
 float params_gradient_norm2(struct params *p);
 /* One AdamW step (norm, clipping, update, bf16 copy). */
 void params_step(struct params *p, const struct params_update *u);
-/* Allocates the average, equal to the values as they are now. TF_ENOMEM. */
-int params_average_start(struct params *p, struct err *e);
-/* average = decay average + (1 - decay) values. */
-void params_average_step(struct params *p, float decay);
-/* Exchanges values and average: to evaluate or draw with the average between two steps, then
- * back. */
-void params_average_swap(struct params *p);
 /* Number of values, gaps not counted. */
 int64_t params_count(const struct params *p);
 
 /* Which flat array a file holds. Tensors are named <prefix><parameter>. */
-enum params_array { PARAMS_MASTER, PARAMS_M, PARAMS_V, PARAMS_AVERAGE };
+enum params_array { PARAMS_MASTER, PARAMS_M, PARAMS_V };
 
 /* Declares all tensors of one array to a writer; *copy is the host memory they lie in (free with
  * xfree once saved). */

@@ -169,7 +169,8 @@ static void time_training(struct bench *b)
 	printf("{\"what\": \"train\", \"program\": \"transfused\", \"device\": \"%s\", "
 	       "\"precision\": \"%s\", \"threads\": %d, \"ms\": %.3f, \"ms_least\": %.3f, "
 	       "\"positions_s\": %.0f, \"first_loss\": %.6f}\n",
-	       b->device, b->precision, b->threads, middle, ms[0], (double)positions / middle * 1e3, first);
+	       b->device, b->precision, b->threads, middle, ms[0],
+	       (double)positions / middle * 1e3, first);
 	xfree(ms);
 }
 

@@ -480,22 +480,21 @@ static void train_step(struct rig *r, int64_t step)
 	params_zero_gradients(&r->m.params);
 	pass_run(r->p, &r->b, &(struct pass_totals){ r->b.targets, r->b.noised, 5 });
 	params_step(&r->m.params, &u);
-	params_average_step(&r->m.params, 0.9f);
 }
 
-static const char *const array_name[] = { "", "m.", "v.", "average." };
+static const char *const array_name[] = { "", "m.", "v." };
 
 static void save(struct rig *r, const char *path)
 {
 	struct err e = ERR_INIT;
 	struct st_writer w;
-	float *copy[4];
+	float *copy[3];
 
 	st_writer_init(&w);
-	for (int i = 0; i < 4; i++)
+	for (int i = 0; i < 3; i++)
 		params_write(&r->m.params, (enum params_array)i, array_name[i], &w, &copy[i]);
 	assert_ok(st_writer_save(&w, path, &e), &e);
-	for (int i = 0; i < 4; i++)
+	for (int i = 0; i < 3; i++)
 		xfree(copy[i]);
 	st_writer_release(&w);
 }
@@ -528,13 +527,11 @@ static void test_09_a_resumed_run_continues_bit_for_bit(void **state)
 	scratch(path, sizeof path);
 	rig_open(&a, fixture_dims());
 	rig_open(&b, fixture_dims());
-	assert_ok(params_average_start(&a.m.params, &e), &e);
-	assert_ok(params_average_start(&b.m.params, &e), &e);
 	for (int64_t step = 0; step < 3; step++)
 		train_step(&a, step);
 	save(&a, path);
 	assert_ok(st_open(path, &f, &e), &e);
-	for (int i = 0; i < 4; i++)
+	for (int i = 0; i < 3; i++)
 		assert_ok(params_read(&b.m.params, (enum params_array)i, array_name[i], &f, path,
 				      &e), &e);
 	b.m.params.step = a.m.params.step;
@@ -565,7 +562,6 @@ static void test_10_half_a_checkpoint_is_never_loaded(void **state)
 	(void)state;
 	scratch(path, sizeof path);
 	rig_open(&r, fixture_dims());
-	assert_ok(params_average_start(&r.m.params, &e), &e);
 	save(&r, path);
 	assert_ok(file_read(path, 1 << 24, &whole, &e), &e);
 	for (size_t len = 0; len < whole.len; len += whole.len / 7 + 1) {
@@ -578,7 +574,7 @@ static void test_10_half_a_checkpoint_is_never_loaded(void **state)
 	assert_ok(file_write(path, whole.data, whole.len, 0644, &e), &e);
 	assert_ok(st_open(path, &f, &e), &e);
 	before = values(&r);
-	for (int i = 0; i < 4; i++)
+	for (int i = 0; i < 3; i++)
 		params_read(&r.m.params, (enum params_array)i, array_name[i], &f, path, &e);
 	assert_int_equal(e.code, TF_ECORRUPT);
 	after = values(&r);

@@ -221,7 +221,6 @@ static void test_read_gives_noise_and_prediction(void **state)
 
 static void test_memory_is_what_was_planned(void **state)
 {
-	struct err e = ERR_INIT;
 	struct rig r;
 	struct memory_plan plan;
 	size_t before;
@@ -237,34 +236,6 @@ static void test_memory_is_what_was_planned(void **state)
 	pass_memory(&r.dims, true, &plan);
 	assert_true(memory_plan_total(&plan) == before + plan.activations + plan.host);
 	assert_true(plan.activations > (size_t)(r.dims.layers * r.dims.B * r.dims.T * 11) * 16 * 4);
-	assert_ok(params_average_start(&r.m.params, &e), &e);
-	rig_close(&r);
-}
-
-static void test_average_starts_equal_follows_and_swaps(void **state)
-{
-	struct err e = ERR_INIT;
-	struct rig r;
-	struct params *p;
-	float was, now, average;
-	int64_t at;
-
-	(void)state;
-	rig_open(&r, "ref", fixture_dims());
-	p = &r.m.params;
-	at = p->list[r.m.weight[W_HEAD]].at;
-	assert_ok(params_average_start(p, &e), &e);
-	r.k->ops->download(r.k, &was, p->master + at, sizeof was);
-	run(&r);
-	params_step(p, &(struct params_update){ 0.1f, 0.9f, 0.95f, 1e-8f, 0, 0, 1 });
-	params_average_step(p, 0.75f);
-	r.k->ops->download(r.k, &now, p->master + at, sizeof now);
-	params_average_swap(p);
-	r.k->ops->download(r.k, &average, p->master + at, sizeof average);
-	assert_true(fabsf(average - (0.75f * was + 0.25f * now)) < 1e-6f && was != now);
-	params_average_swap(p);
-	r.k->ops->download(r.k, &average, p->master + at, sizeof average);
-	assert_true(average == now);
 	rig_close(&r);
 }
 
@@ -443,7 +414,6 @@ int main(void)
 		cmocka_unit_test(test_evaluation_alone_gives_the_same_losses),
 		cmocka_unit_test(test_read_gives_noise_and_prediction),
 		cmocka_unit_test(test_memory_is_what_was_planned),
-		cmocka_unit_test(test_average_starts_equal_follows_and_swaps),
 		cmocka_unit_test(test_initial_values),
 		cmocka_unit_test(test_sizes_are_checked),
 		cmocka_unit_test(test_capacities_are_rounded),
