@@ -195,30 +195,34 @@ __global__ void plan_key_tiles(struct tile_plan *plan, const int32_t *start, con
 	plan[i] = p;
 }
 
-/* Places each plan by its length; equal ones keep their order. */
-__global__ void order_plans(struct tile_plan *order, const struct tile_plan *plan, int count)
+/* Places each plan by its group of sequences, then its length; equal ones keep their order. */
+__global__ void order_plans(struct tile_plan *order, const struct tile_plan *plan, int together,
+			    int count)
 {
-	int i = (int)thread_index(), rank = 0, mine;
+	int i = (int)thread_index(), rank = 0, group, mine;
 
+	if (i == 0)
+		order[count].sequence = 0;
 	if (i >= count)
 		return;
+	group = plan[i].sequence / together;
 	mine = plan[i].last - plan[i].first;
 	for (int j = 0; j < count; j++) {
-		int other = plan[j].last - plan[j].first;
+		int other = plan[j].last - plan[j].first, its = plan[j].sequence / together;
 
-		rank += other > mine || (other == mine && j < i);
+		rank += its < group || (its == group && (other > mine || (other == mine && j < i)));
 	}
 	order[rank] = plan[i];
 }
 
 static void order(struct cuda_state *s, struct tile_plan *to, const struct tile_plan *from,
-		  int count)
+		  int together, int count)
 {
-	order_plans<<<(unsigned)div_up(count, 32), 32, 0, s->stream>>>(to, from, count);
+	order_plans<<<(unsigned)div_up(count, 32), 32, 0, s->stream>>>(to, from, together, count);
 	LAUNCHED();
 }
 
-void attention_plan_queries(struct cuda_state *s, const struct attend *a, int rows,
+void attention_plan_queries(struct cuda_state *s, const struct attend *a, int rows, int together,
 			    struct tile_plan *to, struct tile_plan *work)
 {
 	int tiles = (int)div_up(a->queries, rows), count = tiles * a->batch;
@@ -226,10 +230,10 @@ void attention_plan_queries(struct cuda_state *s, const struct attend *a, int ro
 	plan_query_tiles<<<(unsigned)div_up(count, 4), 128, 0, s->stream>>>(
 		work, a->start, a->limit, a->queries, a->keys, rows, tiles, count);
 	LAUNCHED();
-	order(s, to, work, count);
+	order(s, to, work, together, count);
 }
 
-void attention_plan_keys(struct cuda_state *s, const struct attend *a, int rows,
+void attention_plan_keys(struct cuda_state *s, const struct attend *a, int rows, int together,
 			 struct tile_plan *to, struct tile_plan *work)
 {
 	int tiles = (int)div_up(a->keys, rows), count = tiles * a->batch;
@@ -237,5 +241,5 @@ void attention_plan_keys(struct cuda_state *s, const struct attend *a, int rows,
 	plan_key_tiles<<<(unsigned)div_up(count, 32), 32, 0, s->stream>>>(
 		work, a->start, a->limit, a->queries, a->keys, rows, tiles, count);
 	LAUNCHED();
-	order(s, to, work, count);
+	order(s, to, work, together, count);
 }

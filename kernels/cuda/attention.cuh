@@ -44,10 +44,12 @@ struct tile_plan {
 	int32_t start_max, limit_min; /* of the tile's queries: keys between them need no mask */
 };
 
-/* Both fill order[batch * ceil(length / rows)] on the stream; work is scratch of the same size. */
-void attention_plan_queries(struct cuda_state *s, const struct attend *a, int rows,
+/* Both fill order[batch * ceil(length / rows)] on the stream, `together` sequences after one
+ * another and their tiles longest first, and zero the word after it; work is scratch of the same
+ * size. */
+void attention_plan_queries(struct cuda_state *s, const struct attend *a, int rows, int together,
 			    struct tile_plan *order, struct tile_plan *work);
-void attention_plan_keys(struct cuda_state *s, const struct attend *a, int rows,
+void attention_plan_keys(struct cuda_state *s, const struct attend *a, int rows, int together,
 			 struct tile_plan *order, struct tile_plan *work);
 
 #endif

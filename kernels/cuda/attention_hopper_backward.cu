@@ -66,6 +66,7 @@ template <int HD, int KEYS>
 struct queries_shared {
 	bf16 q[OWN_STAGES][OWNED * HD], g[OWN_STAGES][OWNED * HD]; /* g: dout */
 	bf16 k[STAGES][KEYS * HD], v[STAGES][KEYS * HD];
+	struct work_item item[OWN_STAGES];
 	uint64_t own_full[OWN_STAGES], own_empty[OWN_STAGES], full[STAGES], empty[STAGES];
 };
 
@@ -75,6 +76,7 @@ struct keys_shared {
 	bf16 k[OWN_STAGES][OWNED * HD], v[OWN_STAGES][OWNED * HD];
 	bf16 q[stages][PASSING * HD], g[stages][PASSING * HD];
 	float stats[stages][STATS][PASSING];
+	struct work_item item[OWN_STAGES];
 	uint64_t own_full[OWN_STAGES], own_empty[OWN_STAGES], full[STAGES], empty[STAGES];
 };
 
@@ -105,20 +107,21 @@ static __device__ void queries_producer(struct queries_shared<HD, KEYS> &m,
 					const CUtensorMap *mv)
 {
 	struct ring r = { 0, 0 }, own = { 0, 0 };
-	struct tile_plan p;
-	int head = 0;
+	struct work_item item;
+	int at = atomicAdd(w.list.next, 1);
 
-	for (int n = 0; nth_work(w.list, n, p, head); n++) {
-		if (p.first > p.last)
-			continue;
-		barrier_wait(&m.own_empty[own.stage], own.phase ^ 1);
-		barrier_expect(&m.own_full[own.stage], sizeof m.q[0] + sizeof m.g[0]);
-		copy_head<HD, OWNED>(m.q[own.stage], mq, &m.own_full[own.stage], head,
-				     p.tile * OWNED, p.sequence);
-		copy_head<HD, OWNED>(m.g[own.stage], mg, &m.own_full[own.stage], head,
-				     p.tile * OWNED, p.sequence);
+	while (announce_work(m, w.list, own, at, item, sizeof m.q[0] + sizeof m.g[0])) {
+		const struct tile_plan &p = item.p;
+		int head = item.head;
+
+		if (p.first <= p.last) {
+			copy_head<HD, OWNED>(m.q[own.stage], mq, &m.own_full[own.stage], head,
+					     p.tile * OWNED, p.sequence);
+			copy_head<HD, OWNED>(m.g[own.stage], mg, &m.own_full[own.stage], head,
+					     p.tile * OWNED, p.sequence);
+		}
 		ring_next<OWN_STAGES>(own);
-		for (int j = p.first / KEYS; j <= p.last / KEYS; j++) {
+		for (int j = p.first / KEYS; p.first <= p.last && j <= p.last / KEYS; j++) {
 			barrier_wait(&m.empty[r.stage], r.phase ^ 1);
 			barrier_expect(&m.full[r.stage], sizeof m.k[0] + sizeof m.v[0]);
 			copy_head<HD, KEYS>(m.k[r.stage], mk, &m.full[r.stage], head, j * KEYS,
@@ -228,27 +231,27 @@ template <int HD, int KEYS>
 static __device__ void queries_consumer(struct queries_shared<HD, KEYS> &m,
 					const struct backward_work &w)
 {
-	int group = __shfl_sync(0xffffffffu, (int)threadIdx.x / 128 - 1, 0), head = 0;
+	int group = __shfl_sync(0xffffffffu, (int)threadIdx.x / 128 - 1, 0);
 	int in_tile = group * 64 + (int)threadIdx.x % 128 / 32 * 16 + (int)threadIdx.x % 32 / 4;
 	struct ring r = { 0, 0 }, own = { 0, 0 };
-	struct tile_plan p;
+	struct work_item item;
 
-	for (int n = 0; nth_work(w.list, n, p, head); n++) {
+	while (receive_work(m, own, item)) {
+		const struct tile_plan &p = item.p;
+		int head = item.head;
 		int row0 = p.tile * OWNED + in_tile;
 		float dq[HD / 2];
 		struct own_rows rows;
 
-		if (p.tile < 0)
-			continue;
 		get_own_rows(rows, w, p, head, row0);
 #pragma unroll
 		for (int i = 0; i < HD / 2; i++)
 			dq[i] = 0.0f;
-		if (p.first <= p.last) {
-			barrier_wait(&m.own_full[own.stage], own.phase);
+		if (p.first <= p.last)
 			queries_tile<HD, KEYS>(m, w, p, group, r, own.stage, rows, dq);
-			ring_next<OWN_STAGES>(own);
-		}
+		else
+			barrier_release(&m.own_empty[own.stage]);
+		ring_next<OWN_STAGES>(own);
 #pragma unroll
 		for (int half = 0; half < 2; half++) {
 			int row = row0 + 8 * half;
@@ -266,20 +269,21 @@ static __device__ void keys_producer(struct keys_shared<HD> &m, const struct bac
 				     const CUtensorMap *mk, const CUtensorMap *mv)
 {
 	struct ring r = { 0, 0 }, own = { 0, 0 };
-	struct tile_plan p;
-	int head = 0;
+	struct work_item item;
+	int at = atomicAdd(w.list.next, 1);
 
-	for (int n = 0; nth_work(w.list, n, p, head); n++) {
-		if (p.first > p.last)
-			continue;
-		barrier_wait(&m.own_empty[own.stage], own.phase ^ 1);
-		barrier_expect(&m.own_full[own.stage], sizeof m.k[0] + sizeof m.v[0]);
-		copy_head<HD, OWNED>(m.k[own.stage], mk, &m.own_full[own.stage], head,
-				     p.tile * OWNED, p.sequence);
-		copy_head<HD, OWNED>(m.v[own.stage], mv, &m.own_full[own.stage], head,
-				     p.tile * OWNED, p.sequence);
+	while (announce_work(m, w.list, own, at, item, sizeof m.k[0] + sizeof m.v[0])) {
+		const struct tile_plan &p = item.p;
+		int head = item.head;
+
+		if (p.first <= p.last) {
+			copy_head<HD, OWNED>(m.k[own.stage], mk, &m.own_full[own.stage], head,
+					     p.tile * OWNED, p.sequence);
+			copy_head<HD, OWNED>(m.v[own.stage], mv, &m.own_full[own.stage], head,
+					     p.tile * OWNED, p.sequence);
+		}
 		ring_next<OWN_STAGES>(own);
-		for (int i = p.first / PASSING; i <= p.last / PASSING; i++) {
+		for (int i = p.first / PASSING; p.first <= p.last && i <= p.last / PASSING; i++) {
 			uint64_t *full = &m.full[r.stage];
 			int64_t stat =
 				((int64_t)p.sequence * w.list.heads + head) * w.stat_tiles + i;
@@ -350,34 +354,6 @@ static __device__ __forceinline__ void passing_gradients(float (&s)[PASSING / 2]
 	}
 }
 
-/* K and V of the own keys: in registers at head dim 64 (shared memory could not feed both operands
- * of such narrow products), read in place at 128. */
-template <int HD>
-struct own_operand {
-	const bf16 *tile;
-	__device__ __forceinline__ void get(const bf16 *t)
-	{
-		tile = t;
-	}
-	__device__ __forceinline__ void scores(float (&s)[PASSING / 2], const bf16 *b)
-	{
-		product_scores<HD, PASSING, OWNED>(s, tile, b);
-	}
-};
-
-template <>
-struct own_operand<64> {
-	uint32_t a[16];
-	__device__ __forceinline__ void get(const bf16 *t)
-	{
-		load_operand<64, OWNED>(a, t);
-	}
-	__device__ __forceinline__ void scores(float (&s)[PASSING / 2], const bf16 *b)
-	{
-		product_scores<64, PASSING>(s, a, b);
-	}
-};
-
 template <int HD>
 static __device__ __forceinline__ void keys_tile(struct keys_shared<HD> &m,
 						 const struct backward_work &w,
@@ -385,23 +361,19 @@ static __device__ __forceinline__ void keys_tile(struct keys_shared<HD> &m,
 						 int own_stage, int row_key, struct ring &r,
 						 float (&dk)[HD / 2], float (&dv)[HD / 2])
 {
-	struct own_operand<HD> k, v;
+	const bf16 *k = m.k[own_stage] + group * 64 * 64, *v = m.v[own_stage] + group * 64 * 64;
 	float s[PASSING / 2], dp[PASSING / 2];
 	uint32_t operand[PASSING / 4], gradient[PASSING / 4];
 	int before = -1; /* stage of the tile before, whose last products may still run */
 
-	k.get(m.k[own_stage] + group * 64 * 64);
-	v.get(m.v[own_stage] + group * 64 * 64);
-	if (HD == 64)
-		barrier_release(&m.own_empty[own_stage]);
 	for (int i = p.first / PASSING; i <= p.last / PASSING; i++) {
 		const float(&stats)[STATS][PASSING] = m.stats[r.stage];
 
 		barrier_wait(&m.full[r.stage], r.phase);
 		products_begin();
-		k.scores(s, m.q[r.stage]);
+		product_scores<HD, PASSING, OWNED>(s, k, m.q[r.stage]);
 		products_commit();
-		v.scores(dp, m.g[r.stage]);
+		product_scores<HD, PASSING, OWNED>(dp, v, m.g[r.stage]);
 		products_commit();
 		products_wait<1>();
 		pin(s);
@@ -429,32 +401,31 @@ static __device__ __forceinline__ void keys_tile(struct keys_shared<HD> &m,
 	pin(dv);
 	if (before >= 0)
 		barrier_release(&m.empty[before]);
-	if (HD != 64)
-		barrier_release(&m.own_empty[own_stage]);
+	barrier_release(&m.own_empty[own_stage]);
 }
 
 template <int HD>
 static __device__ void keys_consumer(struct keys_shared<HD> &m, const struct backward_work &w)
 {
-	int group = __shfl_sync(0xffffffffu, (int)threadIdx.x / 128 - 1, 0), head = 0;
+	int group = __shfl_sync(0xffffffffu, (int)threadIdx.x / 128 - 1, 0);
 	int in_tile = group * 64 + (int)threadIdx.x % 128 / 32 * 16 + (int)threadIdx.x % 32 / 4;
 	struct ring r = { 0, 0 }, own = { 0, 0 };
-	struct tile_plan p;
+	struct work_item item;
 
-	for (int n = 0; nth_work(w.list, n, p, head); n++) {
+	while (receive_work(m, own, item)) {
+		const struct tile_plan &p = item.p;
+		int head = item.head;
 		int key0 = p.tile * OWNED + in_tile;
 		float dk[HD / 2], dv[HD / 2];
 
-		if (p.tile < 0)
-			continue;
 #pragma unroll
 		for (int i = 0; i < HD / 2; i++)
 			dk[i] = dv[i] = 0.0f;
-		if (p.first <= p.last) {
-			barrier_wait(&m.own_full[own.stage], own.phase);
+		if (p.first <= p.last)
 			keys_tile<HD>(m, w, p, group, own.stage, key0, r, dk, dv);
-			ring_next<OWN_STAGES>(own);
-		}
+		else
+			barrier_release(&m.own_empty[own.stage]);
+		ring_next<OWN_STAGES>(own);
 #pragma unroll
 		for (int half = 0; half < 2; half++) {
 			int key = key0 + 8 * half;
@@ -548,14 +519,14 @@ static void run_backward(struct cuda_state *s, const struct attend_backward *b)
 	int tiles = (int)div_up(a->queries, OWNED) * a->batch,
 	    stat_tiles = (int)div_up(a->queries, PASSING);
 	int64_t rows = (int64_t)a->batch * stat_tiles * PASSING * a->heads;
-	size_t plan_bytes = ((size_t)tiles * sizeof(struct tile_plan) + 255) / 256 * 256;
+	size_t plan_bytes = (((size_t)tiles + 1) * sizeof(struct tile_plan) + 255) / 256 * 256;
 	char *scratch =
 		(char *)cuda_scratch(s, 3 * plan_bytes + (size_t)rows * STATS * sizeof(float));
 	struct tile_plan *by_query = (struct tile_plan *)scratch,
 			 *work = (struct tile_plan *)(scratch + plan_bytes);
 	struct tile_plan *by_key = (struct tile_plan *)(scratch + 2 * plan_bytes);
 	float *stats = (float *)(scratch + 3 * plan_bytes), scale = 1.0f / sqrtf((float)a->hd);
-	struct backward_work w = { { by_query, tiles, a->heads },
+	struct backward_work w = { hopper_work(s, a, true, OWNED, by_query, work),
 				   a->queries,
 				   a->keys,
 				   stat_tiles,
@@ -577,8 +548,6 @@ static void run_backward(struct cuda_state *s, const struct attend_backward *b)
 		stats, (const bf16 *)a->out, (const bf16 *)b->dout, a->lse, a->start, a->limit,
 		a->batch, a->queries, a->heads, stat_tiles);
 	LAUNCHED();
-	attention_plan_queries(s, a, OWNED, by_query, work);
-	attention_plan_keys(s, a, OWNED, by_key, work);
 	CUDA(cudaFuncSetAttribute(queries_blocks<HD, KEYS>,
 				  cudaFuncAttributeMaxDynamicSharedMemorySize, (int)queries_bytes));
 	CUDA(cudaFuncSetAttribute(keys_blocks<HD>, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -589,7 +558,7 @@ static void run_backward(struct cuda_state *s, const struct attend_backward *b)
 			map[0], map[1], map[2], map[3], w);
 	LAUNCHED();
 	make_maps(s, b, map, PASSING, OWNED);
-	w.list.plan = by_key;
+	w.list = hopper_work(s, a, false, OWNED, by_key, work);
 	keys_blocks<HD><<<grid_of(s, &w.list), (GROUPS + 1) * 128, keys_bytes, s->stream>>>(
 		map[0], map[1], map[2], map[3], w);
 	LAUNCHED();

@@ -33,6 +33,25 @@ void hopper_map(struct cuda_state *s, CUtensorMap *map, const void *first, const
 		    a->batch, a->heads, a->hd);
 }
 
+#define CACHE_BYTES \
+	(24 << 20) /* keys and values that stay in the second-level cache beside the rest */
+
+struct work_list hopper_work(struct cuda_state *s, const struct attend *a, bool by_query, int rows,
+			     struct tile_plan *order, struct tile_plan *work)
+{
+	int each = (int)div_up(by_query ? a->queries : a->keys, rows), tiles = each * a->batch;
+	int together = (int)(CACHE_BYTES / ((int64_t)a->keys * a->hd * 4));
+	struct work_list list = { order, &order[tiles].sequence, tiles, a->heads, 0 };
+
+	together = together < 1 ? 1 : together < a->batch ? together : a->batch;
+	list.group = together * each;
+	if (by_query)
+		attention_plan_queries(s, a, rows, together, order, work);
+	else
+		attention_plan_keys(s, a, rows, together, order, work);
+	return list;
+}
+
 bool attention_hopper_fits(const struct cuda_state *s, const struct attend *a)
 {
 	return s->hopper && a->type == DT_BF16 && (a->hd == 64 || a->hd == 128) &&
@@ -53,7 +72,8 @@ struct forward_shared {
 	bf16 q[OWN_STAGES][WGS * 64 * HD];
 	bf16 k[STAGES][KEYS * HD];
 	bf16 v[STAGES][KEYS * HD];
-	uint64_t q_full[OWN_STAGES], q_empty[OWN_STAGES];
+	struct work_item item[OWN_STAGES];
+	uint64_t own_full[OWN_STAGES], own_empty[OWN_STAGES];
 	uint64_t k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
 };
 
@@ -65,26 +85,25 @@ static __device__ void forward_producer(struct forward_shared<HD, WGS> &m,
 					const CUtensorMap *mk, const CUtensorMap *mv)
 {
 	struct ring r = { 0, 0 }, own = { 0, 0 };
-	struct tile_plan p;
-	int head = 0;
+	struct work_item item;
+	int at = atomicAdd(w.list.next, 1);
 
-	for (int n = 0; nth_work(w.list, n, p, head); n++) {
-		if (p.first > p.last)
-			continue;
-		barrier_wait(&m.q_empty[own.stage], own.phase ^ 1);
-		barrier_expect(&m.q_full[own.stage], sizeof m.q[0]);
-		copy_head<HD, WGS * 64>(m.q[own.stage], mq, &m.q_full[own.stage], head,
-					p.tile * WGS * 64, p.sequence);
+	while (announce_work(m, w.list, own, at, item, sizeof m.q[0])) {
+		const struct tile_plan &p = item.p;
+
+		if (p.first <= p.last)
+			copy_head<HD, WGS * 64>(m.q[own.stage], mq, &m.own_full[own.stage],
+						item.head, p.tile * WGS * 64, p.sequence);
 		ring_next<OWN_STAGES>(own);
-		for (int j = p.last / KEYS; j >= p.first / KEYS; j--) {
+		for (int j = p.last / KEYS; p.first <= p.last && j >= p.first / KEYS; j--) {
 			barrier_wait(&m.k_empty[r.stage], r.phase ^ 1);
 			barrier_expect(&m.k_full[r.stage], sizeof m.k[0]);
-			copy_head<HD, KEYS>(m.k[r.stage], mk, &m.k_full[r.stage], head, j * KEYS,
-					    p.sequence);
+			copy_head<HD, KEYS>(m.k[r.stage], mk, &m.k_full[r.stage], item.head,
+					    j * KEYS, p.sequence);
 			barrier_wait(&m.v_empty[r.stage], r.phase ^ 1);
 			barrier_expect(&m.v_full[r.stage], sizeof m.v[0]);
-			copy_head<HD, KEYS>(m.v[r.stage], mv, &m.v_full[r.stage], head, j * KEYS,
-					    p.sequence);
+			copy_head<HD, KEYS>(m.v[r.stage], mv, &m.v_full[r.stage], item.head,
+					    j * KEYS, p.sequence);
 			ring_next<STAGES>(r);
 		}
 	}
@@ -230,7 +249,7 @@ static __device__ __forceinline__ void forward_tile(struct forward_shared<HD, WG
 		before = r;
 		ring_next<STAGES>(r);
 	}
-	barrier_release(&m.q_empty[own_stage]);
+	barrier_release(&m.own_empty[own_stage]);
 	barrier_wait(&m.v_full[before.stage], before.phase);
 	products_begin();
 	product_values<HD, KEYS>(o, probability, m.v[before.stage], more);
@@ -244,20 +263,19 @@ template <int HD, int WGS>
 static __device__ void forward_consumer(struct forward_shared<HD, WGS> &m,
 					const struct forward_work &w)
 {
-	int group = __shfl_sync(0xffffffffu, (int)threadIdx.x / 128 - 1, 0), head = 0;
+	int group = __shfl_sync(0xffffffffu, (int)threadIdx.x / 128 - 1, 0);
 	int in_tile = group * 64 + (int)threadIdx.x % 128 / 32 * 16 + (int)threadIdx.x % 32 / 4;
 	struct ring r = { 0, 0 }, own = { 0, 0 };
-	struct tile_plan p;
+	struct work_item item;
 
 	if (group == WGS - 1)
 		turn_pass(0, 2 * 128);
-	for (int n = 0; nth_work(w.list, n, p, head); n++) {
+	while (receive_work(m, own, item)) {
+		const struct tile_plan &p = item.p;
 		int row0 = p.tile * WGS * 64 + in_tile;
 		float o[HD / 2];
 		struct two_rows rows;
 
-		if (p.tile < 0)
-			continue;
 #pragma unroll
 		for (int half = 0; half < 2; half++) {
 			int row = p.sequence * w.queries + min(row0 + 8 * half, w.queries - 1);
@@ -270,12 +288,12 @@ static __device__ void forward_consumer(struct forward_shared<HD, WGS> &m,
 #pragma unroll
 		for (int i = 0; i < HD / 2; i++)
 			o[i] = 0.0f;
-		if (p.first <= p.last) {
-			barrier_wait(&m.q_full[own.stage], own.phase);
+		if (p.first <= p.last)
 			forward_tile<HD, WGS>(m, w, p, group, r, own.stage, o, rows);
-			ring_next<OWN_STAGES>(own);
-		}
-		forward_finish<HD>(w, p, head, row0, o, rows);
+		else
+			barrier_release(&m.own_empty[own.stage]);
+		ring_next<OWN_STAGES>(own);
+		forward_finish<HD>(w, p, item.head, row0, o, rows);
 	}
 	if (group == 0)
 		turn_wait(0, 2 * 128);
@@ -297,8 +315,8 @@ __global__ void __launch_bounds__((WGS + 1) * 128, 1)
 
 	if (threadIdx.x == 0) {
 		for (int i = 0; i < OWN_STAGES; i++) {
-			barrier_init(&m.q_full[i], 1);
-			barrier_init(&m.q_empty[i], WGS * 4);
+			barrier_init(&m.own_full[i], 1);
+			barrier_init(&m.own_empty[i], WGS * 4);
 		}
 		for (int i = 0; i < STAGES; i++) {
 			barrier_init(&m.k_full[i], 1);
@@ -325,9 +343,9 @@ static void run_forward(struct cuda_state *s, const struct attend *a)
 {
 	int tiles = (int)div_up(a->queries, WGS * 64) * a->batch, grid;
 	struct tile_plan *plan =
-		(struct tile_plan *)cuda_scratch(s, 2 * (size_t)tiles * sizeof *plan);
+		(struct tile_plan *)cuda_scratch(s, 2 * ((size_t)tiles + 1) * sizeof *plan);
 	float scale = 1.0f / sqrtf((float)a->hd);
-	struct forward_work w = { { plan, tiles, a->heads },
+	struct forward_work w = { hopper_work(s, a, true, WGS * 64, plan, plan + tiles + 1),
 				  a->queries,
 				  a->keys,
 				  a->start,
@@ -339,7 +357,6 @@ static void run_forward(struct cuda_state *s, const struct attend *a)
 	CUtensorMap mq, mk, mv;
 	size_t bytes = sizeof(struct forward_shared<HD, WGS>) + 1024;
 
-	attention_plan_queries(s, a, WGS * 64, plan, plan + tiles);
 	hopper_map(s, &mq, a->q, a, true, a->q_row, a->q_sequence, WGS * 64);
 	hopper_map(s, &mk, a->k, a, false, a->kv_row, a->kv_sequence, KEYS);
 	hopper_map(s, &mv, a->v, a, false, a->kv_row, a->kv_sequence, KEYS);

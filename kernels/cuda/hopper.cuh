@@ -24,30 +24,26 @@
 void hopper_map(struct cuda_state *s, CUtensorMap *map, const void *first, const struct attend *a,
 		bool query, int64_t row, int64_t sequence, int rows_at_once);
 
-/* The tiles of every head, to be shared out to blocks that stay. */
+/* The tiles of every head, handed out one by one to blocks that stay. Order: groups of sequences
+ * whose keys fit the cache, in it head by head, in it longest tiles first. */
 struct work_list {
 	const struct tile_plan *plan;
-	int tiles, heads;
+	int *next;		 /* handed out so far */
+	int tiles, heads, group; /* group: tiles of a group of sequences */
 };
 
+/* One tile of one head; head -1: there is no more. */
+struct work_item {
+	struct tile_plan p;
+	int head;
+};
+
+/* Orders the plan of a query or key pass (see attention_plan_*); memory for its tiles + 1 entries.
+ */
+struct work_list hopper_work(struct cuda_state *s, const struct attend *a, bool by_query, int rows,
+			     struct tile_plan *order, struct tile_plan *work);
+
 #ifdef HOPPER_CODE
-
-/* The n-th tile and head of this block: rounds go there and back, so that each block gets long and
- * short ones alike. False when there are no more; a tile of -1 is no work, but more may follow. */
-static __device__ __forceinline__ bool nth_work(const struct work_list &w, int n,
-						struct tile_plan &p, int &head)
-{
-	int at = n * (int)gridDim.x + (n & 1 ? (int)(gridDim.x - 1 - blockIdx.x) : (int)blockIdx.x);
-
-	if (n * (int)gridDim.x >= w.tiles * w.heads)
-		return false;
-	p = tile_plan{ 0, -1, 1, 0, 0, 0 };
-	if (at < w.tiles * w.heads) {
-		p = w.plan[at / w.heads];
-		head = at % w.heads;
-	}
-	return true;
-}
 
 static __device__ __forceinline__ uint32_t shared_address(const void *p)
 {
@@ -154,6 +150,49 @@ static __device__ __forceinline__ void copy_bytes(void *to, const void *from, ui
 		     "[%1], %2, [%3];" ::"r"(shared_address(to)),
 		     "l"(from), "r"(bytes), "r"(shared_address(b))
 		     : "memory");
+}
+
+/* ---- work: the producer takes it and passes it on with the own tile's barrier */
+static __device__ __forceinline__ struct work_item item_at(const struct work_list &w, int at)
+{
+	struct work_item item = { { 0, 0, 1, 0, 0, 0 }, -1 };
+
+	if (at < w.tiles * w.heads) {
+		int group = at / (w.group * w.heads), rest = at % (w.group * w.heads);
+		int tiles = min(w.group, w.tiles - group * w.group);
+
+		item.p = w.plan[group * w.group + rest % tiles];
+		item.head = rest / tiles;
+	}
+	return item;
+}
+
+/* Puts the item of number `at` into the own stage, expecting `bytes` of its tiles (none when it
+ * visits nothing), and takes the next number. False when there is no more. */
+template <typename SHARED>
+static __device__ __forceinline__ bool announce_work(SHARED &m, const struct work_list &w,
+						     const struct ring &own, int &at,
+						     struct work_item &item, uint32_t bytes)
+{
+	item = item_at(w, at);
+	at = atomicAdd(w.next, 1);
+	barrier_wait(&m.own_empty[own.stage], own.phase ^ 1);
+	m.item[own.stage] = item;
+	if (item.head < 0 || item.p.first > item.p.last)
+		barrier_arrive(&m.own_full[own.stage]);
+	else
+		barrier_expect(&m.own_full[own.stage], bytes);
+	return item.head >= 0;
+}
+
+/* Waits for the own stage's item. False when there is no more. */
+template <typename SHARED>
+static __device__ __forceinline__ bool receive_work(SHARED &m, const struct ring &own,
+						    struct work_item &item)
+{
+	barrier_wait(&m.own_full[own.stage], own.phase);
+	item = m.item[own.stage];
+	return item.head >= 0;
 }
 
 template <int N>
