@@ -42,7 +42,8 @@ void err_clear(struct err *e);
 /* Prints "<program>: <sentence>" to stderr and exits with status. */
 void die(int status, const char *fmt, ...) __attribute__((format(printf, 2, 3), noreturn));
 void die_set_program(const char *name);
-/* Called by die before it exits, from whatever thread dies: a worker leaves its outcome. NULL: none. */
+/* Called by die before it exits, from whatever thread dies: a worker leaves its outcome. NULL:
+ * none. */
 void die_set_hook(void (*hook)(int status, const char *text));
 
 void bug_at(const char *file, int line, const char *fmt, ...)

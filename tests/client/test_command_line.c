@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The tables of verbs and options, the reading of a command line, near misses, numbers for people, and
- * the shapes of --json. */
+ * The tables of verbs and options, the reading of a command line, near misses, numbers for
+ * people, and the shapes of --json. */
 #include "tests/test.h"
 #include "client/client.h"
 #include "client/files.h"
@@ -119,8 +119,9 @@ static void mistakes(void **state)
 	assert_int_equal(read_line("noop", "", &a, &e, "--seconds", NULL), TF_EUSAGE);
 	assert_non_null(strstr(e.text, "needs a value"));
 	args_release(&a);
-	for (const char *const *bad = (const char *const[]){ "", " 1", "1x", "0x1", "1.5", "0", "11",
-			"99999999999999999999", NULL }; *bad; bad++)
+	for (const char *const *bad = (const char *const[]){ "", " 1", "1x", "0x1", "1.5", "0",
+							     "11", "99999999999999999999", NULL };
+	     *bad; bad++)
 		assert_int_equal(text_to_int("n", *bad, 1, 10, &n, NULL), TF_EUSAGE);
 	assert_string_equal(suggest_verb("trian"), "train");
 	assert_string_equal(suggest_sub("data", "lsit"), "list");
@@ -263,8 +264,9 @@ static void sources(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(tables),  cmocka_unit_test(examples), cmocka_unit_test(reading),
-		cmocka_unit_test(mistakes), cmocka_unit_test(numbers), cmocka_unit_test(job_as_json),
+		cmocka_unit_test(tables),  cmocka_unit_test(examples),
+		cmocka_unit_test(reading), cmocka_unit_test(mistakes),
+		cmocka_unit_test(numbers), cmocka_unit_test(job_as_json),
 		cmocka_unit_test(sources),
 	};
 

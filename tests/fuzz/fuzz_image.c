@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Any bytes as a picture file: RGB of bounded size that can be cropped and resized, or a sentence. */
+ * Any bytes as a picture file: RGB of bounded size that can be cropped and resized, or a
+ * sentence. */
 #include "config.h"
 #include "worker/image.h"
 

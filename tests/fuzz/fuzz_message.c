@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Any bytes as a message from a client or from the daemon: unpacked within its bounds and checked, or a
- * sentence. */
+ * Any bytes as a message from a client or from the daemon: unpacked within its bounds and
+ * checked, or a sentence. */
 #include "config.h"
 #include "lib/mem.h"
 #include "proto/spec.h"

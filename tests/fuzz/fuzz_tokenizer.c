@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Any bytes as a tokenizer's model file: a tokenizer whose encoding decodes to text, or a sentence. */
+ * Any bytes as a tokenizer's model file: a tokenizer whose encoding decodes to text, or a
+ * sentence. */
 #include "config.h"
 #include "lib/mem.h"
 #include "worker/spm.h"

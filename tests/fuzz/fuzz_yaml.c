@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Experiment files of both kinds, and the YAML tree under them: any bytes give a struct or a sentence. */
+ * Experiment files of both kinds, and the YAML tree under them: any bytes give a struct or a
+ * sentence. */
 #include "config.h"
 #include "lib/yaml.h"
 #include "proto/experiment.h"

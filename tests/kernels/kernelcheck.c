@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Holds every operation of every backend against the reference, on the cases of cases.c.
  *
- *   kernelcheck [test]            outputs against ref, and the same bits twice; TAP
- *   kernelcheck grad              finite differences of the reference's backward operations; TAP
- *   kernelcheck support           which rows each backend serves itself
- *   kernelcheck perf [BACKEND [OPERATION]]
- *                                 GFLOP/s and GB/s at the cases' big shapes, after the machine's peaks
+ * kernelcheck [test]            outputs against ref, and the same bits twice; TAP kernelcheck
+ * grad              finite differences of the reference's backward operations; TAP kernelcheck
+ * support           which rows each backend serves itself kernelcheck perf [BACKEND
+ * [OPERATION]]
+ *                                 GFLOP/s and GB/s at the cases' big shapes, after the machine's
+ * peaks
  *
  * A GPU that is not there is skipped with a word. */
 #include "config.h"
