@@ -37,13 +37,9 @@ static const struct {
 	const char *name;
 	int (*run)(struct job *job, struct err *e);
 } kinds[] = {
-	{ TF__JOB_KIND__VAE, "vae", job_vae },
-	{ TF__JOB_KIND__TRAIN, "train", job_train },
-	{ TF__JOB_KIND__EVAL, "eval", job_eval },
-	{ TF__JOB_KIND__GENERATE, "generate", job_generate },
-	{ TF__JOB_KIND__NOOP, "noop", job_noop },
-	{ TF__JOB_KIND__INGEST, "ingest", job_ingest },
-	{ TF__JOB_KIND__TOKENIZER, "tokenizer", job_tokenizer },
+#define J(id, ENUM, field, artefact, resumable, help) { TF__JOB_KIND__##ENUM, #id, job_##id },
+#include "proto/jobs.def"
+#undef J
 };
 
 static const char usage[] =
