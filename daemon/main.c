@@ -38,12 +38,24 @@ static void notify_manager(void)
 		close(fd);
 }
 
+/* Closes a descriptor without freeing its number: what is opened later must lie above the ones
+ * that a worker is given (spawn.c). */
+static void retire_fd(int fd)
+{
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+	if (null < 0 || dup3(null, fd, O_CLOEXEC) < 0)
+		log_warn("--ready-fd %d: %s", fd, strerror(errno));
+	if (null >= 0 && null != fd)
+		close(null);
+}
+
 void ready_say(struct daemon *d)
 {
 	if (d->options.ready_fd >= 0) {
 		if (write((int)d->options.ready_fd, "\n", 1) < 0)
 			log_warn("--ready-fd %d: %s", (int)d->options.ready_fd, strerror(errno));
-		close((int)d->options.ready_fd);
+		retire_fd((int)d->options.ready_fd);
 		d->options.ready_fd = -1;
 	}
 	notify_manager();
