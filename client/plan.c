@@ -176,7 +176,7 @@ static void print_figure(const char *key, const json_t *value)
 		safe = text_safe(json_string_value(value));
 		printf("%s: %s\n", key, safe);
 		xfree(safe);
-	} else if (strstr(key, "bytes") || strstr(key, "rss")) {
+	} else if (json_is_number(value) && (strstr(key, "bytes") || strstr(key, "rss"))) {
 		format_bytes((uint64_t)json_number_value(value), text);
 		printf("%s: %s\n", key, text);
 	} else if (json_is_integer(value)) {
