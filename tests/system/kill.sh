@@ -129,15 +129,14 @@ twice() {
 }
 whole() {
 	status=0
-	for name in $(transfuse data list --json | sed -n 's/.*"name": *"\([^"]*\)".*/\1/p'); do
+	for name in $(transfuse data list | awk 'NR > 1 { print $1 }'); do
 		transfuse data verify "$name" || status=1
 	done
 	return $status
 }
 resumed() {
 	status=0 models=0
-	for name in $(transfuse models --json | sed -n 's/.*"name": *"\(model[0-9]*\)".*/\1/p'); do
-		transfuse jobs --all --json | tr '{' '\n' | grep "\"$name\"" | grep -q '"state": *"done"' || continue
+	for name in $(transfuse models | awk '$1 ~ /^model/ && $2 == "ready" { print $1 }'); do
 		models=$((models + 1))
 		[ "$(weights_of "$name")" = "$reference" ] || { echo "$name differs from ref"; status=1; }
 	done
