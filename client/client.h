@@ -143,6 +143,7 @@ struct table {
 void table_init(struct table *t, const char *align, const char *const *head);
 void table_add(struct table *t, const char *const *cell);   /* copies; NULL prints as "-" */
 void table_print(struct table *t);                          /* and releases it */
+void table_release(struct table *t);   /* what is never printed; twice is fine */
 #define FORMAT_MAX 48
 void format_bytes(uint64_t bytes, char out[FORMAT_MAX]);    /* "1.4 GB" */
 void format_count(uint64_t n, char out[FORMAT_MAX]);        /* "12,345" */

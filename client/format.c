@@ -139,10 +139,16 @@ void table_print(struct table *t)
 				   terminal ? terminal - used : 0);
 		putchar('\n');
 	}
+	xfree(width);
+	table_release(t);
+}
+
+void table_release(struct table *t)
+{
 	for (int i = 0; i < t->rows * t->columns; i++)
 		xfree(t->cell[i]);
 	xfree(t->cell);
-	xfree(width);
+	t->rows = 0;
 }
 
 /* ---- numbers */

@@ -105,6 +105,7 @@ int verb_jobs(struct client *c, struct err *e)
 		puts(all ? "no jobs yet" : "no jobs queued or running (--all shows ended ones)");
 	else if (rc == 0 && !json)
 		table_print(&t);
+	table_release(&t);
 	json_decref(list);
 	return rc;
 }

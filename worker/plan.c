@@ -6,6 +6,7 @@
 #include "lib/mem.h"
 #include "model/pass.h"
 #include "model/sampler.h"
+#include "worker/memory.h"
 #include "worker/opened.h"
 
 #include <inttypes.h>
@@ -16,7 +17,7 @@
 #define INPUT_BYTES_MAX (1 << 20)
 #define PIECES_ASSUMED 2000
 #define LATENT_MOST 16384
-#define PROGRAM_BYTES (24 << 20) /* libraries' data, compiled products, tokenizer, buffers */
+#define PROGRAM_BYTES (24 << 20) /* compiled products, tokenizer, buffers */
 #define CAPTION_TOKENS 32        /* of a sampled caption, about */
 
 struct plan_groups {
@@ -145,7 +146,8 @@ static int measure(struct planning *p, struct err *e)
 	b->model.host *= (size_t)micro;     /* all batches of a step wait together */
 	b->saving = b->model.gradients * 2; /* a copy of both moments */
 	b->sampling = sampling_bytes(p);
-	b->program = PROGRAM_BYTES;
+	/* What the libraries take when they are loaded, this very program knows of itself. */
+	b->program = PROGRAM_BYTES + (size_t)memory_rss_anon();
 	return 0;
 }
 
