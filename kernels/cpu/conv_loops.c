@@ -4,6 +4,7 @@
  * floats that stay in the first-level cache; f32 data are used where they lie. */
 #include "config.h"
 #include "kernels/cpu/conv.h"
+#include "kernels/cpu/loops/loops.h"
 
 #include <math.h>
 #include <string.h>
@@ -16,34 +17,6 @@
 
 #define ALIGNED(p) ((float *)__builtin_assume_aligned((p), 64))
 
-/* exp(x) for x <= 88 with a relative error under 2e-7: 2^k times a polynomial on +-ln2/2
- * (coefficients of the Taylor series, rounded up by half an ulp at most). Below -87 it is 0 for
- * all purposes here. */
-static inline float exp_fast(float x)
-{
-	union { int32_t i; float f; } scale;
-	float k, r, p;
-
-	x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-	k = __builtin_rintf(x * 1.44269504f);
-	r = x - k * 0.693359375f;
-	r = r - k * -2.12194440e-4f;
-	p = 1.9875691500e-4f;
-	p = p * r + 1.3981999507e-3f;
-	p = p * r + 8.3334519073e-3f;
-	p = p * r + 4.1665795894e-2f;
-	p = p * r + 1.6666665459e-1f;
-	p = p * r + 5.0000001201e-1f;
-	p = p * r * r + r + 1.0f;
-	scale.i = ((int32_t)k + 127) << 23;
-	return p * scale.f;
-}
-
-static inline float sigmoid(float x)
-{
-	return 1.0f / (1.0f + exp_fast(-x));
-}
-
 /* n elements from `first` on as floats: in place for f32, else in buffer. */
 static const float *load(const void *x, enum dtype type, int64_t first, int64_t n, float *buffer)
 {
@@ -52,6 +25,7 @@ static const float *load(const void *x, enum dtype type, int64_t first, int64_t 
 	if (type == DT_F32)
 		return (const float *)x + first;
 	b = (const uint16_t *)x + first;
+#pragma omp simd
 	for (int64_t i = 0; i < n; i++) {
 		union { uint32_t u; float f; } v = { (uint32_t)b[i] << 16 };
 
@@ -72,6 +46,7 @@ static void store(void *out, enum dtype type, int64_t first, int64_t n, const fl
 
 	if (type == DT_F32)
 		return;
+#pragma omp simd
 	for (int64_t i = 0; i < n; i++) {
 		union { float f; uint32_t u; } v = { buffer[i] };
 		uint32_t rounded = (v.u + 0x7fffu + (v.u >> 16 & 1)) >> 16;
@@ -122,6 +97,7 @@ static void add_moments(float *restrict sum, float *restrict sum2, const float *
 	sum = ALIGNED(sum);
 	sum2 = ALIGNED(sum2);
 	pivot = ALIGNED(pivot);
+#pragma omp simd
 	for (int64_t i = 0; i < n; i++) {
 		float d = x[i] - pivot[i];
 
@@ -176,6 +152,7 @@ static void affine(float *restrict y, const float *restrict x, const float *rest
 {
 	scale = ALIGNED(scale);
 	shift = ALIGNED(shift);
+#pragma omp simd
 	for (int64_t i = 0; i < n; i++)
 		y[i] = x[i] * scale[i] + shift[i];
 }
@@ -185,10 +162,11 @@ static void affine_silu(float *restrict y, const float *restrict x, const float 
 {
 	scale = ALIGNED(scale);
 	shift = ALIGNED(shift);
+#pragma omp simd
 	for (int64_t i = 0; i < n; i++) {
 		float v = x[i] * scale[i] + shift[i];
 
-		y[i] = v * sigmoid(v);
+		y[i] = v * loop_sigmoid(v);
 	}
 }
 
@@ -222,14 +200,15 @@ static void norm(const struct norm_image *g)
 	}
 }
 
-/* Gradient before SiLU: d s (1 + y (1 - s)), s = sigmoid(y), y = x * scale + shift. */
+/* Gradient before SiLU: d s (1 + y (1 - s)), s = loop_sigmoid(y), y = x * scale + shift. */
 static void through_silu(float *restrict d, const float *restrict dout, const float *restrict x,
 			 const float *restrict scale, const float *restrict shift, int64_t n)
 {
 	scale = ALIGNED(scale);
 	shift = ALIGNED(shift);
+#pragma omp simd
 	for (int64_t i = 0; i < n; i++) {
-		float y = x[i] * scale[i] + shift[i], s = sigmoid(y);
+		float y = x[i] * scale[i] + shift[i], s = loop_sigmoid(y);
 
 		d[i] = dout[i] * s * (1.0f + y * (1.0f - s));
 	}
@@ -240,6 +219,7 @@ static void add_products(float *restrict sum, float *restrict sum2, const float 
 {
 	sum = ALIGNED(sum);
 	sum2 = ALIGNED(sum2);
+#pragma omp simd
 	for (int64_t i = 0; i < n; i++) {
 		sum[i] += d[i];
 		sum2[i] += d[i] * x[i];
@@ -280,6 +260,7 @@ static void combine(float *restrict dx, const float *restrict d, const float *re
 	a = ALIGNED(a);
 	c = ALIGNED(c);
 	e = ALIGNED(e);
+#pragma omp simd
 	for (int64_t i = 0; i < n; i++)
 		dx[i] = d[i] * a[i] + x[i] * c[i] + e[i];
 }
@@ -339,6 +320,7 @@ static void leaky_relu(void *out, const void *x, enum dtype type, float slope, i
 		const float *v = load(x, type, at, n, in);
 		float *y = target_of(out, type, at, to);
 
+#pragma omp simd
 		for (int64_t i = 0; i < n; i++)
 			y[i] = v[i] > 0 ? v[i] : slope * v[i];
 		store(out, type, at, n, y);
@@ -355,6 +337,7 @@ static void leaky_relu_backward(void *dx, const void *dout, const void *x, enum 
 		const float *v = load(x, type, at, n, in), *d = load(dout, type, at, n, in2);
 		float *y = target_of(dx, type, at, to);
 
+#pragma omp simd
 		for (int64_t i = 0; i < n; i++)
 			y[i] = v[i] > 0 ? d[i] : slope * d[i];
 		store(dx, type, at, n, y);
@@ -377,6 +360,7 @@ static void add_quads(float *restrict dx, const float *restrict a, const float *
 		      int64_t width, int64_t channels)
 {
 	for (int64_t i = 0; i < width; i++, dx += channels, a += 2 * channels, b += 2 * channels)
+#pragma omp simd
 		for (int64_t c = 0; c < channels; c++)
 			dx[c] = a[c] + a[c + channels] + (b[c] + b[c + channels]);
 }
@@ -393,6 +377,7 @@ static void add_quad_bf16(uint16_t *dx, const uint16_t *a, const uint16_t *b, in
 		load(a, DT_BF16, channels + c, n, in[1]);
 		load(b, DT_BF16, c, n, in[2]);
 		load(b, DT_BF16, channels + c, n, in[3]);
+#pragma omp simd
 		for (int64_t i = 0; i < n; i++)
 			in[0][i] = in[0][i] + in[1][i] + (in[2][i] + in[3][i]);
 		store(dx, DT_BF16, c, n, in[0]);
@@ -423,16 +408,16 @@ static double l1(void *dx, const void *x, enum dtype type, const float *target, 
 	for (int64_t at = 0; at < n; at += BLOCK) {
 		int64_t m = n - at < BLOCK ? n - at : BLOCK;
 		const float *v = load(x, type, at, m, in);
-		float part[16] = { 0 }, *d = dx ? target_of(dx, type, at, to) : to;
+		float part = 0, *d = dx ? target_of(dx, type, at, to) : to;
 
+#pragma omp simd reduction(+ : part)
 		for (int64_t i = 0; i < m; i++) {
 			float difference = v[i] - target[at + i];
 
-			part[i % 16] += fabsf(difference);
+			part += fabsf(difference);
 			d[i] = difference > 0 ? step : difference < 0 ? -step : 0;
 		}
-		for (int i = 0; i < 16; i++)
-			sum += (double)part[i];
+		sum += (double)part;
 		if (dx)
 			store(dx, type, at, m, d);
 	}
