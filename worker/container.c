@@ -204,7 +204,8 @@ int container_open(const char *path, struct container *out, struct err *e)
 		container_close(out);
 		return rc;
 	}
-	qsort(out->entry, out->count, sizeof *out->entry, compare);
+	if (out->count > 0) /* qsort() must not be given NULL, which an empty folder leaves */
+		qsort(out->entry, out->count, sizeof *out->entry, compare);
 	return 0;
 }
 
