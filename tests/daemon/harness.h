@@ -43,7 +43,7 @@ int harness_submit(struct connection *c, const Tf__JobSpec *spec, const uint8_t 
 /* The job as job_show gives it; free the reply with tf__reply__free_unpacked. */
 Tf__Reply *harness_show(struct harness *h, uint64_t id);
 Tf__JobState harness_state(struct harness *h, uint64_t id);
-/* Waits until the job is so; fails the test after ten seconds. */
+/* Waits until the job is so; fails the test after a minute. */
 void harness_until(struct harness *h, uint64_t id, Tf__JobState state);
 /* The job's reason and attempt now; reason is the caller's. */
 char *harness_reason(struct harness *h, uint64_t id, uint32_t *attempt);

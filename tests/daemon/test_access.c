@@ -178,7 +178,7 @@ static void another_version_is_told_so(void **state)
 	r.body_case = TF__REQUEST__BODY_PING;
 	r.ping = &empty;
 	send_raw(socket, data, tf__request__pack(&r, data), 1);
-	reply = receive_raw(socket, 5000);
+	reply = receive_raw(socket, LIMIT_WAIT_MS);
 	assert_non_null(reply);
 	assert_int_equal(reply->code, TF_EVERSION);
 	assert_int_equal(reply->id, 77);
@@ -374,10 +374,10 @@ static void a_wait_ends_with_change_or_time(void **state)
 
 	(void)state;
 	harness_until(&h, id, TF__JOB_STATE__RUNNING);
-	assert_ok(wait_job(id, 0, 5000, &reply), &e);
+	assert_ok(wait_job(id, 0, LIMIT_WAIT_MS, &reply), &e);
 	since = reply->jobs->job[0]->seq;
 	tf__reply__free_unpacked(reply, NULL);
-	assert_ok(wait_job(id, since, 5000, &reply), &e); /* its progress */
+	assert_ok(wait_job(id, since, LIMIT_WAIT_MS, &reply), &e); /* its progress */
 	assert_true(reply->jobs->job[0]->seq > since);
 	assert_string_equal(reply->jobs->job[0]->progress->phase, "trying");
 	tf__reply__free_unpacked(reply, NULL);
@@ -386,7 +386,7 @@ static void a_wait_ends_with_change_or_time(void **state)
 	assert_true(clock_mono_ms() - start_ms >= 300);
 	tf__reply__free_unpacked(reply, NULL);
 	assert_ok(harness_cancel(h.line, id, &e), &e);
-	assert_ok(wait_job(id, UINT64_MAX, 9000, &reply), &e);
+	assert_ok(wait_job(id, UINT64_MAX, LIMIT_WAIT_MS, &reply), &e);
 	assert_int_equal(reply->jobs->job[0]->state, TF__JOB_STATE__CANCELLED);
 	tf__reply__free_unpacked(reply, NULL);
 }

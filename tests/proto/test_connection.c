@@ -17,6 +17,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define PATIENCE_MS 60000 /* only a failure takes it; other work may fill the machine */
+#define SOON_MS 20000     /* what does not wait for it ends long before */
+
 struct server {
 	char folder[64], endpoint[96];
 	struct key_pair keys, known; /* known: the one key that is let in */
@@ -246,10 +249,10 @@ static void calls(void **state)
 	server_start(s);
 	c = connect_as(s, &s->known, s->keys.public_key);
 	for (int i = 0; i < 20; i++)
-		assert_ok(ping(c, 2000, &e), &e);
+		assert_ok(ping(c, PATIENCE_MS, &e), &e);
 	r.body_case = TF__REQUEST__BODY_JOB_SHOW;
 	r.job_show = &ref;
-	assert_int_equal(connection_call(c, &r, 2000, &reply, &e), TF_ENOTFOUND);
+	assert_int_equal(connection_call(c, &r, PATIENCE_MS, &reply, &e), TF_ENOTFOUND);
 	assert_string_equal(e.text, "there is no such thing");
 	connection_close(c);
 	server_stop(s);
@@ -262,8 +265,8 @@ static void absent(void **state)
 	struct connection *c = connect_as(s, &s->known, s->keys.public_key);
 	int64_t start = clock_mono_ms();
 
-	assert_int_equal(ping(c, 5000, &e), TF_ENODAEMON);
-	assert_true(clock_mono_ms() - start < 2500);
+	assert_int_equal(ping(c, PATIENCE_MS, &e), TF_ENODAEMON);
+	assert_true(clock_mono_ms() - start < SOON_MS);
 	connection_close(c);
 }
 
@@ -278,14 +281,14 @@ static void refused(void **state)
 	server_start(s);
 	assert_ok(key_pair_make(&other, &e), &e);
 	c = connect_as(s, &other, s->keys.public_key);
-	assert_int_equal(ping(c, 5000, &e), TF_EREFUSED);
+	assert_int_equal(ping(c, PATIENCE_MS, &e), TF_EREFUSED);
 	assert_non_null(strstr(e.text, "me.key"));
-	assert_true(clock_mono_ms() - start < 3000);
+	assert_true(clock_mono_ms() - start < SOON_MS);
 	connection_close(c);
 	err_clear(&e);
 	c = connect_as(s, &s->known, other.public_key); /* that is not who answers */
-	assert_true(ping(c, 5000, &e) < 0);
-	assert_true(clock_mono_ms() - start < 6000);
+	assert_true(ping(c, PATIENCE_MS, &e) < 0);
+	assert_true(clock_mono_ms() - start < 2 * SOON_MS);
 	connection_close(c);
 	assert_int_equal(s->seen, 0);
 	server_stop(s);
@@ -303,7 +306,7 @@ static void silence(void **state)
 	assert_int_equal(ping(c, 300, &e), TF_ETIMEOUT);
 	s->mute = false;
 	err_clear(&e);
-	assert_ok(ping(c, 2000, &e), &e); /* the answer given up does not disturb */
+	assert_ok(ping(c, PATIENCE_MS, &e), &e); /* the answer given up does not disturb */
 	connection_close(c);
 	server_stop(s);
 }
@@ -320,7 +323,7 @@ static void comes_back(void **state)
 
 	server_start(s);
 	c = connect_as(s, &s->known, s->keys.public_key);
-	assert_ok(ping(c, 2000, &e), &e);
+	assert_ok(ping(c, PATIENCE_MS, &e), &e);
 	s->mute = true;
 	r.body_case = TF__REQUEST__BODY_PING;
 	r.ping = &empty;
@@ -329,7 +332,7 @@ static void comes_back(void **state)
 	server_stop(s);
 	s->mute = false;
 	server_start(s);
-	assert_ok(connection_receive(c, 4000, &reply, &e), &e); /* sent again by itself */
+	assert_ok(connection_receive(c, PATIENCE_MS, &reply, &e), &e); /* sent again by itself */
 	assert_true(reply->id == id);
 	assert_true(connection_reconnects(c) >= 1);
 	tf__reply__free_unpacked(reply, NULL);
@@ -348,7 +351,7 @@ static void interrupted(void **state)
 	struct connection *c = connect_as(s, &s->known, s->keys.public_key);
 
 	connection_set_interrupt(c, yes);
-	assert_int_equal(ping(c, 5000, NULL), TF_ECANCELLED);
+	assert_int_equal(ping(c, PATIENCE_MS, NULL), TF_ECANCELLED);
 	connection_close(c);
 }
 
