@@ -21,6 +21,23 @@ static int resolve(struct client *c, enum experiment_kind kind, const char *path
 				  (const char *const *)set->word, (size_t)set->count, out, e);
 }
 
+/* A preset names no data, but is checked as if it did. */
+static int resolve_preset(struct client *c, enum experiment_kind kind, const char *path,
+			  struct buf *file, struct buf *out, struct err *e)
+{
+	const struct words *set = &c->args.given[OPTION_SET];
+	const char **all = xcalloc((size_t)set->count + 1, sizeof *all);
+	int rc;
+
+	all[0] = "data.0.name=data";
+	for (int i = 0; i < set->count; i++)
+		all[i + 1] = set->word[i];
+	rc = experiment_resolve(kind, path, file->data ? file->data : "", file->len, all,
+				(size_t)set->count + 1, out, e);
+	xfree(all);
+	return rc;
+}
+
 static int read_experiment(struct client *c, enum experiment_kind kind, const char *path,
 			   struct buf *out, struct err *e)
 {
@@ -98,36 +115,68 @@ static int given_facts(struct client *c, json_t **out, struct err *e)
 	return 0;
 }
 
-static void print_valid(struct client *c, const char *path, const char *kind, json_t *plan)
+/* What is said of a valid file; plan (may be NULL) stays the caller's. */
+static json_t *valid_object(const char *path, const char *kind, json_t *plan, bool names_data)
 {
-	json_t *o;
+	json_t *o = json_object();
 
-	if (!args_has(&c->args, OPTION_JSON)) {
-		printf("%s: valid (%s)\n", path, kind);
-		if (plan)
-			print_plan(plan);
-		return;
-	}
-	o = json_object();
 	json_object_set_new(o, "file", json_string(path));
 	json_object_set_new(o, "kind", json_string(kind));
 	json_object_set_new(o, "valid", json_true());
+	json_object_set_new(o, "preset", json_boolean(!names_data));
 	json_object_set(o, "plan", plan ? plan : json_null());
-	json_print(o);
+	return o;
 }
 
-static int check_train(struct client *c, const char *path, const struct buf *text, struct err *e)
+static int check_file(struct client *c, const char *path, json_t **out, struct err *e)
 {
+	struct buf file = BUF_INIT, text = BUF_INIT;
 	json_t *facts = NULL, *plan = NULL;
-	int rc;
+	enum experiment_kind kind = EXPERIMENT_TRAIN;
+	bool names_data = true;
+	int rc = file_read(path, LIMIT_EXPERIMENT_BYTES, &file, e);
 
-	TRY(given_facts(c, &facts, e));
-	rc = plan_experiment(text->data, args_text(&c->args, OPTION_DEVICE), facts, &plan, e);
 	if (rc == 0)
-		print_valid(c, path, "train", plan);
+		rc = experiment_detect(path, file.data ? file.data : "", file.len, &kind,
+				       &names_data, e);
+	if (rc == 0)
+		rc = names_data ? resolve(c, kind, path, &file, &text, e)
+				: resolve_preset(c, kind, path, &file, &text, e);
+	if (rc == 0 && kind == EXPERIMENT_TRAIN)
+		rc = given_facts(c, &facts, e);
+	if (rc == 0 && kind == EXPERIMENT_TRAIN)
+		rc = plan_experiment(text.data, args_text(&c->args, OPTION_DEVICE), facts, &plan,
+				     e);
+	if (rc == 0)
+		*out = valid_object(path, kind == EXPERIMENT_TRAIN ? "train" : "vae", plan,
+				    names_data);
 	json_decref(facts);
 	json_decref(plan);
+	buf_release(&file);
+	buf_release(&text);
 	return rc;
+}
+
+/* A file of several that is wrong; the others are still looked at. */
+static json_t *wrong_object(const char *path, const struct err *why)
+{
+	json_t *o = json_object();
+
+	json_object_set_new(o, "file", json_string(path));
+	json_object_set_new(o, "valid", json_false());
+	json_object_set_new(o, "reason", json_string(why->text));
+	return o;
+}
+
+static void print_checked(const json_t *o)
+{
+	const json_t *plan = json_object_get(o, "plan");
+
+	printf("%s: valid (%s%s)\n", json_string_value(json_object_get(o, "file")),
+	       json_string_value(json_object_get(o, "kind")),
+	       json_is_true(json_object_get(o, "preset")) ? "; a preset, it names no data" : "");
+	if (json_is_object(plan))
+		print_plan(plan);
 }
 
 static int print_settings(void)
@@ -143,27 +192,48 @@ static int print_settings(void)
 	return STATUS_DONE;
 }
 
+/* All of several files, whatever is wrong with some of them. */
+static int check_all(struct client *c, const struct words *files)
+{
+	bool json = args_has(&c->args, OPTION_JSON);
+	json_t *list = json_array(), *o;
+	int status = STATUS_DONE;
+
+	for (int i = 0; i < files->count; i++) {
+		struct err why = ERR_INIT;
+
+		if (check_file(c, files->word[i], &o, &why) < 0) {
+			fprintf(stderr, "transfuse: %s\n", why.text);
+			status = STATUS_USAGE;
+			o = wrong_object(files->word[i], &why);
+		} else if (!json) {
+			print_checked(o);
+		}
+		json_array_append_new(list, o);
+	}
+	if (json)
+		json_print(list);
+	else
+		json_decref(list);
+	return status;
+}
+
 int verb_check(struct client *c, struct err *e)
 {
-	struct buf file = BUF_INIT, text = BUF_INIT;
-	enum experiment_kind kind;
-	const char *path;
-	int rc;
+	const struct words *files = &c->args.operand;
+	json_t *o = NULL;
 
 	if (args_has(&c->args, OPTION_SETTINGS))
 		return print_settings();
-	FAIL_IF(c->args.operand.count == 0, e, TF_EUSAGE, "check expects FILE.yaml");
-	path = c->args.operand.word[0];
-	rc = file_read(path, LIMIT_EXPERIMENT_BYTES, &file, e);
-	if (rc == 0)
-		rc = experiment_detect(path, file.data ? file.data : "", file.len, &kind, e);
-	if (rc == 0)
-		rc = resolve(c, kind, path, &file, &text, e);
-	if (rc == 0 && kind == EXPERIMENT_TRAIN)
-		rc = check_train(c, path, &text, e);
-	else if (rc == 0)
-		print_valid(c, path, "vae", NULL);
-	buf_release(&file);
-	buf_release(&text);
-	return rc;
+	FAIL_IF(files->count == 0, e, TF_EUSAGE, "check expects FILE.yaml");
+	if (files->count > 1)
+		return check_all(c, files);
+	TRY(check_file(c, files->word[0], &o, e));
+	if (args_has(&c->args, OPTION_JSON)) {
+		json_print(o);
+	} else {
+		print_checked(o);
+		json_decref(o);
+	}
+	return STATUS_DONE;
 }

@@ -430,7 +430,7 @@ int experiment_resolve(enum experiment_kind kind, const char *file, const char *
 }
 
 int experiment_detect(const char *file, const char *text, size_t len, enum experiment_kind *out,
-		      struct err *e)
+		      bool *names_data, struct err *e)
 {
 	struct yaml y = { 0 };
 	struct yaml_node *model, *preset;
@@ -443,6 +443,7 @@ int experiment_detect(const char *file, const char *text, size_t len, enum exper
 	    (preset && preset->text &&
 	     strncmp(preset->text, VAE_PRESET_PREFIX, strlen(VAE_PRESET_PREFIX)) == 0))
 		*out = EXPERIMENT_VAE;
+	*names_data = yaml_get(y.root, "data") != NULL;
 	yaml_release(&y);
 	return 0;
 }

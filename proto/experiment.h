@@ -82,9 +82,9 @@ void vae_experiment_release(struct vae_experiment *x);
 int experiment_resolve(enum experiment_kind kind, const char *file, const char *text, size_t len,
 		       const char *const *set, size_t n, struct buf *out, struct err *e);
 /* Whether the text has the sections of an autoencoder (`model.channels` or `loss`) or of a
- * training run. */
+ * training run. A preset names no data. */
 int experiment_detect(const char *file, const char *text, size_t len, enum experiment_kind *out,
-		      struct err *e);
+		      bool *names_data, struct err *e);
 
 /* What is known of the data when a training run is submitted (dry run, worker). Latent dims 0: no
  * pictures among the data. */

@@ -29,7 +29,7 @@ start_daemon() {
 	rm -f "$folder/state/endpoint"
 	"$TF_BUILD/transfused" --state "$folder/state" --map-mib 16 >>"$folder/log" 2>&1 &
 	daemon=$!
-	for i in $(seq 100); do
+	for i in $(seq 600); do
 		"$cli" ping >/dev/null 2>&1 && return 0
 		sleep 0.1
 	done
@@ -44,6 +44,20 @@ check 'unknown option' status 2 "$cli" noop --secnds 1
 check 'missing operand' status 2 "$cli" train x
 check 'no daemon known' status 3 "$cli" ping
 check 'no key of the daemon' status 2 "$cli" ping --endpoint "ipc://$folder/none"
+presets() {
+	status 0 "$cli" check "$TF_SOURCE"/etc/tiny.yaml "$TF_SOURCE"/etc/0.16b.yaml "$TF_SOURCE"/etc/0.37b.yaml \
+		"$TF_SOURCE"/etc/0.76b.yaml "$TF_SOURCE"/etc/1.4b.yaml "$TF_SOURCE"/etc/7b.yaml \
+		"$TF_SOURCE"/etc/vae-tiny.yaml "$TF_SOURCE"/etc/vae-256.yaml || return 1
+	[ "$(printf '%s\n' "$out" | grep -c ': valid (')" -eq 8 ] || { echo "$out"; return 1; }
+}
+check 'every preset is valid' presets
+wrong_among_right() {
+	mkdir -p "$folder/home"
+	echo 'model: {layers: x}' >"$folder/home/wrong.yaml"
+	status 2 "$cli" check "$folder/home/wrong.yaml" "$TF_SOURCE/etc/tiny.yaml" || return 1
+	says "layers: found 'x'" && says 'tiny.yaml: valid (train'
+}
+check 'a wrong file among others' wrong_among_right
 TRANSFUSE_STATE=$folder/state
 export TRANSFUSE_STATE
 check 'no daemon in the state folder' status 3 "$cli" jobs

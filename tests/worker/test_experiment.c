@@ -17,11 +17,17 @@ static void every_preset_is_valid(void **state)
 		enum experiment_kind kind;
 		struct buf out = BUF_INIT;
 		struct err e = ERR_INIT;
+		bool names_data;
 
-		assert_ok(experiment_detect("x", text, strlen(text), &kind, &e), &e);
+		assert_ok(experiment_detect("x", text, strlen(text), &kind, &names_data, &e), &e);
+		assert_true(names_data);
 		assert_ok(experiment_resolve(kind, "x", text, strlen(text), NULL, 0, &out, &e),
 			  &e);
 		assert_int_equal(kind == EXPERIMENT_VAE, strncmp(p->name, "vae-", 4) == 0);
+		assert_ok(experiment_detect(p->name, p->text, strlen(p->text), &kind, &names_data,
+					    &e),
+			  &e);
+		assert_false(names_data);
 		buf_release(&out);
 		xfree(text);
 	}
