@@ -17,7 +17,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -69,8 +68,11 @@ static int open_folder(struct daemon *d, struct err *e)
 	return rc;
 }
 
+/* A lock of the process, not of the descriptor: a worker that was being started when its daemon was
+ * killed does not hold it for the moment before it closes what it inherited. */
 static int take_lock(struct daemon *d, struct err *e)
 {
+	struct flock whole = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
 	char *path = daemon_path(d, "lock");
 	char text[32] = "";
 	int rc = 0;
@@ -78,7 +80,7 @@ static int take_lock(struct daemon *d, struct err *e)
 	d->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 	if (d->lock < 0) {
 		rc = err_errno(e, "%s", path);
-	} else if (flock(d->lock, LOCK_EX | LOCK_NB) < 0) {
+	} else if (fcntl(d->lock, F_SETLK, &whole) < 0) {
 		ssize_t n = pread(d->lock, text, sizeof text - 1, 0);
 
 		text[n > 0 ? n : 0] = 0;

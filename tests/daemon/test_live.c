@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static int count_of(const char *text, const char *word)
@@ -337,6 +338,45 @@ static void a_second_daemon_is_refused(void **state)
 	harness_stop(&h);
 }
 
+/* A copy of the descriptor of the daemon's lock, as a worker has one that is just being started; -1 where
+ * the system does not give it out. */
+static int copy_of_lock(const struct harness *h)
+{
+	char *lock = harness_path(h, "lock"), link[64], target[1024];
+	int pidfd = (int)syscall(SYS_pidfd_open, h->pid, 0), copy = -1;
+
+	for (int fd = 3; fd < 1024 && copy < 0; fd++) {
+		ssize_t n;
+
+		snprintf(link, sizeof link, "/proc/%d/fd/%d", (int)h->pid, fd);
+		n = readlink(link, target, sizeof target - 1);
+		target[n > 0 ? n : 0] = 0;
+		if (strcmp(target, lock) == 0)
+			copy = (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0);
+	}
+	close(pidfd);
+	xfree(lock);
+	return copy;
+}
+
+static void what_a_killed_daemon_was_starting_holds_no_lock(void **state)
+{
+	struct harness h;
+	int copy;
+
+	(void)state;
+	harness_init(&h);
+	harness_start(&h);
+	copy = copy_of_lock(&h);
+	harness_kill(&h, SIGKILL);
+	if (copy >= 0)
+		harness_start(&h);
+	close(copy);
+	harness_stop(&h);
+	if (copy < 0)
+		skip();
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -352,6 +392,7 @@ int main(void)
 		cmocka_unit_test(a_drain_puts_jobs_back),
 		cmocka_unit_test(sigterm_leaves_the_workers),
 		cmocka_unit_test(a_second_daemon_is_refused),
+		cmocka_unit_test(what_a_killed_daemon_was_starting_holds_no_lock),
 	};
 
 	return cmocka_run_group_tests_name("live", tests, NULL, NULL);
