@@ -68,8 +68,8 @@ static int open_folder(struct daemon *d, struct err *e)
 	return rc;
 }
 
-/* A lock of the process, not of the descriptor: a worker that was being started when its daemon was
- * killed does not hold it for the moment before it closes what it inherited. */
+/* A lock of the process, not of the descriptor: a worker that was being started when its daemon
+ * was killed does not hold it for the moment before it closes what it inherited. */
 static int take_lock(struct daemon *d, struct err *e)
 {
 	struct flock whole = { .l_type = F_WRLCK, .l_whence = SEEK_SET };

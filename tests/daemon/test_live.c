@@ -338,8 +338,8 @@ static void a_second_daemon_is_refused(void **state)
 	harness_stop(&h);
 }
 
-/* A copy of the descriptor of the daemon's lock, as a worker has one that is just being started; -1 where
- * the system does not give it out. */
+/* A copy of the descriptor of the daemon's lock, as a worker has one that is just being started;
+ * -1 where the system does not give it out. */
 static int copy_of_lock(const struct harness *h)
 {
 	char *lock = harness_path(h, "lock"), link[64], target[1024];
