@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Holds every operation of every backend against the reference, on the cases of cases.c.
  *
- * kernelcheck [test]            outputs against ref, and the same bits twice; TAP kernelcheck
- * grad              finite differences of the reference's backward operations; TAP kernelcheck
- * support           which rows each backend serves itself kernelcheck perf [BACKEND
- * [OPERATION]]
- *                                 GFLOP/s and GB/s at the cases' big shapes, after the machine's
- * peaks
+ * kernelcheck [test]   outputs against ref, and the same bits twice; TAP
+ * kernelcheck grad     finite differences of the reference's backward operations; TAP
+ * kernelcheck support  which rows each backend serves itself
+ * kernelcheck perf [BACKEND [OPERATION]]
+ *			GFLOP/s and GB/s at the cases' big shapes, after the machine's peaks
  *
- * A GPU that is not there is skipped with a word. */
+ * test goes over the CPU and the GPU, or over the device of TF_DEVICE alone. A GPU that is not
+ * there is skipped with a word. */
 #include "config.h"
 #include "lib/clock.h"
 #include "lib/mem.h"
@@ -18,6 +18,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define PERF_BATCH 4
@@ -363,11 +364,13 @@ static void test_levels(struct kernels *ref, const struct kernels *cpu)
 
 static int test_all(struct kernels *ref)
 {
-	static const char *const devices[] = { "cpu", "cuda:0" };
+	const char *devices[] = { "cpu", "cuda:0" }, *one = getenv("TF_DEVICE");
+	int count = one ? 1 : 2;
 	struct err e = ERR_INIT;
 	struct kernels *k;
 
-	for (int d = 0; d < 2; d++) {
+	devices[0] = one ? one : devices[0];
+	for (int d = 0; d < count; d++) {
 		err_clear(&e);
 		if (kernels_open(devices[d], 2, &k, &e) < 0) {
 			printf("ok %d - %s # SKIP %s\n", ++points, devices[d], e.text);

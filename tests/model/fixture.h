@@ -8,8 +8,12 @@
 #include "model/pass.h"
 #include "model/sampler.h"
 
-/* Opens "ref" or "cpu" (2 threads), or fails the test. */
-struct kernels *fixture_kernels(const char *backend);
+/* Opens "ref" or "cpu" (2 threads), or what the environment's TF_DEVICE names in their place:
+ * TF_DEVICE=cuda runs these tests on a GPU. Fails the test, or skips it where there is no such
+ * device. */
+struct kernels *fixture_kernels(const char *device);
+/* The devices that a test goes over: ref and cpu, or TF_DEVICE alone. Returns how many. */
+int fixture_devices(const char *device[2]);
 
 /* A small model: 2 layers of width 16, 2 heads, feed-forward 24, 40 pieces (BOS 1, EOS 2), latents
  * of 4 x 4 x 2 in patches of 2, 2 sequences of 40 positions. */

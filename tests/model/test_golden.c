@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The transformer against an independent PyTorch model (tools/golden.py): layouts, losses,
- * gradients and 50 steps of training, on each backend of the CPU. */
+ * gradients and 50 steps of training, on each backend of the CPU or on TF_DEVICE. */
 #include "tests/test.h"
 #include "tests/model/fixture.h"
 #include "model/optimizer.h"
@@ -9,8 +9,6 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-
-static const char *backend[] = { "ref", "cpu" };
 
 static void assert_same_ints(const struct golden *g, const char *name, const int32_t *ours)
 {
@@ -115,8 +113,11 @@ static void check_case(const char *device, const char *name)
 
 static void check_on_all(const char *name)
 {
-	for (size_t i = 0; i < ARRAY_LEN(backend); i++)
-		check_case(backend[i], name);
+	const char *device[2];
+	int devices = fixture_devices(device);
+
+	for (int i = 0; i < devices; i++)
+		check_case(device[i], name);
 }
 
 static void test_patch1(void **state)
@@ -211,9 +212,12 @@ static void check_curve(const char *device)
 
 static void test_fifty_steps_of_training(void **state)
 {
+	const char *device[2];
+	int devices = fixture_devices(device);
+
 	(void)state;
-	for (size_t i = 0; i < ARRAY_LEN(backend); i++)
-		check_curve(backend[i]);
+	for (int i = 0; i < devices; i++)
+		check_curve(device[i]);
 }
 
 int main(void)
