@@ -374,6 +374,16 @@ void resolved_release(struct resolved *r);
 /* Again at the start of an attempt: what was being made at the submit is there now. */
 int resolve_late(struct daemon *d, Tf__SpecRecord *record, uint64_t job, struct err *e);
 
+/* ---- handle_jobs.c ---- */
+struct submitted {
+	uint64_t job; /* 0: a dry run */
+	bool already; /* the token was known */
+	struct resolved resolved;
+};
+/* Checks all of the submit, then makes the job. Resolved is the caller's when it succeeds. */
+int submit_one(struct daemon *d, const struct request *r, const Tf__Submit *m,
+	       struct submitted *out, struct err *e);
+
 /* ---- server.c: sockets, keys, dispatch ---- */
 int server_open(struct daemon *d, struct err *e);
 void server_close(struct daemon *d);

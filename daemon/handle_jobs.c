@@ -152,70 +152,78 @@ static int create(struct daemon *d, const struct request *r, const Tf__Submit *m
 	return rc;
 }
 
-static void reply_submitted(struct daemon *d, struct request *r, uint64_t job, bool already,
-			    const struct resolved *v)
+static void reply_submitted(struct daemon *d, struct request *r, const struct submitted *of)
 {
 	Tf__Reply reply = TF__REPLY__INIT;
 	Tf__Submitted s = TF__SUBMITTED__INIT;
 
-	s.job = job;
-	s.has_already = s.already = already;
-	if (v) {
-		s.n_input = v->inputs;
-		s.input = v->input;
-		s.n_fact = v->facts;
-		s.fact = v->fact;
-	}
+	s.job = of->job;
+	s.has_already = s.already = of->already;
+	s.n_input = of->resolved.inputs;
+	s.input = of->resolved.input;
+	s.n_fact = of->resolved.facts;
+	s.fact = of->resolved.fact;
 	reply.body_case = TF__REPLY__BODY_SUBMITTED;
 	reply.submitted = &s;
 	reply_put(d, r, &reply);
 }
 
 /* The job the token got earlier; its owner alone may ask for it again. */
-static int submit_again(struct daemon *d, struct request *r, uint64_t id)
+static int submitted_before(struct daemon *d, const struct request *r, uint64_t id, struct err *e)
 {
 	Tf__JobRecord *old = NULL;
 	bool own;
 
-	TRY(job_get(d->state, id, &old, &r->err));
+	TRY(job_get(d->state, id, &old, e));
 	own = old->job->user && strcmp(old->job->user, r->user) == 0;
 	record_free(old);
-	FAIL_IF(!own, &r->err, TF_EREFUSED, "this token belongs to a job of another user");
-	reply_submitted(d, r, id, true, NULL);
+	FAIL_IF(!own, e, TF_EREFUSED, "this token belongs to a job of another user");
 	return 0;
+}
+
+int submit_one(struct daemon *d, const struct request *r, const Tf__Submit *m,
+	       struct submitted *out, struct err *e)
+{
+	char *none = NULL;
+	bool waiting = false;
+	int rc;
+
+	*out = (struct submitted){ 0 };
+	FAIL_IF(m->token.len != JOB_TOKEN_BYTES, e, TF_EINVALID,
+		"a token of %zu bytes: expected %u", m->token.len, JOB_TOKEN_BYTES);
+	rc = job_by_token(d->state, m->token.data, &out->job, e);
+	out->already = rc == 0;
+	if (rc == 0)
+		return submitted_before(d, r, out->job, e);
+	FAIL_IF(rc != TF_ENOTFOUND, e, rc, "the token cannot be looked up");
+	FAIL_IF(d->live.count - d->live.holes >= LIMIT_JOBS_QUEUED, e, TF_ELIMIT,
+		"%u jobs are queued, the limit", LIMIT_JOBS_QUEUED);
+	TRY(spec_check(m->spec, e));
+	TRY(check_device(d, m->spec, e));
+	TRY(check_after(d, m->spec, &waiting, e));
+	TRY(check_files(d, r, m->spec, e));
+	rc = resolve_spec(d, m->spec, &out->resolved, e);
+	if (rc == 0)
+		rc = artefact_reserve(d, m->spec, 0, r->user, true, &none, e);
+	if (rc == 0 && !m->dry_run)
+		rc = create(d, r, m, &out->resolved, waiting, &out->job, e);
+	if (rc < 0)
+		resolved_release(&out->resolved);
+	xfree(none);
+	return rc;
 }
 
 int handle_submit(struct daemon *d, struct request *r)
 {
 	const Tf__Submit *m = r->message->submit;
-	struct resolved v = { 0 };
-	uint64_t id = 0;
-	char *none = NULL;
-	bool waiting = false;
-	int rc;
+	struct submitted s;
 
-	FAIL_IF(m->token.len != JOB_TOKEN_BYTES, &r->err, TF_EINVALID,
-		"a token of %zu bytes: expected %u", m->token.len, JOB_TOKEN_BYTES);
-	rc = job_by_token(d->state, m->token.data, &id, &r->err);
-	if (rc == 0)
-		return submit_again(d, r, id);
-	FAIL_IF(rc != TF_ENOTFOUND, &r->err, rc, "the token cannot be looked up");
-	FAIL_IF(d->live.count - d->live.holes >= LIMIT_JOBS_QUEUED, &r->err, TF_ELIMIT,
-		"%u jobs are queued, the limit", LIMIT_JOBS_QUEUED);
-	TRY(spec_check(m->spec, &r->err));
-	TRY(check_device(d, m->spec, &r->err));
-	TRY(check_after(d, m->spec, &waiting, &r->err));
-	TRY(check_files(d, r, m->spec, &r->err));
-	rc = resolve_spec(d, m->spec, &v, &r->err);
-	if (rc == 0)
-		rc = artefact_reserve(d, m->spec, 0, r->user, true, &none, &r->err);
-	if (rc == 0 && !m->dry_run)
-		rc = create(d, r, m, &v, waiting, &id, &r->err);
-	if (rc == 0)
-		reply_submitted(d, r, id, false, &v);
-	resolved_release(&v);
-	xfree(none);
-	return rc;
+	FAIL_IF(m->n_after_member, &r->err, TF_EINVALID,
+		"after_member is for the jobs of a batch, expected none");
+	TRY(submit_one(d, r, m, &s, &r->err));
+	reply_submitted(d, r, &s);
+	resolved_release(&s.resolved);
+	return 0;
 }
 
 /* ---------------------------------------------------------------- list, show, wait, log */

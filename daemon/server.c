@@ -16,7 +16,7 @@
 
 #define TURN_MESSAGES 512 /* taken in one turn: then the commit comes */
 #define TURN_HANDSHAKES 64
-#define REQUEST_FIELD_MAX 64
+#define REQUEST_FIELD_MAX 100
 
 /* ---------------------------------------------------------------- rows */
 

@@ -22,7 +22,8 @@ struct state {
 	MDB_dbi table[STATE_TABLES];
 	MDB_txn *read;  /* kept reset between turns */
 	bool reading;   /* `read` is live */
-	MDB_txn *write; /* NULL: nothing changed */
+	MDB_txn *write; /* NULL: nothing changed; within a part: the part's */
+	MDB_txn *whole; /* NULL: no part is open */
 	bool spoiled;   /* a change failed: do not commit */
 	char *folder;
 };
@@ -255,11 +256,46 @@ bool state_changed(const struct state *s)
 	return s->write != NULL;
 }
 
+int state_part_begin(struct state *s, struct err *e)
+{
+	MDB_txn *part = NULL;
+	int rc;
+
+	CHECK(!s->whole);
+	TRY(writer(s, e));
+	rc = mdb_txn_begin(s->env, s->write, 0, &part);
+	if (rc)
+		return mdb_error(e, s, "begin of a part", rc);
+	s->whole = s->write;
+	s->write = part;
+	return 0;
+}
+
+int state_part_end(struct state *s, bool keep, struct err *e)
+{
+	MDB_txn *part = s->write;
+	int rc = 0;
+
+	CHECK(s->whole);
+	s->write = s->whole;
+	s->whole = NULL;
+	if (keep)
+		rc = mdb_txn_commit(part);
+	else
+		mdb_txn_abort(part);
+	if (rc) {
+		s->spoiled = true;
+		return mdb_error(e, s, "a part", rc);
+	}
+	return 0;
+}
+
 int state_commit(struct state *s, struct err *e)
 {
 	MDB_txn *txn = s->write;
 	int rc;
 
+	CHECK(!s->whole);
 	reader_rest(s);
 	if (!txn)
 		return 0;
@@ -279,6 +315,8 @@ int state_commit(struct state *s, struct err *e)
 void state_abort(struct state *s)
 {
 	reader_rest(s);
+	if (s->whole)
+		state_part_end(s, false, NULL);
 	if (s->write)
 		mdb_txn_abort(s->write);
 	s->write = NULL;
