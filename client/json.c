@@ -58,6 +58,23 @@ static json_t *json_of_progress(const Tf__Progress *p)
 	return o;
 }
 
+static json_t *json_of_demand(const Tf__Demand *d)
+{
+	json_t *o = json_object();
+
+	if (!d)
+		return o;
+	if (d->gpus)
+		json_object_set_new(o, "gpus", json_integer(d->gpus));
+	if (d->gpu_mem)
+		json_object_set_new(o, "gpu_mem", json_integer((json_int_t)d->gpu_mem));
+	if (d->cpus)
+		json_object_set_new(o, "cpus", json_integer(d->cpus));
+	if (d->mem)
+		json_object_set_new(o, "mem", json_integer((json_int_t)d->mem));
+	return o;
+}
+
 json_t *json_of_job(const Tf__Job *j)
 {
 	json_t *o = json_object();
@@ -74,6 +91,7 @@ json_t *json_of_job(const Tf__Job *j)
 	json_object_set_new(o, "reason", text_or_null(j->reason));
 	json_object_set_new(o, "attempt", json_integer(j->has_attempt ? j->attempt : 0));
 	json_object_set_new(o, "slot", text_or_null(j->slot));
+	json_object_set_new(o, "demand", json_of_demand(j->demand));
 	json_object_set_new(o, "result", json_of_metrics(j->n_result, j->result));
 	return o;
 }

@@ -6,6 +6,7 @@
 #include "client/submit.h"
 #include "lib/clock.h"
 #include "lib/mem.h"
+#include "lib/quantity.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -24,6 +25,34 @@ int random_token(uint8_t token[16], struct err *e)
 	return 0;
 }
 
+static int read_size(const struct args *a, enum option_id o, uint64_t *out, struct err *e)
+{
+	const char *text = args_text(a, o);
+
+	return text ? size_parse(option_rows[o].name, text, out, e) : 0;
+}
+
+/* The resources the command line asks for; the one spec a process submits points to them. */
+static int demand_read(const struct args *a, Tf__JobSpec *spec, struct err *e)
+{
+	static Tf__Demand d = TF__DEMAND__INIT;
+	int64_t gpus = 0, cpus = 0;
+
+	TRY(args_int(a, OPTION_GPUS, 1, LIMIT_GPUS, &gpus, e));
+	TRY(args_int(a, OPTION_CPUS, 1, LIMIT_CPUS, &cpus, e));
+	TRY(read_size(a, OPTION_GPU_MEM, &d.gpu_mem, e));
+	TRY(read_size(a, OPTION_MEM, &d.mem, e));
+	d.gpus = (uint32_t)gpus;
+	d.cpus = (uint32_t)cpus;
+	d.has_gpus = gpus > 0;
+	d.has_cpus = cpus > 0;
+	d.has_gpu_mem = d.gpu_mem > 0;
+	d.has_mem = d.mem > 0;
+	if (d.has_gpus || d.has_cpus || d.has_gpu_mem || d.has_mem)
+		spec->demand = &d;
+	return 0;
+}
+
 int submit_check(struct client *c, Tf__JobSpec *spec, struct err *e)
 {
 	const struct words *ids = &c->args.given[OPTION_AFTER];
@@ -37,6 +66,7 @@ int submit_check(struct client *c, Tf__JobSpec *spec, struct err *e)
 	spec->threads = (int32_t)threads;
 	spec->has_retries = 1;
 	spec->retries = (uint32_t)retries;
+	TRY(demand_read(&c->args, spec, e));
 	FAIL_IF(ids->count > (int)LIMIT_AFTER, e, TF_EUSAGE,
 		"--after is given %d times, at most %u are allowed", ids->count, LIMIT_AFTER);
 	for (int i = 0; i < ids->count; i++) {

@@ -5,6 +5,7 @@
 #include "lib/clock.h"
 #include "lib/files.h"
 #include "lib/mem.h"
+#include "lib/quantity.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -78,6 +79,15 @@ int ask_status(struct client *c, Tf__Reply **out, struct err *e)
 	return client_ask(c, &r, TF__REPLY__BODY_STATUS, out, e);
 }
 
+static json_t *json_of_ids(size_t n, const uint64_t *id)
+{
+	json_t *list = json_array();
+
+	for (size_t i = 0; i < n; i++)
+		json_array_append_new(list, json_integer((json_int_t)id[i]));
+	return list;
+}
+
 static json_t *json_of_status(const Tf__Status *s)
 {
 	json_t *o = json_object(), *slots = json_array();
@@ -92,6 +102,11 @@ static json_t *json_of_status(const Tf__Status *s)
 		json_object_set_new(slot, "job", s->slot[i]->job
 						 ? json_integer((json_int_t)s->slot[i]->job)
 						 : json_null());
+		json_object_set_new(slot, "jobs",
+				    json_of_ids(s->slot[i]->n_jobs, s->slot[i]->jobs));
+		json_object_set_new(slot, "memory", json_integer((json_int_t)s->slot[i]->memory));
+		json_object_set_new(slot, "given", json_integer((json_int_t)s->slot[i]->given));
+		json_object_set_new(slot, "drained", json_boolean(s->slot[i]->drained));
 		json_array_append_new(slots, slot);
 	}
 	json_object_set_new(o, "user", json_string(s->user));
@@ -109,16 +124,24 @@ static json_t *json_of_status(const Tf__Status *s)
 
 static void print_slots(const Tf__Status *s)
 {
-	static const char *const head[] = { "slot", "device", "job" };
+	static const char *const head[] = { "slot", "device", "memory", "jobs" };
 	struct table t;
 
-	table_init(&t, "lll", head);
+	table_init(&t, "llrl", head);
 	for (size_t i = 0; i < s->n_slot; i++) {
-		char job[24];
+		const Tf__SlotState *slot = s->slot[i];
+		struct buf jobs = BUF_INIT;
+		char memory[SIZE_TEXT_MAX];
 
-		snprintf(job, sizeof job, "%" PRIu64, s->slot[i]->job);
-		table_add(&t, (const char *[]){ s->slot[i]->name, s->slot[i]->device,
-						s->slot[i]->job ? job : "free" });
+		for (size_t k = 0; k < slot->n_jobs; k++)
+			buf_printf(&jobs, "%s%" PRIu64, k ? ", " : "", slot->jobs[k]);
+		size_format(slot->memory, memory);
+		table_add(&t, (const char *[]){ slot->name, slot->device,
+						slot->memory ? memory : NULL,
+						jobs.len	? jobs.data
+						: slot->drained ? "drained"
+								: "free" });
+		buf_release(&jobs);
 	}
 	table_print(&t);
 }

@@ -63,14 +63,14 @@ static void add_job(struct table *t, const Tf__Job *j)
 	format_age(j->has_submitted ? j->submitted : 0, age);
 	percent_of(j, percent);
 	table_add(t, (const char *[]){ id, job_kind_name(j->kind), j->name, j->user,
-				       job_state_name(j->state), percent, age,
+				       job_state_name(j->state), j->slot, percent, age,
 				       j->reason && *j->reason ? j->reason : " " });
 }
 
 int verb_jobs(struct client *c, struct err *e)
 {
-	static const char *const head[] = { "id", "kind", "name", "user", "state", "progress",
-					    "age", "reason" };
+	static const char *const head[] = { "id", "kind", "name", "user",
+					    "state", "slot", "progress", "age", "reason" };
 	bool all = args_has(&c->args, OPTION_ALL), json = args_has(&c->args, OPTION_JSON);
 	bool more = true;
 	json_t *list = json_array();
@@ -80,7 +80,7 @@ int verb_jobs(struct client *c, struct err *e)
 	int rc;
 
 	rc = args_int(&c->args, OPTION_LIMIT, 1, INT32_MAX, &left, e);
-	table_init(&t, "rllllrrl", head);
+	table_init(&t, "rlllllrrl", head);
 	while (rc == 0 && more && left > 0) {
 		uint32_t limit = left < 1000 ? (uint32_t)left : 1000;
 		Tf__Reply *reply;

@@ -9,6 +9,7 @@
 #ifndef DAEMON_DAEMON_H
 #define DAEMON_DAEMON_H
 
+#include "daemon/machine.h"
 #include "lib/buf.h"
 #include "lib/err.h"
 #include "proto/keys.h"
@@ -88,6 +89,7 @@ struct job {
 	uint8_t kind;           /* Tf__JobKind */
 	uint8_t stopping;       /* Tf__StopReason */
 	uint8_t device;         /* enum job_device */
+	struct demand demand;   /* as submitted; job_demand says what it comes to here */
 	Tf__Progress *progress; /* of the running attempt; NULL: none yet */
 };
 
@@ -107,19 +109,13 @@ struct job_edit {
 	bool crashed;               /* the attempt counts against the retries */
 };
 
-/* ---------------------------------------------------------------- slots and workers */
-
-struct slot {
-	char name[16];   /* "cpu0", "gpu0" */
-	char device[16]; /* "cpu", "cuda:0" */
-	uint64_t job;    /* 0: free; held until the worker's process is gone */
-};
+/* ---------------------------------------------------------------- workers */
 
 /* A worker process that may be alive. It has one attempt of one job. */
 struct worker {
 	uint64_t job;
 	uint32_t attempt;
-	int slot; /* index; -1: the slot no longer exists */
+	struct holding holding; /* until the process is gone */
 	pid_t pid;
 	uint64_t pid_start;      /* field 22 of /proc/PID/stat: pid and start are unique */
 	int pidfd;               /* readable when the process ended; -1: it is gone already */
@@ -139,14 +135,15 @@ struct worker {
 struct schedule_input {
 	struct job *const *job; /* by the order of the queue; NULL entries are skipped */
 	size_t count;
-	const struct slot *slot;
-	size_t slots;
+	const struct machine *machine;
+	const struct holding *holding; /* of every process that may be alive */
+	size_t holdings;
 	int64_t now_ms;
 };
 
 struct decision {
 	uint64_t job;
-	int slot;
+	struct holding holding; /* what it is to get */
 };
 
 /* ---------------------------------------------------------------- messages */
@@ -234,8 +231,7 @@ struct daemon {
 	bool announced;   /* some job changed in this turn: look at the waits */
 	struct text_list doomed; /* folders to remove once the commit is through */
 
-	struct slot slot[LIMIT_SLOTS];
-	size_t slots;
+	struct machine machine;
 	struct worker **worker;
 	size_t workers;
 	int64_t spawn_after_ms; /* a start failed: not before this */
@@ -283,6 +279,7 @@ void live_remove(struct live *l, uint64_t id);
 void live_release(struct live *l);
 void live_queued(struct live *l, const struct job *j); /* it was put (back) into the queue */
 enum job_device device_parse(const char *text);
+struct demand demand_of(const Tf__Demand *d); /* NULL: nothing asked */
 
 /* ---- job_state.c: the one place where a job changes ---- */
 /* The state after the event; 0: the event is not possible then. */
@@ -309,6 +306,10 @@ void job_follow_up(struct daemon *d);
 size_t spec_uploads(const Tf__JobSpec *spec, char ***out);
 
 /* ---- schedule.c ---- */
+/* What a job of this kind and device needs on this machine: one that says nothing takes a whole
+ * GPU if it computes and there is one, else a slot of the processor, else a GPU. */
+struct demand job_demand(const struct machine *m, Tf__JobKind kind, enum job_device device,
+			 const struct demand *asked);
 /* Writes at most room decisions; returns how many. No state, no clock, no store: only its input. */
 size_t schedule_decide(const struct schedule_input *in, struct decision *out, size_t room);
 
@@ -316,6 +317,9 @@ size_t schedule_decide(const struct schedule_input *in, struct decision *out, si
 void worker_start_all(struct daemon *d); /* asks the scheduler, spawns, commits */
 /* Tells the job's worker to leave (the reason is on record); the clock of escalation starts. */
 void worker_order(struct daemon *d, struct worker *w);
+/* What every process that may be alive has; returns how many. */
+size_t worker_holdings(const struct daemon *d, struct holding out[LIMIT_WORKERS]);
+int worker_threads(const struct daemon *d, const struct worker *w);
 struct worker *worker_of(struct daemon *d, uint64_t job); /* of its running attempt; NULL: none */
 struct worker *worker_by_key(struct daemon *d, const char *key);
 void worker_exited(struct daemon *d, struct worker *w); /* its pidfd became readable */
@@ -333,15 +337,16 @@ struct spawn {
 	const char *folder; /* to run in; NULL: / */
 	int output;         /* stdout and stderr */
 	int extra;          /* becomes descriptor 3; -1: none */
+	uint64_t data_bytes; /* RLIMIT_DATA; 0: none */
 };
 /* Starts a process in a session of its own with no other descriptor. *pidfd is the caller's. */
 int spawn_process(const struct spawn *s, pid_t *pid, int *pidfd, struct err *e);
 /* When the process started, in clock ticks since boot; 0: there is no such process. */
 uint64_t process_start(pid_t pid);
 int process_fd(pid_t pid); /* -1 when there is none */
-/* The variables a child gets (NULL-ended), threads > 0 as OMP_NUM_THREADS; free with
- * spawn_env_free. */
-char **spawn_env(int threads);
+/* The variables a child gets (NULL-ended), threads > 0 as OMP_NUM_THREADS; visible (may be NULL)
+ * as CUDA_VISIBLE_DEVICES instead of ours; free with spawn_env_free. */
+char **spawn_env(int threads, const char *visible);
 void spawn_env_free(char **environment);
 
 /* ---- artefact.c: making, publishing and removing what jobs make ---- */

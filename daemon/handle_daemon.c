@@ -153,34 +153,76 @@ static void fill_counts(struct daemon *d, struct facts *f)
 		 (unsigned long long)(state_count(d->state, STATE_JOBS) - live));
 }
 
-static void fill_slots(struct daemon *d, Tf__SlotState *slot, Tf__SlotState **list)
+/* A row for each slot of the processor and each GPU, with the jobs that hold it. */
+struct slot_rows {
+	Tf__SlotState row[LIMIT_SLOTS + LIMIT_GPUS], *list[LIMIT_SLOTS + LIMIT_GPUS];
+	char name[LIMIT_SLOTS][16];
+	uint64_t jobs[LIMIT_SLOTS + LIMIT_GPUS][LIMIT_WORKERS];
+	size_t count;
+};
+
+static Tf__SlotState *add_slot(struct slot_rows *s, const char *name, const char *device)
 {
-	for (size_t i = 0; i < d->slots; i++) {
-		tf__slot_state__init(&slot[i]);
-		slot[i].name = d->slot[i].name;
-		slot[i].device = d->slot[i].device;
-		slot[i].has_job = true;
-		slot[i].job = d->slot[i].job;
-		list[i] = &slot[i];
+	Tf__SlotState *row = s->list[s->count] = &s->row[s->count];
+
+	tf__slot_state__init(row);
+	row->name = (char *)name;
+	row->device = (char *)device;
+	row->jobs = s->jobs[s->count++];
+	return row;
+}
+
+static void add_holder(Tf__SlotState *row, const struct holding *h)
+{
+	row->has_job = true;
+	row->job = row->n_jobs ? row->job : h->job;
+	row->jobs[row->n_jobs++] = h->job;
+	row->given += h->share;
+}
+
+static struct slot_rows *slot_rows_new(struct daemon *d)
+{
+	struct slot_rows *s = xcalloc(1, sizeof *s);
+	const struct machine *m = &d->machine;
+
+	for (uint32_t i = 0; i < m->slots; i++) {
+		snprintf(s->name[i], sizeof s->name[i], "cpu%u", i);
+		add_slot(s, s->name[i], "cpu")->has_job = true;
 	}
+	for (size_t i = 0; i < m->gpus; i++) {
+		Tf__SlotState *row = add_slot(s, m->gpu[i].name, m->gpu[i].device);
+
+		row->has_job = row->has_drained = row->has_memory = row->has_given = true;
+		row->drained = m->gpu[i].drained;
+		row->memory = m->gpu[i].memory;
+	}
+	for (size_t i = 0; i < d->workers; i++) {
+		const struct holding *h = &d->worker[i]->holding;
+
+		if (h->slot >= 0)
+			add_holder(&s->row[h->slot], h);
+		for (size_t g = 0; g < m->gpus; g++)
+			if (h->gpus >> g & 1)
+				add_holder(&s->row[m->slots + g], h);
+	}
+	return s;
 }
 
 int handle_status(struct daemon *d, struct request *r)
 {
 	Tf__Reply reply = TF__REPLY__INIT;
 	Tf__Status s = TF__STATUS__INIT;
-	Tf__SlotState slot[LIMIT_SLOTS], *slots[LIMIT_SLOTS];
+	struct slot_rows *slots = slot_rows_new(d);
 	struct facts facts = { .count = 0 }, counts = { .count = 0 };
 
 	fill_facts(d, &facts);
 	fill_counts(d, &counts);
-	fill_slots(d, slot, slots);
 	s.user = r->user;
 	s.role = (char *)role_name(r->role);
 	s.pid = (uint32_t)getpid();
 	s.started = d->started_ms;
-	s.n_slot = d->slots;
-	s.slot = slots;
+	s.n_slot = slots->count;
+	s.slot = slots->list;
 	s.n_count = counts.count;
 	s.count = counts.list;
 	s.has_sync_ms = true;
@@ -195,6 +237,7 @@ int handle_status(struct daemon *d, struct request *r)
 	reply_put(d, r, &reply);
 	release_facts(&facts);
 	release_facts(&counts);
+	xfree(slots);
 	return 0;
 }
 

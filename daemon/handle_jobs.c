@@ -31,17 +31,13 @@ static int check_after(struct daemon *d, const Tf__JobSpec *spec, bool *waiting,
 	return 0;
 }
 
-static int check_device(struct daemon *d, const Tf__JobSpec *spec, struct err *e)
+/* What can never run here is refused now. */
+static int check_demand(struct daemon *d, const Tf__JobSpec *spec, struct err *e)
 {
-	enum job_device device = device_parse(spec->device);
+	struct demand asked = demand_of(spec->demand), want;
 
-	for (size_t i = 0; i < d->slots; i++)
-		if (device == DEVICE_ANY || device_parse(d->slot[i].device) == device)
-			return 0;
-	return err_set(e, TF_EREFUSED,
-		       "no slot here has the device '%s' (%lld for the processor, %lld GPUs)",
-		       spec->device ? spec->device : "any", (long long)d->options.slots,
-		       (long long)d->options.gpus);
+	want = job_demand(&d->machine, spec->kind, device_parse(spec->device), &asked);
+	return machine_suits(&d->machine, &want, e);
 }
 
 /* Files a job reads: uploads of the user, or paths below a configured root. */
@@ -132,6 +128,7 @@ static int create(struct daemon *d, const struct request *r, const Tf__Submit *m
 	job.seq = job_seq(d);
 	job.n_after = m->spec->n_after;
 	job.after = m->spec->after;
+	job.demand = m->spec->demand;
 	record.job = &job;
 	record.token = m->token;
 	record.has_retries = true;
@@ -199,7 +196,7 @@ int submit_one(struct daemon *d, const struct request *r, const Tf__Submit *m,
 	FAIL_IF(d->live.count - d->live.holes >= LIMIT_JOBS_QUEUED, e, TF_ELIMIT,
 		"%u jobs are queued, the limit", LIMIT_JOBS_QUEUED);
 	TRY(spec_check(m->spec, e));
-	TRY(check_device(d, m->spec, e));
+	TRY(check_demand(d, m->spec, e));
 	TRY(check_after(d, m->spec, &waiting, e));
 	TRY(check_files(d, r, m->spec, e));
 	rc = resolve_spec(d, m->spec, &out->resolved, e);

@@ -92,9 +92,9 @@ static int fill(struct daemon *d, const struct worker *w, struct assignment *a, 
 	m->job_folder = daemon_path(d, "jobs/%llu", (unsigned long long)w->job);
 	m->attempt_folder =
 		daemon_path(d, "jobs/%llu/attempt-%u", (unsigned long long)w->job, w->attempt);
-	m->device = w->slot >= 0 ? d->slot[w->slot].device : (char *)"cpu";
+	m->device = (char *)(w->holding.gpus ? "cuda:0" : "cpu"); /* it sees its own alone */
 	m->has_threads = m->has_map_bytes = true;
-	m->threads = s->threads > 0 ? s->threads : (int32_t)d->options.threads;
+	m->threads = s->threads > 0 ? s->threads : (int32_t)worker_threads(d, w);
 	m->map_bytes = (uint64_t)d->options.data_map_mib << 20;
 	m->stop = a->job->job->stopping;
 	m->has_stop = m->stop != TF__STOP_REASON__STOP_NONE;

@@ -15,6 +15,16 @@ enum job_device device_parse(const char *text)
 	return strncmp(text, "cuda", 4) == 0 ? DEVICE_CUDA : DEVICE_CPU;
 }
 
+struct demand demand_of(const Tf__Demand *d)
+{
+	static const Tf__Demand nothing = TF__DEMAND__INIT;
+
+	d = d ? d : &nothing;
+	return (struct demand){
+		.gpus = d->gpus, .cpus = d->cpus, .gpu_mem = d->gpu_mem, .mem = d->mem
+	};
+}
+
 static uint64_t id_at(const struct live *l, size_t i)
 {
 	return l->job[i] ? l->job[i]->id : 0;
@@ -60,6 +70,7 @@ struct job *live_add(struct live *l, const Tf__JobRecord *r)
 	j->kind = (uint8_t)r->job->kind;
 	j->stopping = (uint8_t)r->job->stopping;
 	j->device = (uint8_t)device_parse(r->device);
+	j->demand = demand_of(r->job->demand);
 	CHECK(!job_state_is_end(r->job->state));
 	if (l->count == l->room) {
 		l->room = l->room ? 2 * l->room : 64;

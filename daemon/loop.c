@@ -212,7 +212,7 @@ static void housekeeping(struct daemon *d)
 
 static void turn(struct daemon *d)
 {
-	zmq_pollitem_t item[FIXED_ITEMS + 2 * LIMIT_SLOTS + READER_PROCESSES_MAX];
+	zmq_pollitem_t item[FIXED_ITEMS + LIMIT_WORKERS + READER_PROCESSES_MAX];
 	size_t n = fill_items(d, item);
 
 	CHECK(n <= ARRAY_LEN(item));

@@ -59,8 +59,8 @@ void ready_say(struct daemon *d)
 		d->options.ready_fd = -1;
 	}
 	notify_manager();
-	log_info("ready: state=%s slots=%zu jobs=%llu", d->folder, d->slots,
-		 (unsigned long long)state_count(d->state, STATE_LIVE));
+	log_info("ready: state=%s slots=%u gpus=%zu jobs=%llu", d->folder, d->machine.slots,
+		 d->machine.gpus, (unsigned long long)state_count(d->state, STATE_LIVE));
 }
 
 static enum log_level log_level_parse(const char *name)

@@ -47,7 +47,7 @@ int reader_start(struct daemon *d, const struct request *r, char *const *argv, s
 	p->output = memfd_create("transfused-read", MFD_CLOEXEC);
 	if (p->output < 0)
 		return err_errno(e, "a file for the answer");
-	environment = spawn_env(1);
+	environment = spawn_env(1, NULL);
 	s.environment = environment;
 	s.output = p->output;
 	rc = spawn_process(&s, &p->pid, &p->pidfd, e);

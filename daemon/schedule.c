@@ -1,39 +1,52 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Which queued job starts on which free slot. A pure function of its input, so that years of
- * arrivals can be played through it in a test. Today: first come, first served among those a free
- * slot suits. */
+ * Which queued job starts, and with what. A pure function of its input, so that years of arrivals
+ * can be played through it in a test. Today: first come, first served among those that fit. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "lib/mem.h"
 
-#include <string.h>
-
-static bool slot_suits(const struct slot *s, enum job_device device)
+struct demand job_demand(const struct machine *m, Tf__JobKind kind, enum job_device device,
+			 const struct demand *asked)
 {
-	return device == DEVICE_ANY || device == device_parse(s->device);
+	static const Tf__JobKind computes[] = { TF__JOB_KIND__VAE, TF__JOB_KIND__TRAIN,
+						TF__JOB_KIND__EVAL, TF__JOB_KIND__GENERATE };
+	struct demand want = *asked;
+	bool gpu = device == DEVICE_CUDA;
+
+	if (device == DEVICE_ANY && m->gpus) {
+		gpu = m->slots == 0;
+		for (size_t i = 0; i < ARRAY_LEN(computes); i++)
+			gpu |= kind == computes[i];
+	}
+	if (gpu && want.gpus == 0 && want.gpu_mem == 0)
+		want.gpus = 1;
+	return want;
 }
 
 size_t schedule_decide(const struct schedule_input *in, struct decision *out, size_t room)
 {
-	bool taken[LIMIT_SLOTS] = { false };
-	size_t n = 0, left = 0;
+	struct room free;
+	size_t n = 0;
 
-	for (size_t s = 0; s < in->slots; s++) {
-		taken[s] = in->slot[s].job != 0;
-		left += !taken[s];
-	}
-	for (size_t i = 0; i < in->count && left > 0 && n < room; i++) {
+	room_init(&free, in->machine, false);
+	for (size_t i = 0; i < in->holdings; i++)
+		room_take(&free, in->machine, &in->holding[i]);
+	for (size_t i = 0; i < in->count && n < room; i++) {
 		const struct job *j = in->job[i];
+		struct holding h;
+		struct demand want;
 
+		if (!(free.slots | free.whole | free.part))
+			break;
 		if (!j || j->state != TF__JOB_STATE__QUEUED)
 			continue;
-		for (size_t s = 0; s < in->slots; s++) {
-			if (taken[s] || !slot_suits(&in->slot[s], (enum job_device)j->device))
-				continue;
-			out[n++] = (struct decision){ j->id, (int)s };
-			taken[s] = true;
-			left--;
-			break;
-		}
+		want = job_demand(in->machine, (Tf__JobKind)j->kind, (enum job_device)j->device,
+				  &j->demand);
+		if (!room_place(&free, &want, &h))
+			continue;
+		h.job = j->id;
+		room_take(&free, in->machine, &h);
+		out[n++] = (struct decision){ j->id, h };
 	}
 	return n;
 }

@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -26,7 +27,6 @@ static const char *const passed_on[] = {
 	"TZ",
 	"TMPDIR",
 	"LD_LIBRARY_PATH",
-	"CUDA_VISIBLE_DEVICES",
 	"CUDA_DEVICE_ORDER",
 	"ASAN_OPTIONS",
 	"UBSAN_OPTIONS",
@@ -34,9 +34,9 @@ static const char *const passed_on[] = {
 	"DNNL_MAX_CPU_ISA",
 };
 
-char **spawn_env(int threads)
+char **spawn_env(int threads, const char *visible)
 {
-	char **list = xcalloc(ARRAY_LEN(passed_on) + 3, sizeof *list);
+	char **list = xcalloc(ARRAY_LEN(passed_on) + 4, sizeof *list);
 	size_t n = 0;
 
 	for (size_t i = 0; i < ARRAY_LEN(passed_on); i++) {
@@ -47,6 +47,8 @@ char **spawn_env(int threads)
 	}
 	if (threads > 0)
 		list[n++] = xasprintf("OMP_NUM_THREADS=%d", threads);
+	if (visible)
+		list[n++] = xasprintf("CUDA_VISIBLE_DEVICES=%s", visible);
 	/* Threads that spin while they wait cost more than waking them, once the processor is
 	 * shared. */
 	list[n++] = xstrdup("OMP_WAIT_POLICY=passive");
@@ -94,6 +96,22 @@ static int attributes_of(posix_spawnattr_t *attributes)
 	return rc;
 }
 
+/* The bound on a process's own memory. It is set from outside, before the process has its key and
+ * so has done anything. Address sanitizers reserve more than any bound. */
+static int limit_data(pid_t pid, uint64_t bytes, struct err *e)
+{
+#if !defined(__SANITIZE_ADDRESS__)
+	const struct rlimit limit = { bytes, bytes };
+
+	if (bytes && prlimit(pid, RLIMIT_DATA, &limit, NULL) < 0)
+		return err_errno(e, "the memory of process %d cannot be bounded", (int)pid);
+#endif
+	(void)pid;
+	(void)bytes;
+	(void)e;
+	return 0;
+}
+
 int spawn_process(const struct spawn *s, pid_t *pid, int *pidfd, struct err *e)
 {
 	posix_spawn_file_actions_t actions;
@@ -116,7 +134,7 @@ int spawn_process(const struct spawn *s, pid_t *pid, int *pidfd, struct err *e)
 	if (rc)
 		return err_errno(e, "cannot start %s", s->argv[0]);
 	*pidfd = process_fd(*pid);
-	return 0;
+	return limit_data(*pid, s->data_bytes, e);
 }
 
 int process_fd(pid_t pid)

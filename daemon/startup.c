@@ -7,6 +7,7 @@
 #include "lib/files.h"
 #include "lib/log.h"
 #include "lib/mem.h"
+#include "lib/quantity.h"
 
 #include <xxhash.h>
 #include <errno.h>
@@ -172,26 +173,48 @@ static int open_keys(struct daemon *d, struct err *e)
 			       d->options.user.count, e);
 }
 
-static void open_slots(struct daemon *d)
+/* The GPUs that the options name: so many of unknown memory, or a list of them. */
+static int open_gpus(struct daemon *d, struct err *e)
 {
-	int64_t slots = d->options.slots, gpus = d->options.gpus;
-	long processors = sysconf(_SC_NPROCESSORS_ONLN);
+	struct machine *m = &d->machine;
 
-	for (int64_t i = 0; i < slots + gpus && d->slots < LIMIT_SLOTS; i++) {
-		struct slot *s = &d->slot[d->slots++];
-		int number = (int)(i < slots ? i : i - slots);
+	FAIL_IF(d->options.gpus && d->options.gpu.count, e, TF_EINVALID,
+		"gpus and gpu are both given, expected one of them");
+	for (int64_t i = 0; i < d->options.gpus; i++) {
+		struct gpu *g = &m->gpu[m->gpus++];
 
-		snprintf(s->name, sizeof s->name, "%s%d", i < slots ? "cpu" : "gpu", number);
-		if (i < slots)
-			snprintf(s->device, sizeof s->device, "cpu");
-		else
-			snprintf(s->device, sizeof s->device, "cuda:%d", number);
+		snprintf(g->name, sizeof g->name, "gpu%d", (int)i);
+		snprintf(g->device, sizeof g->device, "cuda:%d", (int)i);
 	}
+	for (size_t i = 0; i < d->options.gpu.count; i++) {
+		TRY(gpu_parse(d->options.gpu.text[i], &m->gpu[m->gpus], e));
+		for (size_t k = 0; k < m->gpus; k++)
+			FAIL_IF(strcmp(m->gpu[k].name, m->gpu[m->gpus].name) == 0, e, TF_EINVALID,
+				"gpu: two have the name %s", m->gpu[k].name);
+		m->gpus++;
+	}
+	return 0;
+}
+
+static int open_machine(struct daemon *d, struct err *e)
+{
+	long processors = sysconf(_SC_NPROCESSORS_ONLN);
+	struct machine *m = &d->machine;
+
+	m->slots = (uint32_t)d->options.slots;
+	m->cpus = (uint32_t)(d->options.cpus ? d->options.cpus : processors);
+	m->mem = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+	if (*d->options.mem)
+		TRY(size_parse("mem", d->options.mem, &m->mem, e));
+	TRY(open_gpus(d, e));
 	if (d->options.threads == 0) {
-		d->options.threads = processors / (long)(d->slots ? d->slots : 1);
+		long at_a_time = (long)(m->slots + m->gpus);
+
+		d->options.threads = processors / (at_a_time ? at_a_time : 1);
 		if (d->options.threads < 1)
 			d->options.threads = 1;
 	}
+	return 0;
 }
 
 static int open_signals(struct daemon *d, struct err *e)
@@ -243,7 +266,7 @@ static int load_attempt(void *arg, const Tf__AttemptRecord *r)
 
 	*copy = *r;
 	copy->key = xstrdup(r->key);
-	copy->slot = xstrdup(r->slot);
+	copy->slot = xstrdup(r->slot); /* its other fields are numbers */
 	a->record = xrealloc(a->record, a->count + 1, sizeof *a->record);
 	a->record[a->count++] = copy;
 	return 0;
@@ -322,7 +345,7 @@ int daemon_open(struct daemon *d, struct err *e)
 	xfree(store);
 	TRY(rc);
 	TRY(open_keys(d, e));
-	open_slots(d);
+	TRY(open_machine(d, e));
 	TRY(daemon_load(d, e));
 	artefact_collect(d);
 	upload_collect(d);

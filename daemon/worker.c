@@ -16,6 +16,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -28,7 +29,7 @@ static struct worker *worker_new(void)
 {
 	struct worker *w = xcalloc(1, sizeof *w);
 
-	w->pidfd = w->key_pipe = w->slot = -1;
+	w->pidfd = w->key_pipe = w->holding.slot = -1;
 	return w;
 }
 
@@ -36,8 +37,6 @@ static void worker_add(struct daemon *d, struct worker *w)
 {
 	d->worker = xrealloc(d->worker, d->workers + 1, sizeof *d->worker);
 	d->worker[d->workers++] = w;
-	if (w->slot >= 0)
-		d->slot[w->slot].job = w->job;
 }
 
 static void worker_free(struct worker *w)
@@ -57,8 +56,6 @@ static void worker_remove(struct daemon *d, struct worker *w)
 			d->worker[i] = d->worker[--d->workers];
 			break;
 		}
-	if (w->slot >= 0 && d->slot[w->slot].job == w->job)
-		d->slot[w->slot].job = 0;
 	worker_free(w);
 }
 
@@ -149,9 +146,37 @@ static int write_spec(struct daemon *d, uint64_t job, struct err *e)
 	return rc;
 }
 
-static int slot_threads(const struct daemon *d)
+int worker_threads(const struct daemon *d, const struct worker *w)
 {
-	return (int)d->options.threads;
+	return w->holding.cpus ? (int)w->holding.cpus : (int)d->options.threads;
+}
+
+/* The GPUs of a holding for CUDA_VISIBLE_DEVICES: by uuid, else by number, which counts within the
+ * daemon's own CUDA_VISIBLE_DEVICES when it has one. "" hides them all. */
+static char *visible_gpus(const struct daemon *d, const struct holding *h)
+{
+	const char *own = getenv("CUDA_VISIBLE_DEVICES");
+	struct buf b = BUF_INIT;
+
+	buf_text(&b, "");
+	for (size_t i = 0; i < d->machine.gpus; i++) {
+		const struct gpu *g = &d->machine.gpu[i];
+		const char *id = g->uuid[0] ? g->uuid : g->device + strlen("cuda:");
+		size_t len = strlen(id);
+
+		if (!(h->gpus >> i & 1))
+			continue;
+		if (!g->uuid[0] && own) {
+			const char *p = own;
+
+			for (int skip = atoi(id); skip > 0 && p; skip--)
+				p = strchr(p, ',') ? strchr(p, ',') + 1 : NULL;
+			id = p ? p : "-1";
+			len = strcspn(id, ",");
+		}
+		buf_printf(&b, "%s%.*s", b.len ? "," : "", (int)len, id);
+	}
+	return buf_detach(&b);
 }
 
 static int run_program(struct daemon *d, struct worker *w, const char *folder, int log,
@@ -171,15 +196,18 @@ static int run_program(struct daemon *d, struct worker *w, const char *folder, i
 			 "3",
 			 NULL };
 	struct spawn s = { .argv = argv, .folder = folder, .output = log };
-	char **environment;
+	char **environment, *visible;
 	int pipe_fd[2], rc;
 
 	snprintf(job, sizeof job, "%llu", (unsigned long long)w->job);
 	snprintf(attempt, sizeof attempt, "%u", w->attempt);
 	if (pipe2(pipe_fd, O_CLOEXEC) < 0)
 		return err_errno(e, "pipe for the key of job %s", job);
-	environment = spawn_env(slot_threads(d));
+	visible = visible_gpus(d, &w->holding);
+	environment = spawn_env(worker_threads(d, w), visible);
+	xfree(visible);
 	s.environment = environment;
+	s.data_bytes = w->holding.gpus ? 0 : w->holding.mem;
 	s.extra = pipe_fd[0];
 	w->key_pipe = pipe_fd[1];
 	rc = spawn_process(&s, &w->pid, &w->pidfd, e);
@@ -195,14 +223,19 @@ static int run_program(struct daemon *d, struct worker *w, const char *folder, i
 static int put_on_record(struct daemon *d, struct worker *w, struct err *e)
 {
 	Tf__AttemptRecord r = TF__ATTEMPT_RECORD__INIT;
-	struct job_edit edit = { .slot = d->slot[w->slot].name };
+	char slot[HOLDING_TEXT_MAX];
+	struct job_edit edit = { .slot = slot };
 
+	holding_text(&d->machine, &w->holding, slot);
 	r.job = w->job;
 	r.attempt = w->attempt;
 	r.pid = (uint32_t)w->pid;
 	r.pid_start = w->pid_start;
 	r.key = w->key;
-	r.slot = d->slot[w->slot].name;
+	r.slot = slot;
+	r.has_cpus = r.has_mem = true;
+	r.cpus = w->holding.cpus;
+	r.mem = w->holding.mem;
 	TRY(attempt_put(d->state, &r, e));
 	return job_change(d, w->job, EVENT_START, &edit, e);
 }
@@ -240,7 +273,8 @@ static int start_one(struct daemon *d, const struct decision *decision, struct e
 	CHECK(j && j->state == TF__JOB_STATE__QUEUED);
 	w->job = j->id;
 	w->attempt = j->attempt + 1;
-	w->slot = decision->slot;
+	w->holding = decision->holding;
+	w->holding.job = j->id;
 	w->hello_by_ms = clock_mono_ms() + d->options.hello_seconds * 1000;
 	CHECK(zmq_curve_keypair(w->key, w->secret) == 0);
 	rc = make_folders(d, w, &folder, &log, e);
@@ -312,12 +346,19 @@ static void start_failed(struct daemon *d, uint64_t job, const struct err *e)
 		 e->text);
 }
 
+size_t worker_holdings(const struct daemon *d, struct holding out[LIMIT_WORKERS])
+{
+	CHECK(d->workers <= LIMIT_WORKERS);
+	for (size_t i = 0; i < d->workers; i++)
+		out[i] = d->worker[i]->holding;
+	return d->workers;
+}
+
 void worker_start_all(struct daemon *d)
 {
-	struct schedule_input in = { .slot = d->slot,
-				     .slots = d->slots,
-				     .now_ms = clock_wall_ms() };
-	struct decision decision[LIMIT_SLOTS];
+	struct schedule_input in = { .machine = &d->machine, .now_ms = clock_wall_ms() };
+	struct decision decision[LIMIT_WORKERS];
+	struct holding holding[LIMIT_WORKERS];
 	struct live *l = &d->live;
 	size_t n;
 
@@ -329,11 +370,12 @@ void worker_start_all(struct daemon *d)
 		l->first_queued++;
 	in.job = l->job + l->first_queued;
 	in.count = l->count - l->first_queued;
-	n = in.count ? schedule_decide(&in, decision, LIMIT_SLOTS) : 0;
+	in.holding = holding;
+	in.holdings = worker_holdings(d, holding);
+	n = in.count ? schedule_decide(&in, decision, LIMIT_WORKERS - d->workers) : 0;
 	for (size_t i = 0; i < n; i++) {
 		struct err e = ERR_INIT;
 
-		CHECK(decision[i].slot >= 0 && d->slot[decision[i].slot].job == 0);
 		if (ready_inputs(d, decision[i].job, &e) < 0)
 			continue;
 		if (start_one(d, &decision[i], &e) < 0) {
@@ -482,14 +524,6 @@ void worker_exited(struct daemon *d, struct worker *w)
 
 /* ---------------------------------------------------------------- adopting */
 
-static int slot_index(const struct daemon *d, const char *name)
-{
-	for (size_t i = 0; i < d->slots; i++)
-		if (strcmp(d->slot[i].name, name) == 0)
-			return (int)i;
-	return -1;
-}
-
 int worker_adopt(struct daemon *d, const Tf__AttemptRecord *r, struct err *e)
 {
 	struct worker *w = worker_new();
@@ -498,7 +532,10 @@ int worker_adopt(struct daemon *d, const Tf__AttemptRecord *r, struct err *e)
 
 	w->job = r->job;
 	w->attempt = r->attempt;
-	w->slot = slot_index(d, r->slot);
+	holding_parse(&d->machine, r->slot, &w->holding);
+	w->holding.job = r->job;
+	w->holding.cpus = r->cpus;
+	w->holding.mem = r->mem;
 	w->pid = (pid_t)r->pid;
 	w->pid_start = r->pid_start;
 	w->child = waitpid(w->pid, NULL, WNOHANG) == 0;

@@ -35,7 +35,10 @@
 #define LIMIT_UPLOAD_BYTES (1ull << 42)
 #define LIMIT_ARTEFACTS 100000u
 #define LIMIT_RETRIES 10u
-#define LIMIT_SLOTS 64u
+#define LIMIT_SLOTS 64u                       /* of the processor */
+#define LIMIT_GPUS 64u
+#define LIMIT_WORKERS 256u                    /* jobs running at a time */
+#define LIMIT_CPUS 65536u                     /* of a host */
 #define LIMIT_METRICS 64u                     /* in one progress report */
 #define LIMIT_LOG_BYTES (256ull << 20)        /* of one job; then a last line says so */
 #define LIMIT_SAMPLE_TEXT_BYTES (16u << 20)     /* a document or caption of a dataset */

@@ -223,6 +223,23 @@ static int check_noop(const Tf__JobSpec *spec, struct err *e)
 
 /* ---- the whole */
 
+static int demand_check(const Tf__JobSpec *s, struct err *e)
+{
+	const Tf__Demand *d = s->demand;
+	bool gpu = d && (d->gpus || d->gpu_mem);
+
+	if (!d)
+		return 0;
+	TRY(int_check("gpus", d->gpus, 0, LIMIT_GPUS, e));
+	FAIL_IF(d->gpus && d->gpu_mem, e, TF_EINVALID,
+		"gpus (whole ones) and gpu_mem (a share of one) are both given, expected one");
+	FAIL_IF(gpu && s->device && strcmp(s->device, "cpu") == 0, e, TF_EINVALID,
+		"device is 'cpu', but GPUs are asked for too");
+	TRY(int_check("gpu_mem", d->gpu_mem, 0, INT64_MAX, e));
+	TRY(int_check("cpus", d->cpus, 0, LIMIT_CPUS, e));
+	return int_check("mem", d->mem, 0, INT64_MAX, e);
+}
+
 static int common_check(const Tf__JobSpec *s, struct err *e)
 {
 	if (s->name && *s->name)
@@ -231,6 +248,7 @@ static int common_check(const Tf__JobSpec *s, struct err *e)
 		"threads is %d, expected 0 to %d", s->threads, THREADS_MOST);
 	if (s->device && *s->device)
 		TRY(word_check("device", s->device, "cpu|cuda", e));
+	TRY(demand_check(s, e));
 	TRY(count_check("after", s->n_after, LIMIT_AFTER, e));
 	for (size_t i = 0; i < s->n_after; i++)
 		FAIL_IF(s->after[i] == 0, e, TF_EINVALID, "after is 0, expected the id of a job");

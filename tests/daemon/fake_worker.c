@@ -6,6 +6,7 @@
  *   quiet      writes its outcome, exits unsaid    mute       never says hello
  *   fence      speaks for another attempt first    make       makes the artefact it should
  *   half       makes half of it and fails          steps      leaves a checkpoint and fails
+ *   env        writes what it may use, then as wait
  * It writes "begin N" and "end N" (N: attempt) lines into its log. */
 #include "config.h"
 #include "lib/clock.h"
@@ -18,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 static struct {
@@ -194,13 +196,32 @@ static void wait_for_order(bool obey)
 	leave(TF_ECANCELLED, "stopped", NULL, true);
 }
 
+static const char *variable(const char *name)
+{
+	return getenv(name) ? getenv(name) : "(none)";
+}
+
+static void write_environment(void)
+{
+	struct rlimit data = { 0, 0 };
+
+	getrlimit(RLIMIT_DATA, &data);
+	printf("CUDA_VISIBLE_DEVICES=%s device=%s\n", variable("CUDA_VISIBLE_DEVICES"),
+	       self.a->device);
+	printf("OMP_NUM_THREADS=%s threads=%d\n", variable("OMP_NUM_THREADS"), self.a->threads);
+	printf("data=%llu\n", (unsigned long long)data.rlim_cur);
+	fflush(stdout);
+}
+
 static void behave(const char *how)
 {
 	printf("begin %u\n", self.attempt);
 	fflush(stdout);
 	if (strcmp(how, "crash") == 0 || (strcmp(how, "once") == 0 && self.attempt == 1))
 		abort();
-	if (strcmp(how, "wait") == 0)
+	if (strcmp(how, "env") == 0)
+		write_environment();
+	if (strcmp(how, "wait") == 0 || strcmp(how, "env") == 0)
 		wait_for_order(true);
 	if (strcmp(how, "stubborn") == 0) {
 		signal(SIGTERM, SIG_IGN);

@@ -74,20 +74,23 @@ static void live_jobs_are_found_among_holes(void **state)
 	live_release(&l);
 }
 
-static size_t decide(const struct live *l, const struct slot *slot, size_t slots,
-		     struct decision *out)
+static size_t decide(const struct live *l, const struct machine *m, const struct holding *holding,
+		     size_t holdings, struct decision *out)
 {
-	const struct schedule_input in = {
-		.job = l->job, .count = l->count, .slot = slot, .slots = slots
-	};
+	const struct schedule_input in = { .job = l->job,
+					   .count = l->count,
+					   .machine = m,
+					   .holding = holding,
+					   .holdings = holdings };
 
-	return schedule_decide(&in, out, LIMIT_SLOTS);
+	return schedule_decide(&in, out, LIMIT_WORKERS);
 }
 
 static void first_come_first_served(void **state)
 {
-	struct slot slot[3] = { { "cpu0", "cpu", 0 }, { "cpu1", "cpu", 9 }, { "cpu2", "cpu", 0 } };
-	struct decision out[LIMIT_SLOTS];
+	struct machine m = { .slots = 3 };
+	struct holding held = { .job = 1, .slot = 1 };
+	struct decision out[LIMIT_WORKERS];
 	struct live l = { 0 };
 
 	(void)state;
@@ -97,31 +100,31 @@ static void first_come_first_served(void **state)
 	add(&l, 4, TF__JOB_STATE__HELD, NULL);
 	add(&l, 5, TF__JOB_STATE__QUEUED, NULL);
 	add(&l, 6, TF__JOB_STATE__QUEUED, NULL);
-	assert_int_equal(decide(&l, slot, 3, out), 2);
+	assert_int_equal(decide(&l, &m, &held, 1, out), 2);
 	assert_int_equal(out[0].job, 3);
-	assert_int_equal(out[0].slot, 0);
+	assert_int_equal(out[0].holding.slot, 0);
 	assert_int_equal(out[1].job, 5);
-	assert_int_equal(out[1].slot, 2);
-	slot[0].job = slot[2].job = 8;
-	assert_int_equal(decide(&l, slot, 3, out), 0);
+	assert_int_equal(out[1].holding.slot, 2);
+	m.slots = 0;
+	assert_int_equal(decide(&l, &m, &held, 1, out), 0);
 	live_release(&l);
 }
 
 static void a_job_without_its_device_holds_nobody_up(void **state)
 {
-	struct slot slot[2] = { { "cpu0", "cpu", 0 }, { "gpu0", "cuda:0", 7 } };
-	struct decision out[LIMIT_SLOTS];
+	struct machine m = { .slots = 1, .gpus = 1, .gpu = { { "gpu0", "cuda:0", "", 0, 0, "" } } };
+	struct holding held = { .job = 7, .slot = -1, .gpus = 1 };
+	struct decision out[LIMIT_WORKERS];
 	struct live l = { 0 };
 
 	(void)state;
 	add(&l, 1, TF__JOB_STATE__QUEUED, "cuda");
 	add(&l, 2, TF__JOB_STATE__QUEUED, "cpu");
-	assert_int_equal(decide(&l, slot, 2, out), 1);
+	assert_int_equal(decide(&l, &m, &held, 1, out), 1);
 	assert_int_equal(out[0].job, 2);
-	slot[1].job = 0;
-	assert_int_equal(decide(&l, slot, 2, out), 2);
+	assert_int_equal(decide(&l, &m, NULL, 0, out), 2);
 	assert_int_equal(out[0].job, 1);
-	assert_int_equal(out[0].slot, 1);
+	assert_int_equal(out[0].holding.gpus, 1);
 	live_release(&l);
 }
 
