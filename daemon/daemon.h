@@ -59,6 +59,8 @@ int options_read(int argc, char **argv, struct options *out, enum options_result
 		 struct err *e);
 void options_release(struct options *o);
 void options_help(struct buf *out);
+/* The state folder they mean: the option, TRANSFUSE_STATE, or the system's. Borrowed. */
+const char *options_state(const struct options *o);
 
 /* ---------------------------------------------------------------- jobs */
 
@@ -254,6 +256,11 @@ struct daemon {
 /* ---- main.c ---- */
 /* Tells whoever started us that requests are answered now (--ready-fd, NOTIFY_SOCKET). */
 void ready_say(struct daemon *d);
+
+/* ---- keep.c: check, backup, restore ---- */
+bool keep_knows(const char *word);
+void keep_help(struct buf *out);
+int keep_main(int argc, char **argv); /* argv[1] is a word it knows; the exit status */
 
 /* ---- startup.c: from options to a daemon that can take requests ---- */
 int daemon_open(struct daemon *d, struct err *e);

@@ -47,6 +47,17 @@ static const struct {
 	{ "version", "the program's version" },
 };
 
+#define SYSTEM_STATE "/var/lib/transfused"
+
+const char *options_state(const struct options *o)
+{
+	const char *variable = getenv("TRANSFUSE_STATE");
+
+	if (*o->state)
+		return o->state;
+	return variable && *variable ? variable : SYSTEM_STATE;
+}
+
 static void as_flag(const char *name, char out[40])
 {
 	snprintf(out, 40, "%s", name);
@@ -73,6 +84,7 @@ void options_help(struct buf *out)
 			buf_printf(out, " (%s)", fields[i].fallback);
 		buf_text(out, "\n");
 	}
+	keep_help(out);
 }
 
 static void quote(struct buf *b, const char *text)

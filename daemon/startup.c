@@ -22,8 +22,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define SYSTEM_STATE "/var/lib/transfused"
-
 char *daemon_path(const struct daemon *d, const char *fmt, ...)
 {
 	char *tail = NULL, *path;
@@ -44,14 +42,10 @@ static int open_folder(struct daemon *d, struct err *e)
 {
 	static const char *const below[] = { "store", "keys",       "jobs", "uploads",
 					     "data",  "tokenizers", "vaes", "models" };
-	const char *wanted = d->options.state;
+	const char *wanted = options_state(&d->options);
 	char *real;
 	int rc;
 
-	if (!*wanted)
-		wanted = getenv("TRANSFUSE_STATE");
-	if (!wanted || !*wanted)
-		wanted = SYSTEM_STATE;
 	rc = dir_make(wanted, 0700, e);
 	if (rc < 0)
 		return err_prefix(e, "the state folder (--state or TRANSFUSE_STATE)");

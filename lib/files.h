@@ -24,6 +24,13 @@ int64_t file_size(const char *path);                     /* -1 when it cannot be
 /* with its parents; exists is fine */
 int dir_make(const char *path, unsigned mode, struct err *e);
 int dir_remove(const char *path, struct err *e);         /* the whole tree, no link followed */
+/* Makes the folder `to` (which may exist) like `from`: folders and regular files, no link followed.
+ * share: hard links where the disk allows, for files that never change, and what is there already
+ * stays; else copies with their modes. What vanishes meanwhile is left out,
+ * `from` itself too (TF_ENOTFOUND). Not synced. *bytes (may be NULL) grows by the files' sizes. */
+int dir_copy(const char *from, const char *to, bool share, uint64_t *bytes, struct err *e);
+/* The same for one file. */
+int file_copy(const char *from, const char *to, bool share, uint64_t *bytes, struct err *e);
 int64_t dir_size(const char *path);                      /* bytes of the regular files below */
 /* Calls fn for each entry (not . and ..), in name order; a negative return ends the walk and is
  * returned. */

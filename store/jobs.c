@@ -240,3 +240,23 @@ int attempts_each(struct state *s, attempt_fn fn, void *arg, struct err *e)
 
 	return state_each(s, STATE_ATTEMPTS, NULL, 0, false, walk_attempt, &w, e);
 }
+
+static int first_key(void *arg, struct state_value key, struct state_value value)
+{
+	(void)value;
+	if (key.len != 16)
+		return TF_ECORRUPT;
+	memcpy(arg, key.data, 16);
+	return 1;
+}
+
+int attempts_forget(struct state *s, struct err *e)
+{
+	uint8_t key[16];
+
+	while (state_count(s, STATE_ATTEMPTS) > 0) {
+		TRY(state_each(s, STATE_ATTEMPTS, NULL, 0, false, first_key, key, e));
+		TRY(state_delete(s, STATE_ATTEMPTS, key, sizeof key, e));
+	}
+	return 0;
+}

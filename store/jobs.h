@@ -39,6 +39,9 @@ int job_waiters(struct state *s, uint64_t job, uint64_t **out, size_t *count, st
 
 int attempt_put(struct state *s, Tf__AttemptRecord *record, struct err *e);
 int attempt_delete(struct state *s, uint64_t job, uint32_t attempt, struct err *e);
+/* Forgets all attempts: the daemon that opens the store next puts their jobs back into the queue.
+ */
+int attempts_forget(struct state *s, struct err *e);
 typedef int (*attempt_fn)(void *arg, const Tf__AttemptRecord *record);
 int attempts_each(struct state *s, attempt_fn fn, void *arg, struct err *e);
 

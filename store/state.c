@@ -25,6 +25,8 @@ struct state {
 	MDB_txn *write; /* NULL: nothing changed; within a part: the part's */
 	MDB_txn *whole; /* NULL: no part is open */
 	bool spoiled;   /* a change failed: do not commit */
+	bool reading_only;
+	bool missing[STATE_TABLES]; /* an older program's store, opened for reading, lacks it */
 	char *folder;
 };
 
@@ -82,6 +84,7 @@ static int writer(struct state *s, struct err *e)
 {
 	int rc;
 
+	CHECK(!s->reading_only);
 	if (s->write)
 		return 0;
 	reader_rest(s);
@@ -92,6 +95,16 @@ static int writer(struct state *s, struct err *e)
 	return 0;
 }
 
+static int check_version(struct state *s, uint64_t *version, struct err *e)
+{
+	TRY(state_number(s, "version", version, e));
+	FAIL_IF(*version > TF_STORE_VERSION, e, TF_EVERSION,
+		"%s: written by a newer program (store version %llu, this one knows %u)", s->folder,
+		(unsigned long long)*version, TF_STORE_VERSION);
+	return 0;
+}
+
+/* The environment's files must be found after a power cut, which its own syncs do not see to. */
 static int open_tables(struct state *s, struct err *e)
 {
 	uint64_t version;
@@ -103,41 +116,85 @@ static int open_tables(struct state *s, struct err *e)
 		if (rc)
 			return mdb_error(e, s, table_names[i], rc);
 	}
-	TRY(state_number(s, "version", &version, e));
-	FAIL_IF(version > TF_STORE_VERSION, e, TF_EVERSION,
-		"%s: written by a newer program (store version %llu, this one knows %u)", s->folder,
-		(unsigned long long)version, TF_STORE_VERSION);
+	TRY(check_version(s, &version, e));
 	if (version != TF_STORE_VERSION)
 		TRY(state_set_number(s, "version", TF_STORE_VERSION, e));
+	if (version == 0)
+		TRY(file_fsync(s->folder, e));
 	return state_commit(s, e);
 }
 
-int state_open(const char *folder, uint64_t map_bytes, struct state **out, struct err *e)
+static int find_tables(struct state *s, struct err *e)
+{
+	uint64_t version;
+	MDB_txn *txn;
+	int rc = mdb_txn_begin(s->env, NULL, MDB_RDONLY, &txn);
+
+	if (rc)
+		return mdb_error(e, s, "begin of reading", rc);
+	for (int i = 0; i < STATE_TABLES && !rc; i++) {
+		rc = mdb_dbi_open(txn, table_names[i], 0, &s->table[i]);
+		s->missing[i] = rc == MDB_NOTFOUND;
+		rc = s->missing[i] ? 0 : rc;
+	}
+	if (!rc)
+		rc = mdb_txn_commit(txn);
+	else
+		mdb_txn_abort(txn);
+	if (rc)
+		return mdb_error(e, s, "tables", rc);
+	TRY(check_version(s, &version, e));
+	FAIL_IF(version == 0, e, TF_ECORRUPT, "%s: is no store of transfused", s->folder);
+	return 0;
+}
+
+static int open_state(const char *folder, uint64_t map_bytes, bool reading, struct state **out,
+		      struct err *e)
 {
 	struct state *s = xcalloc(1, sizeof *s);
 	int rc, code;
 
 	s->folder = xstrdup(folder);
-	code = dir_make(folder, 0700, e);
+	s->reading_only = reading;
+	code = reading ? 0 : dir_make(folder, 0700, e);
 	rc = code ? 0 : mdb_env_create(&s->env);
 	if (!code && !rc)
 		rc = mdb_env_set_maxdbs(s->env, STATE_TABLES);
-	if (!code && !rc)
+	if (!code && !rc && map_bytes)
 		rc = mdb_env_set_mapsize(s->env, map_bytes);
 	if (!code && !rc)
-		rc = mdb_env_open(s->env, folder, MDB_NOTLS, 0600);
+		rc = mdb_env_open(s->env, folder, MDB_NOTLS | (reading ? MDB_RDONLY : 0), 0600);
 	if (!code && rc)
 		code = mdb_error(e, s, "open", rc);
 	if (!code)
 		state_reader_check(s);
 	if (!code)
-		code = open_tables(s, e);
+		code = reading ? find_tables(s, e) : open_tables(s, e);
 	if (code) {
 		state_close(s);
 		return code;
 	}
 	*out = s;
 	return 0;
+}
+
+int state_open(const char *folder, uint64_t map_bytes, struct state **out, struct err *e)
+{
+	return open_state(folder, map_bytes, false, out, e);
+}
+
+int state_open_reading(const char *folder, struct state **out, struct err *e)
+{
+	return open_state(folder, 0, true, out, e);
+}
+
+int state_copy(struct state *s, const char *folder, struct err *e)
+{
+	int rc;
+
+	TRY(dir_make(folder, 0700, e));
+	rc = mdb_env_copy2(s->env, folder, MDB_CP_COMPACT);
+	return rc ? mdb_error(e, s, "copy", rc) : 0;
 }
 
 void state_close(struct state *s)
@@ -161,6 +218,8 @@ int state_get(struct state *s, enum state_table table, const void *key, size_t k
 	int rc;
 
 	TRY(reader(s, &txn, e));
+	if (s->missing[table])
+		return TF_ENOTFOUND;
 	rc = mdb_get(txn, s->table[table], &k, &v);
 	if (rc == MDB_NOTFOUND)
 		return TF_ENOTFOUND;
@@ -225,6 +284,8 @@ int state_each(struct state *s, enum state_table table, const void *from, size_t
 	int rc, code = 0;
 
 	TRY(reader(s, &txn, e));
+	if (s->missing[table])
+		return 0;
 	rc = mdb_cursor_open(txn, s->table[table], &c);
 	if (rc)
 		return mdb_error(e, s, table_names[table], rc);
@@ -246,7 +307,7 @@ uint64_t state_count(struct state *s, enum state_table table)
 	MDB_stat st;
 	MDB_txn *txn = NULL;
 
-	if (reader(s, &txn, NULL) < 0 || mdb_stat(txn, s->table[table], &st))
+	if (reader(s, &txn, NULL) < 0 || s->missing[table] || mdb_stat(txn, s->table[table], &st))
 		return 0;
 	return st.ms_entries;
 }

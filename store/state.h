@@ -39,6 +39,12 @@ struct state_value {
 /* Opens (or makes) the environment in folder. map_bytes bounds its size for good; it costs address
  * space only. TF_EVERSION when a newer program wrote it. *out is closed by state_close. */
 int state_open(const char *folder, uint64_t map_bytes, struct state **out, struct err *e);
+/* Opens an environment, also one that a daemon writes, to look at it only: what was committed when
+ * the first value is asked for, until state_abort. Nothing may be put. */
+int state_open_reading(const char *folder, struct state **out, struct err *e);
+/* Writes what is committed now, compacted, as a new environment in folder (made when missing; must
+ * hold none). Not synced. Nobody who writes waits for it. */
+int state_copy(struct state *s, const char *folder, struct err *e);
 /* Drops what was not committed. NULL is fine. */
 void state_close(struct state *s);
 

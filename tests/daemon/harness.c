@@ -84,6 +84,8 @@ static void exec_daemon(struct harness *h, int ready, const char *log)
 		setenv("TF_FAULT", h->fault, 1);
 	else
 		unsetenv("TF_FAULT");
+	for (size_t i = 0; i < ARRAY_LEN(h->environment) && h->environment[i]; i++)
+		putenv(h->environment[i]);
 	dup2(fd, STDERR_FILENO);
 	dup2(fd, STDOUT_FILENO);
 	execv(program, argv);

@@ -19,6 +19,7 @@ struct harness {
 	const char *slots;       /* NULL: 1 */
 	const char *extra[8];    /* further options, NULL-ended */
 	const char *fault;       /* TF_FAULT of the daemon; NULL: none */
+	char *environment[4];    /* further "NAME=value" of it, NULL-ended; owned by the test */
 };
 
 void harness_init(struct harness *h);  /* makes the folder; starts nothing */

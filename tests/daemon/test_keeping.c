@@ -1,0 +1,315 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * What keeps a state for years: the check finds every kind of damage, a backup is whole also while
+ * the daemon works, a restored one goes on, and a store of an earlier version is taken over. */
+#include "tests/daemon/harness.h"
+#include "lib/buf.h"
+#include "lib/clock.h"
+#include "lib/files.h"
+#include "lib/mem.h"
+#include "store/backup.h"
+#include "store/catalogue.h"
+#include "store/check.h"
+#include "store/jobs.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static struct harness h;
+static struct err e;
+
+static int prepare(void **state)
+{
+	(void)state;
+	err_clear(&e);
+	harness_init(&h);
+	return 0;
+}
+
+static int stop(void **state)
+{
+	(void)state;
+	harness_stop(&h);
+	return 0;
+}
+
+static struct state *open_store(const char *folder)
+{
+	char *path = xasprintf("%s/store", folder);
+	struct state *s = NULL;
+
+	err_clear(&e);
+	assert_ok(state_open(path, 64u << 20, &s, &e), &e);
+	xfree(path);
+	return s;
+}
+
+struct found {
+	uint64_t problems;
+	char first[1024];
+};
+
+static void note(void *arg, const char *problem)
+{
+	struct found *f = arg;
+
+	if (f->problems++ == 0)
+		snprintf(f->first, sizeof f->first, "%s", problem);
+}
+
+static struct found look(struct state *s, const char *folder)
+{
+	struct check_report report;
+	struct found f = { 0 };
+
+	assert_ok(store_check(s, folder, note, &f, &report, &e), &e);
+	assert_int_equal(report.problems, f.problems);
+	return f;
+}
+
+static void expect_sound(struct state *s, const char *folder)
+{
+	struct found f = look(s, folder);
+
+	if (f.problems)
+		fail_msg("%s", f.first);
+}
+
+/* ---------------------------------------------------------------- an earlier version */
+
+/* tests/daemon/store-v1.mdb was written by the first version of the store: jobs 1 and 2 done, the
+ * tokenizer of job 3, job 4 running when its daemon was killed, 5 queued, 6 waiting for 4, 7
+ * cancelled, a configured user. */
+static void put_old_store(void)
+{
+	char *source = xasprintf("%s/tests/daemon/store-v1.mdb", getenv("TF_SOURCE"));
+	char *store = harness_path(&h, "store"), *to = harness_path(&h, "store/data.mdb");
+	char *words = harness_path(&h, "tokenizers/words.3");
+	struct buf b = BUF_INIT;
+
+	assert_ok(dir_make(store, 0700, &e), &e);
+	assert_ok(dir_make(words, 0700, &e), &e);
+	assert_ok(file_read(source, 1 << 20, &b, &e), &e);
+	assert_ok(file_write(to, b.data, b.len, 0600, &e), &e);
+	buf_release(&b);
+	xfree(words);
+	xfree(to);
+	xfree(store);
+	xfree(source);
+}
+
+static void an_old_store_is_taken_over(void **state)
+{
+	static const Tf__JobState was[] = { TF__JOB_STATE__DONE, TF__JOB_STATE__DONE,
+					    TF__JOB_STATE__DONE };
+	struct state *s;
+
+	(void)state;
+	put_old_store();
+	h.slots = "2";
+	harness_start(&h);
+	for (uint64_t i = 0; i < ARRAY_LEN(was); i++)
+		assert_int_equal(harness_state(&h, i + 1), was[i]);
+	assert_int_equal(harness_state(&h, 7), TF__JOB_STATE__CANCELLED);
+	for (uint64_t id = 4; id <= 6; id++)
+		harness_until(&h, id, TF__JOB_STATE__DONE);
+	assert_int_equal(harness_noop(&h, "done"), 8);
+	harness_until(&h, 8, TF__JOB_STATE__DONE);
+	harness_kill(&h, SIGTERM);
+	s = open_store(h.state);
+	expect_sound(s, h.state);
+	state_close(s);
+}
+
+/* ---------------------------------------------------------------- damage is found */
+
+static void spoil_live(struct state *s)
+{
+	uint8_t key[8];
+
+	state_key(5, key);
+	state_delete(s, STATE_LIVE, key, sizeof key, &e);
+}
+
+static void spoil_spec(struct state *s)
+{
+	uint8_t key[8];
+
+	state_key(2, key);
+	state_delete(s, STATE_SPECS, key, sizeof key, &e);
+}
+
+static void spoil_record(struct state *s)
+{
+	uint8_t key[8];
+
+	state_key(1, key);
+	state_put(s, STATE_JOBS, key, sizeof key, "\xff\xff", 2, &e);
+}
+
+static void spoil_token(struct state *s)
+{
+	uint8_t job[8];
+
+	state_key(99, job);
+	state_put(s, STATE_TOKENS, "0123456789abcdef", 16, job, sizeof job, &e);
+}
+
+static void spoil_name(struct state *s)
+{
+	state_put(s, STATE_NAMES, "\002ghost", 6, "ghost.1", 7, &e);
+}
+
+static void spoil_artefact(struct state *s)
+{
+	state_delete(s, STATE_NAMES, "\002words", 6, &e);
+}
+
+static void spoil_use(struct state *s)
+{
+	use_put(s, "words.3", 'j', "1", &e);
+}
+
+static void spoil_attempt(struct state *s)
+{
+	uint8_t key[16] = { 0 };
+
+	state_key(1000, key);
+	key[15] = 1;
+	state_put(s, STATE_ATTEMPTS, key, sizeof key, "\x08\x01", 2, &e);
+}
+
+static void spoil_number(struct state *s)
+{
+	state_set_number(s, "last-job", 3, &e);
+}
+
+static void damage_is_found(void **state)
+{
+	static const struct {
+		void (*spoil)(struct state *s);
+		const char *says;
+	} kinds[] = {
+		{ spoil_live, "job 5" },
+		{ spoil_spec, "job 2: what was asked for is missing" },
+		{ spoil_record, "JobRecord" },
+		{ spoil_token, "token" },
+		{ spoil_name, "'ghost' leads to nothing" },
+		{ spoil_artefact, "words" },
+		{ spoil_use, "'words.3' is used by live job 1" },
+		{ spoil_attempt, "AttemptRecord" },
+		{ spoil_number, "the last number given is 3" },
+	};
+	char *words = harness_path(&h, "tokenizers/words.3");
+	struct state *s;
+	struct found f;
+
+	(void)state;
+	put_old_store();
+	s = open_store(h.state);
+	expect_sound(s, h.state);
+	for (size_t i = 0; i < ARRAY_LEN(kinds); i++) {
+		kinds[i].spoil(s);
+		f = look(s, h.state);
+		assert_true(f.problems > 0);
+		if (!strstr(f.first, kinds[i].says))
+			fail_msg("'%s' does not say '%s'", f.first, kinds[i].says);
+		state_abort(s);
+		expect_sound(s, h.state);
+	}
+	assert_ok(dir_remove(words, &e), &e);
+	f = look(s, h.state);
+	assert_non_null(strstr(f.first, "tokenizers/words.3: is missing"));
+	state_close(s);
+	xfree(words);
+}
+
+/* ---------------------------------------------------------------- backup and restore */
+
+static char *beside(const char *name)
+{
+	return xasprintf("%s/%s", h.folder, name);
+}
+
+static void a_backup_of_a_working_daemon_goes_on(void **state)
+{
+	char *to = beside("backup"), *again = beside("again");
+	struct backup_report r;
+	struct harness other = { 0 };
+	uint64_t running, queued, done, waits[30];
+	Tf__Reply *reply;
+
+	(void)state;
+	harness_start(&h);
+	done = harness_noop(&h, "done");
+	harness_until(&h, done, TF__JOB_STATE__DONE);
+	running = harness_noop(&h, "wait");
+	harness_until(&h, running, TF__JOB_STATE__RUNNING);
+	queued = harness_noop(&h, "done");
+	for (size_t i = 0; i < ARRAY_LEN(waits); i++)
+		waits[i] = harness_noop(&h, "done");
+	assert_ok(backup_make(h.state, to, &r, &e), &e);
+	assert_int_equal(r.jobs, 3 + ARRAY_LEN(waits));
+	assert_int_equal(harness_state(&h, running), TF__JOB_STATE__RUNNING);
+	assert_int_equal(backup_make(h.state, to, &r, &e), TF_EEXISTS);
+	err_clear(&e);
+	harness_cancel(h.line, running, &e); /* after the moment of the backup */
+	harness_until(&h, waits[ARRAY_LEN(waits) - 1], TF__JOB_STATE__DONE);
+	harness_kill(&h, SIGTERM);
+
+	assert_ok(backup_restore(to, again, &r, &e), &e);
+	other = h;
+	other.state = again;
+	harness_start(&other);
+	assert_int_equal(harness_state(&other, done), TF__JOB_STATE__DONE);
+	assert_int_equal(harness_state(&other, waits[29]), TF__JOB_STATE__QUEUED);
+	harness_until(&other, running, TF__JOB_STATE__RUNNING); /* a second attempt */
+	reply = harness_show(&other, running);
+	assert_int_equal(reply->jobs->job[0]->attempt, 2);
+	tf__reply__free_unpacked(reply, NULL);
+	assert_ok(harness_cancel(other.line, running, &e), &e);
+	harness_until(&other, queued, TF__JOB_STATE__DONE);
+	harness_kill(&other, SIGTERM);
+	xfree(to);
+	xfree(again);
+}
+
+static void only_a_whole_backup_is_restored(void **state)
+{
+	char *to = beside("backup"), *again = beside("again"), *seal = beside("backup/backup");
+	char *words = beside("backup/tokenizers/words.3");
+	struct backup_report r;
+
+	(void)state;
+	put_old_store();
+	assert_ok(backup_make(h.state, to, &r, &e), &e);
+	assert_int_equal(r.artefacts, 1);
+	assert_int_equal(backup_restore(to, to, &r, &e), TF_EEXISTS);
+	err_clear(&e);
+	assert_ok(dir_remove(words, &e), &e);
+	assert_int_equal(backup_restore(to, again, &r, &e), TF_ECORRUPT);
+	assert_non_null(strstr(e.text, "words.3"));
+	err_clear(&e);
+	assert_ok(dir_remove(again, &e), &e);
+	unlink(seal);
+	assert_int_equal(backup_restore(to, again, &r, &e), TF_EINVALID);
+	xfree(words);
+	xfree(seal);
+	xfree(to);
+	xfree(again);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(an_old_store_is_taken_over, prepare, stop),
+		cmocka_unit_test_setup_teardown(damage_is_found, prepare, stop),
+		cmocka_unit_test_setup_teardown(a_backup_of_a_working_daemon_goes_on, prepare,
+						stop),
+		cmocka_unit_test_setup_teardown(only_a_whole_backup_is_restored, prepare, stop),
+	};
+
+	return cmocka_run_group_tests_name("keeping", tests, NULL, NULL);
+}

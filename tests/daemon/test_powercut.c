@@ -1,0 +1,263 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The power goes off. A daemon and its workers run under a shim that records what they write and
+ * what of it was synced; then the state folder is made anew as a cut at many a moment would have
+ * left it. Each must open, be sound, and hold every job whose submit or end was acknowledged before
+ * that moment; a few get a new daemon, which must bring every job to its end. TF_SEED: of the
+ * moments and of what happens to stay; TF_CUTS: how many moments. */
+#include "tests/daemon/harness.h"
+#include "lib/buf.h"
+#include "lib/clock.h"
+#include "lib/files.h"
+#include "lib/mem.h"
+#include "store/check.h"
+#include "store/jobs.h"
+#include "tests/daemon/powercut.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define JOBS_MAX 200
+#define CUTS 150
+#define DAEMONS 6
+
+static struct harness h;
+static struct err e;
+static char *trace, *worker, *root;
+
+static void prepare(void)
+{
+	const char *build = getenv("TF_BUILD");
+	char *shim = xasprintf("%s/tests/daemon/powercut_shim.so", build ? build : ".");
+	struct buf script = BUF_INIT;
+
+	harness_init(&h);
+	trace = xasprintf("%s/trace", h.folder);
+	worker = xasprintf("%s/worker", h.folder);
+	root = xasprintf("%s/root", h.folder);
+	assert_ok(dir_make(root, 0700, &e), &e);
+	assert_true(file_exists(shim));
+	buf_printf(&script,
+		   "#!/bin/sh\n" POWERCUT_ROOT "='%s' " POWERCUT_TRACE "='%s' LD_PRELOAD='%s' "
+		   "exec '%s/tests/daemon/fake_worker' \"$@\"\n",
+		   h.state, trace, shim, build ? build : ".");
+	assert_ok(file_write(worker, script.data, script.len, 0700, &e), &e);
+	buf_release(&script);
+	h.worker = worker;
+	h.slots = "2";
+	h.extra[0] = "--root";
+	h.extra[1] = root;
+	h.environment[0] = xasprintf("LD_PRELOAD=%s", shim);
+	h.environment[1] = xasprintf(POWERCUT_ROOT "=%s", h.state);
+	h.environment[2] = xasprintf(POWERCUT_TRACE "=%s", trace);
+	/* the shim calls the system itself, so it may come before the sanitizer's library */
+	setenv("ASAN_OPTIONS", "verify_asan_link_order=0", 0);
+	xfree(shim);
+}
+
+/* ---------------------------------------------------------------- the load */
+
+/* What the daemon has said goes into the trace, after what made it true. */
+static void said(const char *what, uint64_t job)
+{
+	struct powercut_head head = { .op = OP_SAID };
+	struct iovec part[2];
+	char text[64];
+	int fd = open(trace, O_WRONLY | O_APPEND | O_CLOEXEC);
+
+	assert_true(fd >= 0);
+	head.data_len = (uint64_t)snprintf(text, sizeof text, "%s %llu", what,
+					   (unsigned long long)job);
+	part[0] = (struct iovec){ &head, sizeof head };
+	part[1] = (struct iovec){ text, head.data_len };
+	assert_int_equal(writev(fd, part, 2), sizeof head + head.data_len);
+	close(fd);
+}
+
+static uint64_t make_tokenizer(const char *name)
+{
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	Tf__TokenizerSpec tokenizer = TF__TOKENIZER_SPEC__INIT;
+	char *path = xasprintf("%s/source.txt", root);
+	uint64_t id = 0;
+
+	assert_ok(file_write(path, "text\n", 5, 0600, &e), &e);
+	tokenizer.tokenizer = (char *)name;
+	tokenizer.n_path = 1;
+	tokenizer.path = &path;
+	spec.kind = TF__JOB_KIND__TOKENIZER;
+	spec.name = (char *)"make";
+	spec.spec_case = TF__JOB_SPEC__SPEC_TOKENIZER;
+	spec.tokenizer = &tokenizer;
+	assert_ok(harness_submit(h.line, &spec, NULL, false, &id, &e), &e);
+	xfree(path);
+	return id;
+}
+
+static void some_jobs(int round)
+{
+	static const char *const how[] = { "done", "quiet", "fail", "done", "once" };
+	uint64_t id[JOBS_MAX];
+	size_t n = 0;
+	char name[16];
+
+	for (int i = 0; i < 12; i++) {
+		id[n] = harness_noop(&h, how[i % 5]);
+		said("job", id[n++]);
+	}
+	snprintf(name, sizeof name, "words%d", round);
+	id[n] = make_tokenizer(name);
+	said("job", id[n++]);
+	harness_cancel(h.line, id[7], &e);
+	for (size_t i = 0; i < n; i++) {
+		for (int tries = 0; !job_state_is_end(harness_state(&h, id[i])); tries++) {
+			assert_true(tries < 2000);
+			clock_sleep_ms(5);
+		}
+		if (harness_state(&h, id[i]) == TF__JOB_STATE__DONE)
+			said("done", id[i]);
+		else
+			said("ended", id[i]);
+	}
+}
+
+/* ---------------------------------------------------------------- after a cut */
+
+struct acknowledged {
+	uint64_t job[JOBS_MAX];
+	size_t jobs;
+	uint8_t end[JOBS_MAX]; /* by job: 0, 'd' done, 'e' failed or cancelled */
+};
+
+static void acknowledge(struct acknowledged *a, const struct powercut_head *head, const char *data)
+{
+	char what[16];
+	unsigned long long job;
+	char *text = xstrndup(data, head->data_len);
+
+	assert_int_equal(sscanf(text, "%15s %llu", what, &job), 2);
+	assert_true(job < JOBS_MAX);
+	if (strcmp(what, "job") == 0)
+		a->job[a->jobs++] = job;
+	else
+		a->end[job] = (uint8_t)what[0];
+	xfree(text);
+}
+
+static void complain(void *arg, const char *problem)
+{
+	print_message("%s: %s\n", (const char *)arg, problem);
+}
+
+static void store_holds(const char *folder, const struct acknowledged *a)
+{
+	char *path = xasprintf("%s/store", folder);
+	struct check_report report;
+	struct state *s = NULL;
+
+	err_clear(&e);
+	assert_ok(state_open(path, 64u << 20, &s, &e), &e);
+	assert_ok(store_check(s, folder, complain, (void *)folder, &report, &e), &e);
+	assert_int_equal(report.problems, 0);
+	for (size_t i = 0; i < a->jobs; i++) {
+		Tf__JobRecord *r = NULL;
+		uint8_t end = a->end[a->job[i]];
+
+		assert_ok(job_get(s, a->job[i], &r, &e), &e);
+		if (end)
+			assert_true(job_state_is_end(r->job->state));
+		if (end)
+			assert_true((r->job->state == TF__JOB_STATE__DONE) == (end == 'd'));
+		record_free(r);
+	}
+	state_close(s);
+	xfree(path);
+}
+
+static void daemon_goes_on(char *folder, const struct acknowledged *a)
+{
+	struct harness after = h;
+
+	memset(after.environment, 0, sizeof after.environment);
+	after.worker = NULL;
+	after.state = folder;
+	after.pid = 0;
+	harness_start(&after);
+	for (size_t i = 0; i < a->jobs; i++)
+		for (int tries = 0; !job_state_is_end(harness_state(&after, a->job[i])); tries++) {
+			assert_true(tries < 2000);
+			clock_sleep_ms(5);
+		}
+	harness_kill(&after, SIGTERM);
+}
+
+static uint64_t from_environment(const char *name, uint64_t otherwise)
+{
+	const char *text = getenv(name);
+
+	return text && *text ? strtoull(text, NULL, 10) : otherwise;
+}
+
+static void a_power_cut_loses_nothing_acknowledged(void **state)
+{
+	uint64_t seed = from_environment("TF_SEED", (uint64_t)getpid());
+	uint64_t cuts = from_environment("TF_CUTS", CUTS), made = 0, daemons = 0, n = 0;
+	struct acknowledged a = { 0 };
+	struct powercut_head head;
+	struct powercut *p = NULL;
+	char *folder;
+	const char *data;
+	size_t total;
+
+	(void)state;
+	prepare();
+	for (int round = 0; round < 2; round++) {
+		harness_start(&h);
+		some_jobs(round);
+		harness_kill(&h, round == 0 ? SIGTERM : SIGKILL);
+	}
+	assert_ok(powercut_open(trace, &p, &e), &e);
+	total = powercut_records(p);
+	folder = xasprintf("%s/after", h.folder);
+	while (powercut_step(p, &head, &data)) {
+		if (head.op == OP_SAID)
+			acknowledge(&a, &head, data);
+		if (n++ * cuts / total < made)
+			continue;
+		assert_ok(powercut_write(p, (enum powercut_luck)(made % 3), seed + made, folder,
+					 &e), &e);
+		store_holds(folder, &a);
+		if (a.jobs > 0 && made * DAEMONS / cuts >= daemons) {
+			daemon_goes_on(folder, &a);
+			daemons++;
+		}
+		made++;
+		assert_ok(dir_remove(folder, &e), &e);
+	}
+	print_message("# %llu cuts in %zu records, %llu daemons, %zu jobs, TF_SEED=%llu\n",
+		      (unsigned long long)made, total, (unsigned long long)daemons, a.jobs,
+		      (unsigned long long)seed);
+	assert_int_equal(a.jobs, 26);
+	assert_true(made >= cuts - 1);
+	powercut_close(p);
+	xfree(folder);
+	for (int i = 0; i < 3; i++)
+		xfree(h.environment[i]);
+	harness_stop(&h);
+	xfree(trace);
+	xfree(worker);
+	xfree(root);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_power_cut_loses_nothing_acknowledged),
+	};
+
+	return cmocka_run_group_tests_name("powercut", tests, NULL, NULL);
+}
