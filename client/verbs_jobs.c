@@ -10,6 +10,7 @@
 #include <string.h>
 
 #define LOG_WAIT_MS 10000
+#define JOBS_AT_A_TIME 1000
 
 int verb_noop(struct client *c, struct err *e)
 {
@@ -26,23 +27,6 @@ int verb_noop(struct client *c, struct err *e)
 }
 
 /* ---- jobs */
-
-static int ask_jobs(struct client *c, bool all, uint64_t before, uint32_t limit, Tf__Reply **out,
-		    struct err *e)
-{
-	Tf__Request r = TF__REQUEST__INIT;
-	Tf__JobList m = TF__JOB_LIST__INIT;
-
-	m.has_all = 1;
-	m.all = all;
-	m.has_before = before > 0;
-	m.before = before;
-	m.has_limit = limit > 0;
-	m.limit = limit;
-	r.body_case = TF__REQUEST__BODY_JOB_LIST;
-	r.job_list = &m;
-	return client_ask(c, &r, TF__REPLY__BODY_JOBS, out, e);
-}
 
 static void percent_of(const Tf__Job *j, char out[16])
 {
@@ -67,46 +51,162 @@ static void add_job(struct table *t, const Tf__Job *j)
 				       j->reason && *j->reason ? j->reason : " " });
 }
 
+/* What was found, as rows, as JSON or counted. */
+struct job_list {
+	bool counts;
+	json_t *list;          /* of jobs; or an object user -> state -> number */
+	struct table table;
+	int64_t left;
+};
+
+static void count_job(json_t *counts, const Tf__Job *j)
+{
+	const char *user = j->user ? j->user : "", *state = job_state_name(j->state);
+	json_t *row = json_object_get(counts, user);
+
+	if (!row) {
+		row = json_object();
+		json_object_set_new(counts, user, row);
+	}
+	json_object_set_new(row, state,
+			    json_integer(1 + json_integer_value(json_object_get(row, state))));
+}
+
+static void take_jobs(struct job_list *l, const Tf__Jobs *jobs)
+{
+	for (size_t i = 0; i < jobs->n_job; i++) {
+		if (l->counts) {
+			count_job(l->list, jobs->job[i]);
+		} else {
+			json_array_append_new(l->list, json_of_job(jobs->job[i]));
+			add_job(&l->table, jobs->job[i]);
+		}
+	}
+	l->left -= (int64_t)jobs->n_job;
+}
+
+static int ask_jobs(struct client *c, Tf__JobList *m, struct job_list *l, struct err *e)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	bool more = true;
+
+	r.body_case = TF__REQUEST__BODY_JOB_LIST;
+	r.job_list = m;
+	m->has_before = m->has_limit = 1;
+	while (more && l->left > 0) {
+		Tf__Reply *reply;
+
+		m->limit = l->left < JOBS_AT_A_TIME ? (uint32_t)l->left : JOBS_AT_A_TIME;
+		TRY(client_ask(c, &r, TF__REPLY__BODY_JOBS, &reply, e));
+		take_jobs(l, reply->jobs);
+		more = reply->jobs->more && reply->jobs->has_next;
+		m->before = reply->jobs->next;
+		tf__reply__free_unpacked(reply, NULL);
+	}
+	return 0;
+}
+
+static int read_states(const struct args *a, Tf__JobList *m, struct err *e)
+{
+	const struct words *given = &a->given[OPTION_STATE];
+
+	m->state = xcalloc((size_t)given->count + 1, sizeof *m->state);
+	for (int i = 0; i < given->count; i++) {
+		Tf__JobState s = TF__JOB_STATE__QUEUED;
+
+		while (s <= TF__JOB_STATE__CANCELLED &&
+		       strcmp(given->word[i], job_state_name(s)) != 0)
+			s++;
+		FAIL_IF(s > TF__JOB_STATE__CANCELLED, e, TF_EUSAGE,
+			"--state '%s' is none of queued, waiting, held, starting, running, "
+			"stopping, done, failed, cancelled",
+			given->word[i]);
+		m->state[m->n_state++] = s;
+	}
+	return 0;
+}
+
+static int read_kinds(const struct args *a, Tf__JobList *m, struct err *e)
+{
+	const struct words *given = &a->given[OPTION_KIND];
+	struct buf known = BUF_INIT;
+	int rc = 0;
+
+	m->kind = xcalloc((size_t)given->count + 1, sizeof *m->kind);
+	for (size_t i = 0; i < job_kind_count; i++)
+		buf_printf(&known, "%s%s", i ? ", " : "", job_kinds[i].id);
+	for (int i = 0; rc == 0 && i < given->count; i++) {
+		const struct job_kind *k = job_kind_named(given->word[i]);
+
+		if (k)
+			m->kind[m->n_kind++] = k->kind;
+		else
+			rc = err_set(e, TF_EUSAGE, "--kind '%s' is none of %s", given->word[i],
+				     known.data);
+	}
+	buf_release(&known);
+	return rc;
+}
+
+static int read_filters(const struct args *a, Tf__JobList *m, int64_t *limit, struct err *e)
+{
+	m->has_all = 1;
+	m->all = args_has(a, OPTION_ALL);
+	m->name = (char *)args_text(a, OPTION_JOB_NAME);
+	m->user = a->given[OPTION_USER].word;
+	m->n_user = (size_t)a->given[OPTION_USER].count;
+	TRY(args_int(a, OPTION_LIMIT, 1, INT32_MAX, limit, e));
+	TRY(read_states(a, m, e));
+	return read_kinds(a, m, e);
+}
+
+static void print_counts(const json_t *counts)
+{
+	static const char *const head[] = { "user", "state", "jobs" };
+	const char *user, *state;
+	struct table t;
+	json_t *row, *n;
+
+	table_init(&t, "llr", head);
+	json_object_foreach((json_t *)counts, user, row)
+		json_object_foreach(row, state, n) {
+			char number[FORMAT_MAX];
+
+			format_count((uint64_t)json_integer_value(n), number);
+			table_add(&t, (const char *[]){ user, state, number });
+		}
+	table_print(&t);
+}
+
 int verb_jobs(struct client *c, struct err *e)
 {
 	static const char *const head[] = { "id", "kind", "name", "user",
 					    "state", "slot", "progress", "age", "reason" };
-	bool all = args_has(&c->args, OPTION_ALL), json = args_has(&c->args, OPTION_JSON);
-	bool more = true;
-	json_t *list = json_array();
-	int64_t left = INT64_MAX;
-	uint64_t before = 0;
-	struct table t;
+	struct job_list l = { .counts = args_has(&c->args, OPTION_COUNTS), .left = INT64_MAX };
+	Tf__JobList m = TF__JOB_LIST__INIT;
+	bool none;
 	int rc;
 
-	rc = args_int(&c->args, OPTION_LIMIT, 1, INT32_MAX, &left, e);
-	table_init(&t, "rlllllrrl", head);
-	while (rc == 0 && more && left > 0) {
-		uint32_t limit = left < 1000 ? (uint32_t)left : 1000;
-		Tf__Reply *reply;
-		size_t n;
-
-		rc = ask_jobs(c, all, before, limit, &reply, e);
-		if (rc < 0)
-			break;
-		n = reply->jobs->n_job;
-		for (size_t i = 0; i < n; i++) {
-			before = reply->jobs->job[i]->id;
-			json_array_append_new(list, json_of_job(reply->jobs->job[i]));
-			add_job(&t, reply->jobs->job[i]);
-		}
-		left -= (int64_t)n;
-		more = reply->jobs->more && n > 0;
-		tf__reply__free_unpacked(reply, NULL);
-	}
-	if (rc == 0 && json)
-		json_print(json_incref(list));
-	if (rc == 0 && !json && t.rows == 1)
-		puts(all ? "no jobs yet" : "no jobs queued or running (--all shows ended ones)");
-	else if (rc == 0 && !json)
-		table_print(&t);
-	table_release(&t);
-	json_decref(list);
+	l.list = l.counts ? json_object() : json_array();
+	table_init(&l.table, "rlllllrrl", head);
+	rc = read_filters(&c->args, &m, &l.left, e);
+	if (rc == 0)
+		rc = ask_jobs(c, &m, &l, e);
+	none = l.counts ? json_object_size(l.list) == 0 : l.table.rows == 1;
+	if (rc == 0 && args_has(&c->args, OPTION_JSON))
+		json_print(json_incref(l.list));
+	else if (rc == 0 && none && (m.n_state || m.n_user || m.n_kind || m.name))
+		puts("no such jobs");
+	else if (rc == 0 && none)
+		puts(m.all ? "no jobs yet" : "no jobs queued or running (--all shows ended ones)");
+	else if (rc == 0 && l.counts)
+		print_counts(l.list);
+	else if (rc == 0)
+		table_print(&l.table);
+	table_release(&l.table);
+	json_decref(l.list);
+	xfree(m.state);
+	xfree(m.kind);
 	return rc;
 }
 

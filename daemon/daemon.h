@@ -312,6 +312,15 @@ void job_follow_up(struct daemon *d);
 /* The uploads a spec names; borrowed. Returns how many. */
 size_t spec_uploads(const Tf__JobSpec *spec, char ***out);
 
+/* ---- job_filter.c: which jobs a list is asked for; all zero takes every job ---- */
+struct job_filter {
+	const Tf__JobList *asked; /* borrowed */
+	bool all;                 /* ended ones too */
+	uint32_t states, kinds;   /* a bit for each that fits; 0: all */
+};
+int job_filter_init(struct job_filter *f, const Tf__JobList *m, struct err *e);
+bool job_filter_takes(const struct job_filter *f, const Tf__Job *j);
+
 /* ---- schedule.c ---- */
 /* What a job of this kind and device needs on this machine: one that says nothing takes a whole
  * GPU if it computes and there is one, else a slot of the processor, else a GPU. */

@@ -225,11 +225,14 @@ int handle_submit(struct daemon *d, struct request *r)
 
 /* ---------------------------------------------------------------- list, show, wait, log */
 
-/* A list is packed while the store is walked: ten thousand records never lie in memory together. */
+/* A list is packed while the store is walked: ten thousand records never lie in memory together.
+ * One answer passes over so few that the loop goes on soon; the client asks for the rest. */
 struct list {
 	struct daemon *d;
+	struct job_filter filter;
 	struct buf packed; /* fields `job` of a message Jobs */
-	size_t count, limit;
+	size_t count, limit, passed;
+	uint64_t last; /* job looked at */
 	bool more;
 };
 
@@ -237,9 +240,15 @@ static int list_job(void *arg, Tf__JobRecord *r)
 {
 	struct list *l = arg;
 
-	if (l->count >= l->limit || l->packed.len > LIST_BYTES_MAX) {
+	if (l->count >= l->limit || l->packed.len > LIST_BYTES_MAX ||
+	    l->passed >= LIMIT_JOBS_PASSED) {
 		l->more = true;
 		return 1;
+	}
+	l->last = r->job->id;
+	if (!job_filter_takes(&l->filter, r->job)) {
+		l->passed++;
+		return 0;
 	}
 	reply_pack_job(&l->packed, job_view(l->d, r));
 	job_view_end(l->d, r);
@@ -251,8 +260,9 @@ static void reply_list(struct daemon *d, struct request *r, struct list *l)
 {
 	Tf__Jobs rest = TF__JOBS__INIT;
 
-	rest.has_more = rest.more = l->more;
-	buf_reserve(&l->packed, 16);
+	rest.has_more = rest.has_next = rest.more = l->more;
+	rest.next = l->last;
+	buf_reserve(&l->packed, 32);
 	l->packed.len += tf__jobs__pack(&rest, (uint8_t *)l->packed.data + l->packed.len);
 	reply_put_packed(d, r, TF__REPLY__BODY_JOBS, &l->packed);
 	buf_release(&l->packed);
@@ -264,9 +274,10 @@ int handle_job_list(struct daemon *d, struct request *r)
 	struct list l = { .d = d, .limit = LIMIT_JOBS_LISTED };
 	int rc;
 
+	TRY(job_filter_init(&l.filter, m, &r->err));
 	if (m->has_limit && m->limit > 0 && m->limit < LIMIT_JOBS_LISTED)
 		l.limit = m->limit;
-	rc = m->all ? jobs_each(d->state, m->before, list_job, &l, &r->err)
+	rc = l.filter.all ? jobs_each(d->state, m->before, list_job, &l, &r->err)
 		    : jobs_each_live(d->state, m->before, false, list_job, &l, &r->err);
 	if (rc == 0)
 		reply_list(d, r, &l);

@@ -25,6 +25,8 @@
 #define LIMIT_AFTER 256u                      /* dependencies of a job */
 #define LIMIT_JOBS_QUEUED 1000000u
 #define LIMIT_JOBS_LISTED 10000u              /* in one reply */
+#define LIMIT_JOBS_PASSED 4096u               /* passed over for one reply, not being asked for */
+#define LIMIT_FILTERS 64u                     /* states, users or kinds of one list */
 #define LIMIT_CLIENTS 1024u
 #define LIMIT_WAITS 4096u                     /* open long polls */
 #define LIMIT_WAIT_MS 30000u

@@ -80,6 +80,19 @@ json() {
 	says '"state":"done"'
 }
 check 'JSON of a job' json
+filtered() {
+	status 0 "$cli" jobs --state done --name 'fir*' --kind noop --user "$(id -un)" --json || return 1
+	says '^\[{"id":1,' || return 1
+	status 0 "$cli" jobs --state failed --state done --user nobody-here || return 1
+	says 'no such jobs' || return 1
+	status 0 "$cli" jobs --all --counts --json || return 1
+	says ':{"done":2}' || return 1
+	status 0 "$cli" jobs --all --counts || return 1
+	says 'done  *2' || return 1
+	status 2 "$cli" jobs --state sleeping || return 1
+	status 2 "$cli" jobs --kind poem
+}
+check 'jobs of a state, name, kind and user, and their counts' filtered
 check 'its log' status 0 "$cli" logs 1
 cancel() {
 	status 0 "$cli" noop --seconds 60 || return 1

@@ -143,6 +143,128 @@ static void a_list_comes_in_pages(void **state)
 	tf__reply__free_unpacked(reply, NULL);
 }
 
+static size_t listed(Tf__JobList *m)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__Reply *reply = NULL;
+	size_t n;
+
+	r.body_case = TF__REQUEST__BODY_JOB_LIST;
+	r.job_list = m;
+	assert_ok(call(&r, &reply), &e);
+	n = reply->jobs->n_job;
+	tf__reply__free_unpacked(reply, NULL);
+	return n;
+}
+
+/* Submits so many at once, over a socket of its own. */
+static void submit_many(unsigned count)
+{
+	void *context = zmq_ctx_new(), *socket = raw_socket(context);
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__Submit m = TF__SUBMIT__INIT;
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	Tf__NoopSpec noop = TF__NOOP_SPEC__INIT;
+	struct wire_message answer;
+	uint64_t token[2] = { 0 };
+
+	spec.kind = TF__JOB_KIND__NOOP;
+	spec.name = (char *)"wait";
+	spec.spec_case = TF__JOB_SPEC__SPEC_NOOP;
+	spec.noop = &noop;
+	m.token.len = sizeof token;
+	m.token.data = (uint8_t *)token;
+	m.spec = &spec;
+	r.version = TF_PROTOCOL_VERSION;
+	r.body_case = TF__REQUEST__BODY_SUBMIT;
+	r.submit = &m;
+	for (r.id = 1; r.id <= count; r.id++) {
+		token[0] = r.id;
+		send_to(socket, &r);
+	}
+	for (unsigned i = 0; i < count; i++) {
+		zmq_pollitem_t item = { .socket = socket, .events = ZMQ_POLLIN };
+
+		assert_true(zmq_poll(&item, 1, 10000) > 0);
+		assert_int_equal(wire_receive(socket, false, &answer, &e), 1);
+		wire_message_close(&answer);
+	}
+	zmq_close(socket);
+	zmq_ctx_term(context);
+}
+
+static void a_list_passes_over_so_many(void **state)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__JobList m = TF__JOB_LIST__INIT;
+	Tf__JobState done = TF__JOB_STATE__DONE;
+	Tf__Reply *reply = NULL;
+
+	(void)state;
+	harness_until(&h, harness_noop(&h, "done"), TF__JOB_STATE__DONE);
+	submit_many(LIMIT_JOBS_PASSED + 1);
+	m.n_state = 1;
+	m.state = &done;
+	m.has_before = true;
+	r.body_case = TF__REQUEST__BODY_JOB_LIST;
+	r.job_list = &m;
+	assert_ok(call(&r, &reply), &e);
+	assert_int_equal(reply->jobs->n_job, 0);
+	assert_true(reply->jobs->more);
+	m.before = reply->jobs->next;
+	assert_true(m.before > 1);
+	tf__reply__free_unpacked(reply, NULL);
+	assert_ok(call(&r, &reply), &e);
+	assert_int_equal(reply->jobs->n_job, 1);
+	assert_int_equal(reply->jobs->job[0]->id, 1);
+	assert_false(reply->jobs->more);
+	tf__reply__free_unpacked(reply, NULL);
+}
+
+static void a_list_is_filtered(void **state)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__JobList m = TF__JOB_LIST__INIT;
+	Tf__JobState one = TF__JOB_STATE__DONE, many[LIMIT_FILTERS + 1];
+	Tf__JobKind kind = TF__JOB_KIND__TRAIN;
+	char *user = (char *)"nobody here", name[LIMIT_NAME_BYTES + 2];
+
+	(void)state;
+	harness_until(&h, harness_noop(&h, "done"), TF__JOB_STATE__DONE);
+	for (int i = 0; i < 3; i++)
+		harness_noop(&h, "wait");
+	assert_int_equal(listed(&m), 3);
+	m.n_state = 1;
+	m.state = &one;
+	assert_int_equal(listed(&m), 1); /* without `all` */
+	m.n_state = 0;
+	m.has_all = m.all = true;
+	m.name = (char *)"wa?t";
+	assert_int_equal(listed(&m), 3);
+	m.name = NULL;
+	m.n_user = 1;
+	m.user = &user;
+	assert_int_equal(listed(&m), 0);
+	m.n_user = 0;
+	m.n_kind = 1;
+	m.kind = &kind;
+	assert_int_equal(listed(&m), 0);
+	kind = TF__JOB_KIND__NOOP;
+	assert_int_equal(listed(&m), 4);
+	for (size_t i = 0; i < ARRAY_LEN(many); i++)
+		many[i] = TF__JOB_STATE__DONE;
+	m.n_state = ARRAY_LEN(many);
+	m.state = many;
+	r.body_case = TF__REQUEST__BODY_JOB_LIST;
+	r.job_list = &m;
+	assert_int_equal(call(&r, NULL), TF_ELIMIT);
+	m.n_state = 0;
+	memset(name, 'a', sizeof name - 1);
+	name[sizeof name - 1] = 0;
+	m.name = name;
+	assert_int_equal(call(&r, NULL), TF_ELIMIT);
+}
+
 static void too_many_jobs_to_cancel(void **state)
 {
 	Tf__Request r = TF__REQUEST__INIT;
@@ -198,6 +320,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(waits_are_bounded, start, stop),
 		cmocka_unit_test_setup_teardown(uploads_are_bounded, start, stop),
 		cmocka_unit_test_setup_teardown(a_list_comes_in_pages, start, stop),
+		cmocka_unit_test_setup_teardown(a_list_passes_over_so_many, start, stop),
+		cmocka_unit_test_setup_teardown(a_list_is_filtered, start, stop),
 		cmocka_unit_test_setup_teardown(too_many_jobs_to_cancel, start, stop),
 		cmocka_unit_test_setup_teardown(a_damaged_dataset_is_named, start, stop),
 	};
