@@ -125,7 +125,7 @@ static void show(struct progress_view *v, const char *head, double share, const 
 		return;
 	}
 	safe = xasprintf("%s%s", head, tail);
-	fprintf(stderr, "%s\n", safe);
+	fprintf(stderr, "%.*s\n", (int)strlen(safe) - !*tail, safe); /* no space at the end */
 	xfree(safe);
 }
 

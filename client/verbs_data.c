@@ -87,17 +87,47 @@ static int sources_look(struct client *c, const struct sources *s, struct err *e
 	return rc;
 }
 
+/* Told before gigabytes are on their way; the daemon looks again when it takes the job. */
+static int refuse_taken_name(struct client *c, Tf__ArtefactKind kind, char *name, struct err *e)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__ArtefactRef ref = TF__ARTEFACT_REF__INIT;
+	Tf__Reply *reply;
+	int rc;
+
+	ref.kind = kind;
+	ref.name = name;
+	r.body_case = TF__REQUEST__BODY_ARTEFACT_SHOW;
+	r.artefact_show = &ref;
+	rc = client_ask(c, &r, TF__REPLY__BODY_ARTEFACTS, &reply, e);
+	if (rc == TF_ENOTFOUND) {
+		err_clear(e);
+		c->refused = false;
+		return 0;
+	}
+	TRY(rc);
+	tf__reply__free_unpacked(reply, NULL);
+	c->refused = true; /* by what the daemon has */
+	return err_set(e, TF_EEXISTS, "a %s called '%s' exists: choose another name, or delete it",
+		       artefact_kind_name(kind), name);
+}
+
 /* Sends the files unless they are the server's or nothing is to be done, then submits. */
 static int send_and_submit(struct client *c, Tf__JobSpec *spec, struct sources *s, struct err *e)
 {
 	bool on_server = args_has(&c->args, OPTION_ON_SERVER);
+	Tf__ArtefactKind kind = spec->kind == TF__JOB_KIND__INGEST ?
+					TF__ARTEFACT_KIND__DATASET :
+					TF__ARTEFACT_KIND__TOKENIZER_MODEL;
 	uint64_t id;
 
 	TRY(submit_check(c, spec, e));
 	if (args_has(&c->args, OPTION_DRY_RUN) && !on_server && s->count)
 		return sources_look(c, s, e);
-	if (!on_server)
+	if (!on_server && s->count) {
+		TRY(refuse_taken_name(c, kind, c->args.operand.word[0], e));
 		TRY(sources_send(c, s, e));
+	}
 	return submit(c, spec, false, &id, e);
 }
 

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #define RESULTS "results/"
+#define TEXTS_BYTES_MAX (64u << 20)
 
 /* Puts a number given by an option into a field and its has_. */
 #define NUMBER(field, option, least, most)                                                        \
@@ -138,6 +139,29 @@ static int fetch_results(struct client *c, uint64_t id, const char *folder, stru
 	return rc;
 }
 
+/* For a person who waited: the texts of a job whose results came. */
+static void print_texts(const char *folder)
+{
+	char *path = xasprintf("%s/texts.jsonl", folder);
+	struct buf file = BUF_INIT;
+
+	if (file_size(path) > 0 && file_read(path, TEXTS_BYTES_MAX, &file, NULL) == 0)
+		for (char *line = file.data, *next; line && *line; line = next) {
+			json_t *o = json_loadb(line, strcspn(line, "\n"), 0, NULL);
+			const char *text = json_string_value(json_object_get(o, "text"));
+			char *safe = text_safe(text ? text : "");
+
+			printf("%lld: %s\n",
+			       (long long)json_integer_value(json_object_get(o, "index")), safe);
+			xfree(safe);
+			json_decref(o);
+			next = line + strcspn(line, "\n");
+			next += *next == '\n';
+		}
+	buf_release(&file);
+	xfree(path);
+}
+
 int verb_generate(struct client *c, struct err *e)
 {
 	const char *folder = args_text(&c->args, OPTION_OUTPUT);
@@ -161,6 +185,8 @@ int verb_generate(struct client *c, struct err *e)
 		rc = submit(c, &spec, folder != NULL, &id, e);
 	if (rc == STATUS_DONE && folder && id)
 		rc = fetch_results(c, id, folder, e);
+	if (rc == STATUS_DONE && folder && id && !args_has(&c->args, OPTION_JSON))
+		print_texts(folder);
 	drawing_release(&d);
 	return rc;
 }

@@ -424,6 +424,19 @@ void yaml_fields_release(const struct yaml_field *table, size_t count, void *fro
 	}
 }
 
+/* The fewest digits that read back as the same number. */
+static void write_float(double value, struct buf *out)
+{
+	char text[32];
+
+	for (int digits = 15; digits <= 17; digits++) {
+		snprintf(text, sizeof text, "%.*g", digits, value);
+		if (strtod(text, NULL) == value)
+			break;
+	}
+	buf_text(out, text);
+}
+
 static void write_choice(const char *choices, int index, struct buf *out)
 {
 	for (; index > 0; index--)
@@ -448,7 +461,7 @@ static void write_value(const struct yaml_field *f, const void *from, int indent
 	buf_text(out, " ");
 	switch (f->type) {
 	case YAML_INT: buf_printf(out, "%lld", (long long)*(const int64_t *)at); break;
-	case YAML_FLOAT: buf_printf(out, "%.17g", *(const double *)at); break;
+	case YAML_FLOAT: write_float(*(const double *)at, out); break;
 	case YAML_BOOL: buf_text(out, *(const bool *)at ? "true" : "false"); break;
 	case YAML_TEXT: yaml_write_text(*(char *const *)at, true, out); break;
 	case YAML_ENUM: write_choice(f->choices, *(const int *)at, out); break;

@@ -199,7 +199,7 @@ static int check_eval(const Tf__JobSpec *spec, struct err *e)
 	TRY(reference_check("model", s->model, e));
 	TRY(word_check("task", s->task, "perplexity|loss|caption|draw", e));
 	TRY(reference_check("dataset", s->data, e));
-	TRY(word_check("split", s->split, "train|heldout|all", e));
+	TRY(word_check("split", s->split, "train|heldout", e));
 	TRY(int_check("steps", s->steps, 1, DIFFUSION_STEPS, e));
 	TRY(float_check("guidance", s->guidance, 0, 100, e));
 	TRY(int_check("seed", s->seed, 0, INT64_MAX, e));

@@ -294,6 +294,7 @@ static int draw_samples(struct training *t, struct err *e)
 static int run(struct training *t, struct err *e)
 {
 	struct outcome o = { 0 };
+	bool finished = t->step >= (uint64_t)t->x.train.steps;
 
 	while (t->step < (uint64_t)t->x.train.steps) {
 		if (job_should_stop(t->job)) {
@@ -310,6 +311,8 @@ static int run(struct training *t, struct err *e)
 		if (is_due(t, t->x.save.every) && t->step < (uint64_t)t->x.train.steps)
 			save_or_say(t);
 	}
+	if (finished) /* a resume that found nothing to do has no losses to tell */
+		return 0;
 	job_result(t->job, "loss", o.losses.loss);
 	job_result(t->job, "lm", o.losses.lm);
 	job_result(t->job, "diffusion", o.losses.diffusion);

@@ -114,6 +114,14 @@ upload() {
 	says 'images+captions, sent'
 }
 check 'an upload' upload
+taken() {
+	echo 'a text of one line' >"$folder/prose.txt"
+	status 0 "$cli" data import prose "$folder/prose.txt" -w || return 1
+	status 4 "$cli" data import prose "$folder/prose.txt" || return 1
+	says "'prose' exists" || return 1
+	! says 'sent' >/dev/null
+}
+check 'a taken name is told before anything is sent' taken
 
 # The key of somebody else.
 stranger() {
