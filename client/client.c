@@ -33,6 +33,7 @@ int client_connect(struct client *c, struct err *e)
 	o.server_key = c->place.server_key;
 	o.keys = c->place.keys;
 	o.key_file = c->place.key_file;
+	o.as_user = args_text(&c->args, OPTION_AS);
 	TRY(connection_open(&o, &c->connection, e));
 	key_pair_wipe(&o.keys);
 	connection_set_interrupt(c->connection, client_interrupted);

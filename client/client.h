@@ -103,11 +103,12 @@ struct place {
 	struct key_pair keys;
 	const char *found_by;     /* "--endpoint", "TRANSFUSE_STATE", ... */
 };
-/* --endpoint, TRANSFUSE_ENDPOINT, the daemon of TRANSFUSE_STATE, the system's; with the keys
- * for it. */
+/* --endpoint, TRANSFUSE_ENDPOINT, the daemon of TRANSFUSE_STATE, the one of `transfuse login`,
+ * the system's; with the keys for it. */
 int place_find(const struct args *a, struct place *out, struct err *e);
 void place_release(struct place *p);
-char *place_own_key(void);        /* ~/.config/transfused/client.key; free it. NULL: no home */
+char *place_own_file(const char *name); /* ~/.config/transfused/NAME; free it. NULL: no home */
+char *place_own_key(void);        /* its client.key */
 
 struct client {
 	const struct verb *verb;
@@ -161,6 +162,7 @@ void print_json_for_people(const json_t *value, int indent);
 
 json_t *json_of_job(const Tf__Job *j);
 json_t *json_of_artefact(const Tf__Artefact *a);
+json_t *json_of_users(const Tf__Users *users);
 json_t *json_of_pairs(size_t n, Tf__KeyValue **pair);
 void json_print(json_t *value);                             /* one line; takes the reference */
 

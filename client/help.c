@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#define GLOBAL_OPTIONS 4 /* the first rows of options.def go with every verb */
+#define GLOBAL_OPTIONS 5 /* the first rows of options.def go with every verb */
 #define SUBMIT "wait json dry-run name after threads device gpus gpu-mem cpus mem retries"
 #define WORD_MAX 32
 #define HELP_COLUMN 28
@@ -62,7 +62,8 @@ void help_all(struct buf *out)
 	buf_text(out,
 		 "\n`transfuse VERB --help` says more, with an example.\n\n"
 		 "The daemon is found by --endpoint, then TRANSFUSE_ENDPOINT, then the private\n"
-		 "daemon of the folder in TRANSFUSE_STATE, then the system's (/etc/transfused).\n"
+		 "daemon of the folder in TRANSFUSE_STATE, then the one of `transfuse login`,\n"
+		 "then the system's (/etc/transfused).\n"
 		 "\n"
 		 "Exit status: 0 done, 1 the job failed, 2 usage, 3 no daemon, 4 refused,\n"
 		 "5 cancelled, 130 interrupted while waiting (the job goes on).\n");

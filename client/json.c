@@ -96,6 +96,24 @@ json_t *json_of_job(const Tf__Job *j)
 	return o;
 }
 
+json_t *json_of_users(const Tf__Users *users)
+{
+	json_t *list = json_array();
+
+	for (size_t i = 0; i < users->n_user; i++) {
+		const Tf__User *u = users->user[i];
+		json_t *o = json_object();
+
+		json_object_set_new(o, "name", json_string(u->name));
+		json_object_set_new(o, "role", json_string(u->role));
+		json_object_set_new(o, "key", json_string(u->key));
+		json_object_set_new(o, "enrolled", time_or_null(u->has_created, u->created));
+		json_object_set_new(o, "configured", json_boolean(u->configured));
+		json_array_append_new(list, o);
+	}
+	return list;
+}
+
 json_t *json_of_pairs(size_t n, Tf__KeyValue **pair)
 {
 	json_t *o = json_object();

@@ -13,20 +13,20 @@
 #define SYSTEM_ENDPOINT "ipc:///run/transfused/socket"
 #define SYSTEM_SERVER_KEY "/etc/transfused/server.pub"
 
-/* client.yaml: the system's daemon. */
+/* client.yaml: the system's daemon, or the one of `transfuse login`. */
 struct system_file {
 	char *endpoint, *server_key, *key;
 };
 static const struct yaml_field system_fields[] = {
 	{ "endpoint", YAML_TEXT, offsetof(struct system_file, endpoint), SYSTEM_ENDPOINT, 1, 1000,
 	  NULL, "where the daemon listens" },
-	{ "server_key", YAML_TEXT, offsetof(struct system_file, server_key), SYSTEM_SERVER_KEY, 1,
-	  1000, NULL, "file with the daemon's public key" },
+	{ "server_key", YAML_TEXT, offsetof(struct system_file, server_key), "", 0, 1000, NULL,
+	  "file with the daemon's public key (default: server.pub beside this file)" },
 	{ "key", YAML_TEXT, offsetof(struct system_file, key), "", 0, 1000, NULL,
 	  "file with the user's key pair (default: ~/.config/transfused/client.key)" },
 };
 
-static char *own_file(const char *name)
+char *place_own_file(const char *name)
 {
 	const char *config = getenv("XDG_CONFIG_HOME"), *home = getenv("HOME");
 
@@ -37,7 +37,7 @@ static char *own_file(const char *name)
 
 char *place_own_key(void)
 {
-	return own_file("client.key");
+	return place_own_file("client.key");
 }
 
 static const char *variable(const char *name)
@@ -70,7 +70,7 @@ static int named_keys(const struct args *a, struct place *p, struct err *e)
 	const char *server = args_text(a, OPTION_SERVER_KEY);
 	char *server_file = server ? xstrdup(server)
 				   : state ? xasprintf("%s/keys/server.pub", state)
-					   : own_file("server.pub");
+					   : place_own_file("server.pub");
 	char *key_file = key ? xstrdup(key)
 			     : state ? xasprintf("%s/keys/client.key", state) : place_own_key();
 	int rc;
@@ -95,27 +95,26 @@ static int private_daemon(const struct args *a, const char *state, struct place 
 	return named_keys(a, p, e);
 }
 
-static int system_daemon(const struct args *a, struct place *p, struct err *e)
+/* What a client.yaml says; server: where the daemon's key is unless the file names another. */
+static int filed_daemon(const struct args *a, const char *file, const char *server, struct place *p,
+			struct err *e)
 {
 	struct system_file s = { 0 };
 	struct buf text = BUF_INIT;
 	struct yaml y = { 0 };
-	const char *key = args_text(a, OPTION_KEY), *server = args_text(a, OPTION_SERVER_KEY);
+	const char *key = args_text(a, OPTION_KEY), *given = args_text(a, OPTION_SERVER_KEY);
 	int rc = 0;
 
-	p->found_by = SYSTEM_FILE;
-	FAIL_IF(!file_exists(SYSTEM_FILE) && !file_exists(SYSTEM_SERVER_KEY), e, TF_ENODAEMON,
-		"no daemon is known: set TRANSFUSE_STATE to the state folder of a private one, or "
-		"give --endpoint (there is no " SYSTEM_FILE ")");
-	if (file_exists(SYSTEM_FILE))
-		rc = file_read(SYSTEM_FILE, YAML_BYTES_MAX, &text, e);
+	p->found_by = file;
+	if (file_exists(file))
+		rc = file_read(file, YAML_BYTES_MAX, &text, e);
 	if (rc == 0)
-		rc = yaml_parse(SYSTEM_FILE, text.data ? text.data : "", text.len, &y, e);
+		rc = yaml_parse(file, text.data ? text.data : "", text.len, &y, e);
 	if (rc == 0)
 		rc = yaml_fields_read(&y, system_fields, ARRAY_LEN(system_fields), &s, e);
 	if (rc == 0) {
 		p->endpoint = xstrdup(s.endpoint);
-		rc = read_keys(p, server ? server : s.server_key,
+		rc = read_keys(p, given ? given : *s.server_key ? s.server_key : server,
 			       key ? xstrdup(key) : *s.key ? xstrdup(s.key) : place_own_key(), e);
 		yaml_fields_release(system_fields, ARRAY_LEN(system_fields), &s);
 	}
@@ -124,11 +123,27 @@ static int system_daemon(const struct args *a, struct place *p, struct err *e)
 	return rc;
 }
 
+/* The one of `transfuse login`; *found says whether there was a login. */
+static int own_daemon(const struct args *a, bool *found, struct place *p, struct err *e)
+{
+	char *file = place_own_file("client.yaml"), *server = place_own_file("server.pub");
+	int rc = 0;
+
+	*found = file && file_exists(file);
+	if (*found)
+		rc = filed_daemon(a, file, file_exists(server) ? server : SYSTEM_SERVER_KEY, p, e);
+	p->found_by = "transfuse login";
+	xfree(file);
+	xfree(server);
+	return rc;
+}
+
 int place_find(const struct args *a, struct place *p, struct err *e)
 {
 	const char *option = args_text(a, OPTION_ENDPOINT);
 	const char *endpoint = option ? option : variable("TRANSFUSE_ENDPOINT");
 	const char *state = variable("TRANSFUSE_STATE");
+	bool own = false;
 
 	if (endpoint) {
 		p->found_by = option ? "--endpoint" : "TRANSFUSE_ENDPOINT";
@@ -137,7 +152,13 @@ int place_find(const struct args *a, struct place *p, struct err *e)
 	}
 	if (state)
 		return private_daemon(a, state, p, e);
-	return system_daemon(a, p, e);
+	TRY(own_daemon(a, &own, p, e));
+	if (own)
+		return 0;
+	FAIL_IF(!file_exists(SYSTEM_FILE) && !file_exists(SYSTEM_SERVER_KEY), e, TF_ENODAEMON,
+		"no daemon is known: set TRANSFUSE_STATE to the state folder of a private one, or "
+		"`transfuse login ENDPOINT KEY`, or give --endpoint (there is no " SYSTEM_FILE ")");
+	return filed_daemon(a, SYSTEM_FILE, SYSTEM_SERVER_KEY, p, e);
 }
 
 void place_release(struct place *p)

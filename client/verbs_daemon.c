@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Verbs about the daemon itself: ping, version, status, drain, key. */
+ * Verbs about the daemon itself: ping, version, status, drain. */
 #include "config.h"
 #include "client/client.h"
 #include "lib/clock.h"
-#include "lib/files.h"
 #include "lib/mem.h"
 #include "lib/quantity.h"
 
@@ -194,35 +193,4 @@ int verb_drain(struct client *c, struct err *e)
 		     : "the daemon starts no more jobs; running ones checkpoint and leave "
 		       "(transfuse drain --resume undoes it)");
 	return STATUS_DONE;
-}
-
-int verb_key(struct client *c, struct err *e)
-{
-	const char *given = args_text(&c->args, OPTION_KEY);
-	char *path = given ? xstrdup(given) : place_own_key(), *slash;
-	struct key_pair k;
-	int rc = 0;
-
-	FAIL_IF(!path, e, TF_EUSAGE, "there is no HOME to keep a key in: give --key FILE");
-	if (file_exists(path)) {
-		rc = key_pair_read(path, &k, e);
-	} else {
-		slash = strrchr(path, '/');
-		if (slash && slash != path) {
-			*slash = 0;
-			rc = dir_make(path, 0700, e);
-			*slash = '/';
-		}
-		if (rc == 0)
-			rc = key_pair_make(&k, e);
-		if (rc == 0)
-			rc = key_pair_write(path, &k, e);
-		if (rc == 0)
-			fprintf(stderr, "made %s; give the administrator this public key\n", path);
-	}
-	if (rc == 0)
-		puts(k.public_key);
-	key_pair_wipe(&k);
-	xfree(path);
-	return rc;
 }

@@ -15,6 +15,7 @@
 #include "lib/mem.h"
 #include "store/checkpoints.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #define STAGING ".making"
@@ -63,10 +64,19 @@ static Tf__ArtefactKind made_by(const Tf__JobSpec *spec, const char **name, bool
 	}
 }
 
-/* Goes on with one that exists; TF_EBUSY while another job makes it. */
-static int take_up(struct daemon *d, Tf__Artefact *a, uint64_t job, bool dry_run, char **id,
-		   struct err *e)
+int artefact_may_change(const struct request *r, const Tf__Artefact *a, struct err *e)
 {
+	char what[LIMIT_NAME_BYTES + 32];
+
+	snprintf(what, sizeof what, "%s '%s'", artefact_kind_name(a->kind), a->name);
+	return may_change(r, a->user, what, e);
+}
+
+/* Goes on with one that exists; TF_EBUSY while another job makes it. */
+static int take_up(struct daemon *d, Tf__Artefact *a, uint64_t job, const struct request *r,
+		   bool dry_run, char **id, struct err *e)
+{
+	TRY(artefact_may_change(r, a, e));
 	FAIL_IF(strcmp(a->state, ARTEFACT_MAKING) == 0, e, TF_EBUSY,
 		"%s '%s' is being made by job %llu", artefact_kind_name(a->kind), a->name,
 		(unsigned long long)a->job);
@@ -104,8 +114,8 @@ static int reserve_new(struct daemon *d, Tf__ArtefactKind kind, const char *name
 	return rc;
 }
 
-int artefact_reserve(struct daemon *d, const Tf__JobSpec *spec, uint64_t job, const char *user,
-		     bool dry_run, char **id, struct err *e)
+int artefact_reserve(struct daemon *d, const Tf__JobSpec *spec, uint64_t job,
+		     const struct request *r, bool dry_run, char **id, struct err *e)
 {
 	Tf__ArtefactRecord *old = NULL;
 	const char *name;
@@ -121,10 +131,10 @@ int artefact_reserve(struct daemon *d, const Tf__JobSpec *spec, uint64_t job, co
 		return err_set(e, TF_ENOTFOUND, "no %s called '%s' to resume",
 			       artefact_kind_name(kind), name);
 	if (rc == TF_ENOTFOUND)
-		return dry_run ? 0 : reserve_new(d, kind, name, job, user, id, e);
+		return dry_run ? 0 : reserve_new(d, kind, name, job, r->user, id, e);
 	FAIL_IF(rc < 0, e, rc, "%s '%s' cannot be looked up", artefact_kind_name(kind), name);
 	if (resume)
-		rc = take_up(d, old->artefact, job, dry_run, id, e);
+		rc = take_up(d, old->artefact, job, r, dry_run, id, e);
 	else
 		rc = err_set(e, TF_EEXISTS, "a %s called '%s' exists: choose another name%s",
 			     artefact_kind_name(kind), name,

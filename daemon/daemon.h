@@ -157,6 +157,7 @@ struct request {
 	uint64_t id;
 	char key[KEY_CHARS + 1];
 	char user[LIMIT_NAME_BYTES + 1];
+	char admin[LIMIT_NAME_BYTES + 1]; /* who asks as `user`; "": the user */
 	enum user_role role;
 	struct worker *worker; /* role worker: whose key it is */
 	const Tf__Request *message;
@@ -185,6 +186,7 @@ struct wait {
 	uint8_t route[ROUTE_BYTES_MAX];
 	uint8_t route_len;
 	uint64_t id;
+	char key[KEY_CHARS + 1]; /* who waits: the key may be revoked meanwhile */
 	uint64_t job;
 	uint64_t since;   /* seq, or offset in the log */
 	int64_t until_ms; /* monotonic */
@@ -369,10 +371,11 @@ void spawn_env_free(char **environment);
 char *artefact_path(const struct daemon *d, Tf__ArtefactKind kind, const char *id, bool staging);
 /* Whether the job makes it in its own folder from the start (training) or in a staging folder. */
 bool artefact_in_place(Tf__ArtefactKind kind);
+int artefact_may_change(const struct request *r, const Tf__Artefact *a, struct err *e);
 /* Reserves the name the spec wants, or takes up the existing one to resume. *id is the caller's;
  * NULL when the kind makes nothing. */
-int artefact_reserve(struct daemon *d, const Tf__JobSpec *spec, uint64_t job, const char *user,
-		     bool dry_run, char **id, struct err *e);
+int artefact_reserve(struct daemon *d, const Tf__JobSpec *spec, uint64_t job,
+		     const struct request *r, bool dry_run, char **id, struct err *e);
 int artefact_publish(struct daemon *d, const Tf__JobRecord *r, const Tf__Outcome *outcome,
 		     struct err *e);
 /* By kind and name, whatever step the name also says. */
@@ -401,6 +404,7 @@ struct submitted {
 	bool already; /* the token was known */
 	struct resolved resolved;
 };
+int job_may_change(const struct request *r, const Tf__Job *j, struct err *e);
 /* Checks all of the submit, then makes the job. Resolved is the caller's when it succeeds. */
 int submit_one(struct daemon *d, const struct request *r, const Tf__Submit *m,
 	       struct submitted *out, struct err *e);
@@ -408,6 +412,9 @@ int submit_one(struct daemon *d, const struct request *r, const Tf__Submit *m,
 /* ---- server.c: sockets, keys, dispatch ---- */
 int server_open(struct daemon *d, struct err *e);
 void server_close(struct daemon *d);
+/* A member changes what is their own, an administrator everything. TF_EREFUSED: "<what> belongs to
+ * <owner>". owner NULL: nobody. */
+int may_change(const struct request *r, const char *owner, const char *what, struct err *e);
 void server_zap(struct daemon *d);     /* answers the questions of handshakes */
 void server_receive(struct daemon *d); /* takes up to a turn's worth of messages */
 

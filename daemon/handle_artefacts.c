@@ -102,9 +102,7 @@ static int check_unused(struct daemon *d, const Tf__Artefact *a, struct err *e)
 
 static int delete (struct daemon *d, const struct request *r, const Tf__Artefact *a, struct err *e)
 {
-	FAIL_IF(r->role != ROLE_ADMIN && (!a->user || strcmp(a->user, r->user) != 0), e,
-		TF_EREFUSED, "%s '%s' belongs to %s", artefact_kind_name(a->kind), a->name,
-		a->user ? a->user : "nobody");
+	TRY(artefact_may_change(r, a, e));
 	FAIL_IF(strcmp(a->state, ARTEFACT_MAKING) == 0, e, TF_EBUSY,
 		"%s '%s' is being made by job %llu", artefact_kind_name(a->kind), a->name,
 		(unsigned long long)a->job);

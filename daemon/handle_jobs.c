@@ -115,7 +115,7 @@ static int create(struct daemon *d, const struct request *r, const Tf__Submit *m
 	int rc;
 
 	TRY(jobs_next_id(d->state, id, e));
-	rc = artefact_reserve(d, m->spec, *id, r->user, false, &record.artefact, e);
+	rc = artefact_reserve(d, m->spec, *id, r, false, &record.artefact, e);
 	if (rc == 0)
 		rc = put_made_from(d, record.artefact, v, e);
 	job.id = *id;
@@ -201,7 +201,7 @@ int submit_one(struct daemon *d, const struct request *r, const Tf__Submit *m,
 	TRY(check_files(d, r, m->spec, e));
 	rc = resolve_spec(d, m->spec, &out->resolved, e);
 	if (rc == 0)
-		rc = artefact_reserve(d, m->spec, 0, r->user, true, &none, e);
+		rc = artefact_reserve(d, m->spec, 0, r, true, &none, e);
 	if (rc == 0 && !m->dry_run)
 		rc = create(d, r, m, &out->resolved, waiting, &out->job, e);
 	if (rc < 0)
@@ -324,12 +324,12 @@ int handle_log_read(struct daemon *d, struct request *r)
 
 /* ---------------------------------------------------------------- cancel */
 
-static int may_change(const struct request *r, const Tf__Job *j, struct err *e)
+int job_may_change(const struct request *r, const Tf__Job *j, struct err *e)
 {
-	FAIL_IF(r->role != ROLE_ADMIN && (!j->user || strcmp(j->user, r->user) != 0), e,
-		TF_EREFUSED, "job %llu belongs to %s", (unsigned long long)j->id,
-		j->user ? j->user : "nobody");
-	return 0;
+	char what[32];
+
+	snprintf(what, sizeof what, "job %llu", (unsigned long long)j->id);
+	return may_change(r, j->user, what, e);
 }
 
 static int cancel_one(struct daemon *d, const struct request *r, uint64_t id, struct err *e)
@@ -361,7 +361,7 @@ int handle_job_cancel(struct daemon *d, struct request *r)
 		Tf__JobRecord *record = NULL;
 
 		TRY(job_get(d->state, m->job[i], &record, &r->err));
-		rc = may_change(r, record->job, &r->err);
+		rc = job_may_change(r, record->job, &r->err);
 		record_free(record);
 		TRY(rc);
 	}

@@ -67,6 +67,32 @@ static void look_up(struct daemon *d, struct request *r)
 	record_free(user);
 }
 
+/* An administrator asks as another user, with no other rights than theirs. */
+static int stand_in(struct daemon *d, struct request *r)
+{
+	const char *name = r->message->as_user;
+	struct user *user = NULL;
+	size_t count = 0;
+	int rc;
+
+	FAIL_IF(r->role != ROLE_ADMIN, &r->err, TF_EREFUSED,
+		"only an administrator may ask as somebody else: %s is a %s",
+		*r->user ? r->user : "this key", role_name(r->role));
+	TRY(users_list(d->state, &user, &count, &r->err));
+	rc = err_set(&r->err, TF_ENOTFOUND, "no user '%.100s' is enrolled to ask as", name);
+	for (size_t i = 0; i < count && rc < 0; i++) {
+		if (strcmp(user[i].name, name) != 0)
+			continue;
+		memcpy(r->admin, r->user, sizeof r->admin);
+		memcpy(r->user, user[i].name, sizeof r->user);
+		r->role = user[i].role;
+		err_clear(&r->err);
+		rc = 0;
+	}
+	xfree(user);
+	return rc;
+}
+
 static bool is_allowed(const struct row *row, enum user_role role)
 {
 	return row->role == ROLE_WORKER ? role == ROLE_WORKER
@@ -123,6 +149,13 @@ void server_zap(struct daemon *d)
 
 /* ---------------------------------------------------------------- what */
 
+int may_change(const struct request *r, const char *owner, const char *what, struct err *e)
+{
+	FAIL_IF(r->role != ROLE_ADMIN && (!owner || strcmp(owner, r->user) != 0), e, TF_EREFUSED,
+		"%s belongs to %s", what, owner ? owner : "nobody");
+	return 0;
+}
+
 static int refuse(struct daemon *d, struct request *r, const struct row *row)
 {
 	if (!d->state)
@@ -144,6 +177,8 @@ static int dispatch(struct daemon *d, struct request *r)
 	CHECK(m->version == TF_PROTOCOL_VERSION);
 	row = (size_t)m->body_case < REQUEST_FIELD_MAX ? row_of[m->body_case] : NULL;
 	FAIL_IF(!row, &r->err, TF_EUNSUPPORTED, "the request is empty or of a kind not known here");
+	if (m->as_user)
+		TRY(stand_in(d, r));
 	if (!is_allowed(row, r->role)) {
 		int rc = refuse(d, r, row);
 

@@ -146,25 +146,45 @@ static int find_worker(struct daemon *d, struct err *e)
 
 /* ---------------------------------------------------------------- keys, users, slots */
 
+/* Whoever owns the folder is let in when its key is new, or when nobody else is left to let them
+ * in: so a revoked key of theirs stays revoked. */
+static int enrol_owner(struct daemon *d, const char *key, bool fresh, struct err *e)
+{
+	struct passwd *pw = getpwuid(geteuid());
+	Tf__UserRecord owner = TF__USER_RECORD__INIT;
+	struct user *user = NULL;
+	size_t count = 0;
+	bool known = false, admin = false;
+
+	TRY(users_list(d->state, &user, &count, e));
+	for (size_t i = 0; i < count; i++) {
+		known |= strcmp(user[i].key, key) == 0;
+		admin |= user[i].role == ROLE_ADMIN && !user[i].configured;
+	}
+	xfree(user);
+	if (known || (admin && !fresh))
+		return 0;
+	owner.name = pw ? pw->pw_name : (char *)"owner";
+	owner.role = ROLE_ADMIN;
+	owner.created = clock_wall_ms();
+	return user_put(d->state, key, &owner, e);
+}
+
 static int open_keys(struct daemon *d, struct err *e)
 {
 	struct key_pair owner;
-	struct passwd *pw = getpwuid(geteuid());
-	Tf__UserRecord user = TF__USER_RECORD__INIT, *old = NULL;
+	char *file = daemon_path(d, "keys/client.key");
+	bool fresh = !file_exists(file);
 	int rc;
 
+	xfree(file);
 	TRY(keys_private_make(d->folder, &d->server, &owner, e));
-	user.name = pw ? pw->pw_name : (char *)"owner";
-	user.role = ROLE_ADMIN;
-	user.created = clock_wall_ms();
-	rc = user_get(d->state, owner.public_key, &old, e);
-	if (rc == TF_ENOTFOUND)
-		rc = user_put(d->state, owner.public_key, &user, e);
-	record_free(old);
+	rc = users_configure(d->state, (const char *const *)d->options.user.text,
+			     d->options.user.count, e);
+	if (rc == 0)
+		rc = enrol_owner(d, owner.public_key, fresh, e);
 	key_pair_wipe(&owner);
-	TRY(rc);
-	return users_configure(d->state, (const char *const *)d->options.user.text,
-			       d->options.user.count, e);
+	return rc;
 }
 
 /* The GPUs that the options name: so many of unknown memory, or a list of them. */

@@ -26,6 +26,7 @@ int wait_add(struct daemon *d, const struct request *r, enum wait_kind kind, uin
 	w->route_len = (uint8_t)r->route_len;
 	memcpy(w->route, r->route, r->route_len);
 	w->id = r->id;
+	memcpy(w->key, r->key, sizeof w->key);
 	w->job = job;
 	w->since = since;
 	w->until_ms = clock_mono_ms() + (timeout_ms < LIMIT_WAIT_MS ? timeout_ms : LIMIT_WAIT_MS);
@@ -50,12 +51,23 @@ static bool is_due(struct daemon *d, const struct wait *w, bool tick, int64_t no
 	return w->kind == WAIT_JOB ? j->seq > w->since : tick && log_grew(d, w);
 }
 
+static bool is_known(struct daemon *d, const char *key)
+{
+	Tf__UserRecord *user = NULL;
+	bool known = user_get(d->state, key, &user, NULL) == 0;
+
+	record_free(user);
+	return known;
+}
+
 static void answer(struct daemon *d, const struct wait *w)
 {
 	struct request r = { .route_len = w->route_len, .id = w->id };
 
 	memcpy(r.route, w->route, w->route_len);
-	if (w->kind == WAIT_JOB)
+	if (!is_known(d, w->key))
+		reply_error(d, &r, TF_EREFUSED, "the key is not known here any more");
+	else if (w->kind == WAIT_JOB)
 		reply_job(d, &r, w->job, false);
 	else
 		reply_log(d, &r, w->job, w->since);

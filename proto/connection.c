@@ -25,7 +25,7 @@ struct open_request {
 };
 
 struct connection {
-	char *endpoint, *key_file;
+	char *endpoint, *key_file, *as_user;
 	int64_t connect_ms, reconnect_ms;
 	void *context, *socket;
 	struct wire_watch *watch;
@@ -43,6 +43,7 @@ int connection_open(const struct connection_options *o, struct connection **out,
 
 	c->endpoint = xstrdup(o->endpoint);
 	c->key_file = xstrdup(o->key_file);
+	c->as_user = xstrdup(o->as_user);
 	c->connect_ms = o->connect_ms ? o->connect_ms : CONNECT_MS;
 	c->reconnect_ms = o->reconnect_ms ? o->reconnect_ms : RECONNECT_MS;
 	c->away_since_ms = clock_mono_ms();
@@ -70,6 +71,7 @@ void connection_close(struct connection *c)
 		zmq_ctx_term(c->context);
 	xfree(c->endpoint);
 	xfree(c->key_file);
+	xfree(c->as_user);
 	xfree(c);
 }
 
@@ -180,6 +182,8 @@ int connection_send(struct connection *c, Tf__Request *r, uint64_t *id, struct e
 	FAIL_IF(!place, e, TF_ELIMIT, "%d requests are open, no more are possible", OPEN_MAX);
 	r->version = TF_PROTOCOL_VERSION;
 	r->id = ++c->last_id;
+	if (c->as_user)
+		r->as_user = c->as_user;
 	TRY(wire_pack(&r->base, &place->data, &place->len, e));
 	*id = place->id = r->id;
 	take_events(c);

@@ -21,6 +21,7 @@ struct connection_options {
 	const char *server_key;     /* Z85 */
 	struct key_pair keys;
 	const char *key_file;       /* for messages; may be NULL */
+	const char *as_user;        /* an administrator asks as this user; NULL: as oneself */
 	int64_t connect_ms;         /* patience with an absent daemon at first; 0: 3 s */
 	int64_t reconnect_ms;       /* and once it had answered; 0: 30 s */
 };

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 #include <zmq.h>
 
 #define KEY_FILE_MAX 256
@@ -92,6 +93,9 @@ static int check_private(const char *path, struct err *e)
 
 	if (stat(path, &st) < 0)
 		return err_errno(e, "%s", path);
+	FAIL_IF(st.st_uid != geteuid() && geteuid() != 0, e, TF_EREFUSED,
+		"%s: a secret key of another user of this machine; give --key FILE of your own",
+		path);
 	FAIL_IF(st.st_mode & 077, e, TF_EREFUSED,
 		"%s: a secret key that others can read (mode %03o); chmod 600 it", path,
 		(unsigned)st.st_mode & 0777);

@@ -28,6 +28,7 @@
 #define LIMIT_JOBS_PASSED 4096u               /* passed over for one reply, not being asked for */
 #define LIMIT_FILTERS 64u                     /* states, users or kinds of one list */
 #define LIMIT_CLIENTS 1024u
+#define LIMIT_USERS 10000u                    /* keys of people, all together */
 #define LIMIT_WAITS 4096u                     /* open long polls */
 #define LIMIT_WAIT_MS 30000u
 #define LIMIT_FILES_LISTED 10000u             /* of one job or artefact */

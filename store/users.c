@@ -5,12 +5,9 @@
 #include "lib/buf.h"
 #include "lib/clock.h"
 #include "lib/mem.h"
-#include "proto/limits.h"
 
 #include <stdio.h>
 #include <string.h>
-
-#define KEY_CHARS 40
 
 static const char *const role_names[] = { "none", "reader", "member", "admin", "worker" };
 
@@ -39,6 +36,51 @@ int user_get(struct state *s, const char *key, Tf__UserRecord **out, struct err 
 	if (strlen(key) != KEY_CHARS)
 		return TF_ENOTFOUND;
 	return record_get(s, STATE_USERS, key, KEY_CHARS, &tf__user_record__descriptor, out, e);
+}
+
+int user_delete(struct state *s, const char *key, struct err *e)
+{
+	return state_delete(s, STATE_USERS, key, KEY_CHARS, e);
+}
+
+struct listing {
+	struct user *user;
+	size_t count, room;
+	struct err *e;
+};
+
+static int list_one(void *arg, struct state_value key, struct state_value value)
+{
+	struct listing *l = arg;
+	Tf__UserRecord *r = NULL;
+	struct user *u;
+
+	TRY(record_unpack(value, &tf__user_record__descriptor, &r, l->e));
+	if (l->count == l->room) {
+		l->room = l->room ? 2 * l->room : 16;
+		l->user = xrealloc(l->user, l->room, sizeof *l->user);
+	}
+	u = &l->user[l->count++];
+	memset(u, 0, sizeof *u);
+	memcpy(u->key, key.data, key.len < KEY_CHARS ? key.len : KEY_CHARS);
+	snprintf(u->name, sizeof u->name, "%s", r->name);
+	u->role = (enum user_role)r->role;
+	u->created = r->created;
+	u->configured = r->configured;
+	record_free(r);
+	return 0;
+}
+
+int users_list(struct state *s, struct user **out, size_t *count, struct err *e)
+{
+	struct listing l = { NULL, 0, 0, e };
+	int rc = state_each(s, STATE_USERS, NULL, 0, false, list_one, &l, e);
+
+	if (rc < 0)
+		xfree(l.user);
+	*out = l.user;
+	*count = rc < 0 ? 0 : l.count;
+	return rc;
 }
 
 struct stale {

@@ -3,6 +3,8 @@
 #ifndef STORE_USERS_H
 #define STORE_USERS_H
 
+#include "proto/keys.h"
+#include "proto/limits.h"
 #include "store/record.h"
 #include "store/store.pb-c.h"
 
@@ -16,6 +18,18 @@ enum user_role role_parse(const char *name); /* ROLE_NONE when it is no role of 
 int user_put(struct state *s, const char *key, Tf__UserRecord *record, struct err *e);
 /* TF_ENOTFOUND without a sentence. The caller frees *out with record_free. */
 int user_get(struct state *s, const char *key, Tf__UserRecord **out, struct err *e);
+/* One that is not there is fine. */
+int user_delete(struct state *s, const char *key, struct err *e);
+
+struct user {
+	char key[KEY_CHARS + 1];
+	char name[LIMIT_NAME_BYTES + 1];
+	enum user_role role;
+	int64_t created; /* ms since 1970 */
+	bool configured;
+};
+/* All of them, an entry for each key; *out is the caller's (xfree). */
+int users_list(struct state *s, struct user **out, size_t *count, struct err *e);
 /* Makes the configured users exactly these `count` ("NAME ROLE KEY" each): others that came from
  * the configuration go, users that were enrolled otherwise stay. */
 int users_configure(struct state *s, const char *const *line, size_t count, struct err *e);

@@ -134,6 +134,33 @@ stranger() {
 }
 check 'a key that the daemon does not know' stranger
 
+# Somebody else of this machine, with a HOME of their own.
+newcomer() { HOME=$folder/bob TRANSFUSE_STATE= "$@"; }
+enrolled() {
+	status 3 newcomer "$cli" login || return 1
+	says 'transfuse user add' || return 1
+	key=$(newcomer "$cli" key) || return 1
+	status 0 "$cli" user add bob member "$key" || return 1
+	says 'transfuse login ipc://' || return 1
+	line=$(printf '%s\n' "$out" | sed -n "s/^ *transfuse login //p")
+	status 0 newcomer "$cli" login "${line%% *}" "$(printf '%s' "${line#* }" | tr -d "'")" || return 1
+	says 'you are bob (member)' || return 1
+	status 0 newcomer "$cli" noop --name bobs || return 1
+	status 0 "$cli" user list --json || return 1
+	says '"name":"bob"' || return 1
+	status 4 newcomer "$cli" user list || return 1
+	status 0 "$cli" ping --as bob || return 1
+	status 4 newcomer "$cli" ping --as root || return 1
+	status 0 "$cli" user role bob reader || return 1
+	status 4 newcomer "$cli" noop || return 1
+	status 0 "$cli" user revoke bob || return 1
+	status 4 newcomer "$cli" login || return 1
+	says 'does not know this key'
+}
+check 'a newcomer is enrolled, and goes' enrolled
+ls_mode() { stat -c %a "$folder/bob/.config/transfused/client.key"; }
+check 'their key is for them alone' test "$(ls_mode)" = 600
+
 comes_back() {
 	"$cli" noop --seconds 3 --name survivor -w >"$folder/followed" 2>&1 &
 	follower=$!
