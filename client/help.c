@@ -82,6 +82,22 @@ static void help_option(const struct option_row *row, struct buf *out)
 		buf_printf(out, "  %s\n  %*s %s\n", text, HELP_COLUMN, "", row->help);
 }
 
+/* What --task may be, with a line for each. */
+static void help_tasks(struct buf *out)
+{
+	static const struct {
+		const char *name, *help;
+	} tasks[] = {
+#define T(name, help) { #name, help },
+#include "proto/tasks.def"
+#undef T
+	};
+
+	buf_text(out, "\nTasks:\n");
+	for (size_t i = 0; i < ARRAY_LEN(tasks); i++)
+		buf_printf(out, "  %-*s %s\n", HELP_COLUMN, tasks[i].name, tasks[i].help);
+}
+
 void help_verb(const struct verb *v, struct buf *out)
 {
 	const char *space = *v->sub ? " " : "";
@@ -96,6 +112,8 @@ void help_verb(const struct verb *v, struct buf *out)
 			help_option(&option_rows[o], out);
 	for (int o = 0; o < GLOBAL_OPTIONS; o++)
 		help_option(&option_rows[o], out);
+	if (verb_takes(v, OPTION_TASK))
+		help_tasks(out);
 	buf_printf(out, "\nExample:\n  %s\n", v->example);
 }
 

@@ -232,7 +232,7 @@ int verb_eval(struct client *c, struct err *e)
 	int rc;
 
 	FAIL_IF(!args_has(a, OPTION_TASK) || !args_has(a, OPTION_DATA), e, TF_EUSAGE,
-		"eval expects --task perplexity|loss|caption|draw and --data NAME");
+		"eval expects --task %s and --data NAME", EVAL_TASKS);
 	spec.kind = TF__JOB_KIND__EVAL;
 	spec.spec_case = TF__JOB_SPEC__SPEC_EVAL;
 	spec.eval = &eval;

@@ -94,6 +94,12 @@ const char *artefact_kind_name(Tf__ArtefactKind kind)
 	return word_of(words, ARRAY_LEN(words), kind);
 }
 
+const char eval_tasks_barred[] =
+#define T(name, help) "|" #name
+#include "proto/tasks.def"
+#undef T
+	;
+
 bool job_state_is_end(Tf__JobState state)
 {
 	return state == TF__JOB_STATE__DONE || state == TF__JOB_STATE__FAILED ||

@@ -197,7 +197,7 @@ static int check_eval(const Tf__JobSpec *spec, struct err *e)
 	const Tf__EvalSpec *s = spec->eval;
 
 	TRY(reference_check("model", s->model, e));
-	TRY(word_check("task", s->task, "perplexity|loss|caption|draw", e));
+	TRY(word_check("task", s->task, EVAL_TASKS, e));
 	TRY(reference_check("dataset", s->data, e));
 	TRY(word_check("split", s->split, "train|heldout", e));
 	TRY(int_check("steps", s->steps, 1, DIFFUSION_STEPS, e));

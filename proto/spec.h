@@ -31,6 +31,9 @@ const char *job_kind_name(Tf__JobKind kind);
 const char *job_state_name(Tf__JobState state);
 const char *stop_reason_name(Tf__StopReason reason);
 const char *artefact_kind_name(Tf__ArtefactKind kind);       /* "dataset", "model", ... */
+/* The tasks of proto/tasks.def as "perplexity|loss|...", behind one more '|'. */
+extern const char eval_tasks_barred[];
+#define EVAL_TASKS (eval_tasks_barred + 1)
 bool job_state_is_end(Tf__JobState state);                   /* done, failed, cancelled */
 
 /* Every field of the spec: one sentence names the field, its value and what was expected. */

@@ -39,10 +39,9 @@ int eval_lines_write(struct eval_lines *l, const struct evaluation *ev, const ch
 		     struct err *e); /* releases the lines */
 
 /* The tasks. */
-int eval_perplexity(struct evaluation *ev, struct err *e);
-int eval_loss(struct evaluation *ev, struct err *e);
-int eval_caption(struct evaluation *ev, struct err *e);
-int eval_draw(struct evaluation *ev, struct err *e);
+#define T(name, help) int eval_##name(struct evaluation *ev, struct err *e);
+#include "proto/tasks.def"
+#undef T
 
 /* ---- eval_loss.c: losses over the split, each sample once */
 

@@ -5,6 +5,7 @@
 #include "lib/files.h"
 #include "lib/log.h"
 #include "lib/mem.h"
+#include "proto/spec.h"
 #include "worker/eval.h"
 
 #include <inttypes.h>
@@ -16,10 +17,9 @@ static const struct {
 	const char *name;
 	int (*run)(struct evaluation *ev, struct err *e);
 } tasks[] = {
-	{ "perplexity", eval_perplexity },
-	{ "loss", eval_loss },
-	{ "caption", eval_caption },
-	{ "draw", eval_draw },
+#define T(name, help) { #name, eval_##name },
+#include "proto/tasks.def"
+#undef T
 };
 
 void eval_result(struct evaluation *ev, const char *name, double value)
@@ -108,7 +108,7 @@ static int run(struct evaluation *ev, struct err *e)
 	while (task < ARRAY_LEN(tasks) && strcmp(tasks[task].name, spec->task) != 0)
 		task++;
 	FAIL_IF(task == ARRAY_LEN(tasks), e, TF_EINVALID,
-		"task: found '%.40s', expected perplexity, loss, caption or draw", spec->task);
+		"task: found '%.40s', expected one of %s", spec->task, EVAL_TASKS);
 	TRY(opened_init(&ev->o, ev->job, spec->has_batch ? spec->batch : 0, e));
 	TRY(open_data(ev, e));
 	ev->report =
