@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pwd.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -210,9 +211,19 @@ static int open_gpus(struct daemon *d, struct err *e)
 	return 0;
 }
 
+/* Those this process may run on: a container or taskset may leave fewer than the machine has. */
+static long usable_processors(void)
+{
+	cpu_set_t set;
+
+	if (sched_getaffinity(0, sizeof set, &set) == 0)
+		return CPU_COUNT(&set);
+	return sysconf(_SC_NPROCESSORS_ONLN);
+}
+
 static int open_machine(struct daemon *d, struct err *e)
 {
-	long processors = sysconf(_SC_NPROCESSORS_ONLN);
+	long processors = usable_processors();
 	struct machine *m = &d->machine;
 
 	m->slots = (uint32_t)d->options.slots;

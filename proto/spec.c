@@ -108,6 +108,9 @@ static int sources_check(char **path, size_t paths, char **upload, size_t upload
 
 /* ---- the kinds */
 
+/* As worker/source.c calls them. */
+#define IMPORT_FORMATS "tsv|jsonl|pictures|pictures+captions|text files|text lines"
+
 static int check_ingest(const Tf__JobSpec *spec, struct err *e)
 {
 	const Tf__IngestSpec *s = spec->ingest;
@@ -128,7 +131,7 @@ static int check_ingest(const Tf__JobSpec *spec, struct err *e)
 		"holdout_percent and heldout are both given, expected one of them");
 	for (size_t i = 0; i < s->n_heldout; i++)
 		TRY(text_check("heldout", s->heldout[i], LIMIT_PATH_BYTES, e));
-	return s->format && *s->format ? text_check("format", s->format, LIMIT_NAME_BYTES, e) : 0;
+	return s->format && *s->format ? word_check("format", s->format, IMPORT_FORMATS, e) : 0;
 }
 
 static int check_tokenizer(const Tf__JobSpec *spec, struct err *e)

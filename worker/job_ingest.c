@@ -356,9 +356,12 @@ static int run(struct ingest *g, struct err *e)
 
 	TRY(open_all(g, e));
 	TRY(import(g, e));
+	FAIL_IF(!dataset_writer_samples(g->writer) && !dataset_writer_bad_samples(g->writer), e,
+		TF_EINVALID, "there is no sample in these files");
 	FAIL_IF(!dataset_writer_samples(g->writer), e, TF_EINVALID,
 		"none of the %" PRIu64 " samples could be used; the first is %s",
-		dataset_writer_bad_samples(g->writer), *g->first_bad ? g->first_bad : "missing");
+		dataset_writer_bad_samples(g->writer),
+		*g->first_bad ? g->first_bad : "of an earlier attempt");
 	TRY(dataset_writer_finish(g->writer, &info, e));
 	state_facts(g, &info, (double)(clock_mono_ms() - start) / 1000);
 	return 0;

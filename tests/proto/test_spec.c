@@ -115,6 +115,7 @@ static void imports(void **state)
 	REFUSED(INGEST, (ingest.has_holdout_percent = 1, ingest.holdout_percent = 95), "holdout");
 	REFUSED(INGEST, ingest.n_heldout = LIMIT_HELDOUT_NAMES + 1, "heldout");
 	REFUSED(INGEST, ingest.vae = "v:x", "vae");
+	REFUSED(INGEST, ingest.format = "zip", "format is 'zip', expected one of tsv");
 	REFUSED(TOKENIZER, tokenizer.pieces = 0, "pieces");
 	REFUSED(TOKENIZER, tokenizer.n_path = 0, "at least one");
 	REFUSED(TOKENIZER, (tokenizer.import = 1, tokenizer.n_path = 2), "one file");
