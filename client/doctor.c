@@ -88,10 +88,13 @@ static void look_at_slots(struct doctor *d, const Tf__Status *s)
 static void look_at_state(struct doctor *d, const Tf__Status *s)
 {
 	if (s->read_only)
-		bad(d, "store", "look at the daemon's log; free the disk, then restart it",
-		    "a commit failed: the state cannot be written");
+		bad(d, "store", "mend or free the disk: the daemon goes on by itself then",
+		    "the state cannot be written: %s", s->trouble ? s->trouble : "a commit failed");
 	else
 		good("store", "it can be written");
+	if (s->trouble && !s->read_only)
+		bad(d, "room", "free the disk: transfuse gc --dry-run says what could go", "%s",
+		    s->trouble);
 	if (s->draining)
 		bad(d, "queue", "transfuse drain --resume",
 		    "the daemon is draining: no job starts");

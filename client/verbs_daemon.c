@@ -117,6 +117,7 @@ static json_t *json_of_status(const Tf__Status *s)
 	json_object_set_new(o, "facts", json_of_pairs(s->n_fact, s->fact));
 	json_object_set_new(o, "draining", json_boolean(s->draining));
 	json_object_set_new(o, "read_only", json_boolean(s->read_only));
+	json_object_set_new(o, "trouble", s->trouble ? json_string(s->trouble) : json_null());
 	json_object_set_new(o, "sync_ms", s->has_sync_ms ? json_real(s->sync_ms) : json_null());
 	return o;
 }
@@ -145,6 +146,15 @@ static void print_slots(const Tf__Status *s)
 	table_print(&t);
 }
 
+static void print_trouble(const Tf__Status *s)
+{
+	char *text = s->trouble ? text_safe(s->trouble) : NULL;
+
+	if (text)
+		printf("NO NEW WORK: %s\n", text);
+	xfree(text);
+}
+
 int verb_status(struct client *c, struct err *e)
 {
 	Tf__Reply *reply;
@@ -162,6 +172,7 @@ int verb_status(struct client *c, struct err *e)
 		       age, user, s->role, s->draining ? "; draining" : "",
 		       s->read_only ? "; READ-ONLY, see its log" : "");
 		xfree(user);
+		print_trouble(s);
 		print_slots(s);
 		for (size_t i = 0; i < s->n_count; i++)
 			printf("%s%s %s", i ? ", " : "jobs: ", s->count[i]->value,

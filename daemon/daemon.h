@@ -230,6 +230,9 @@ struct daemon {
 	uint64_t seq, seq_reserved; /* last given; the store says that none above was given */
 	bool read_only;             /* a commit failed; loop.c tries to open the store again */
 	int64_t retry_store_ms;
+	struct err store_trouble; /* why it is read_only */
+	uint64_t disk_free; /* bytes; as of the last second */
+	bool disk_low;      /* less than min_free_mib: no new work */
 	struct live live;
 	struct buf ended; /* uint64_t ids that ended in this turn and are not yet followed up */
 	bool announced;   /* some job changed in this turn: look at the waits */
@@ -280,6 +283,10 @@ void loop_run(struct daemon *d);
 bool loop_commit(struct daemon *d);
 /* Removes a folder below the state after the commit of this turn. Takes the string. */
 void loop_doom(struct daemon *d, char *path);
+
+/* ---- disk.c: room for new work ---- */
+void disk_tick(struct daemon *d);
+int disk_check(const struct daemon *d, struct err *e); /* TF_ENOSPACE while there is too little */
 
 /* ---- live.c ---- */
 struct job *live_add(struct live *l, const Tf__JobRecord *r);

@@ -13,7 +13,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #define SYNC_PROBES 5
@@ -113,7 +112,6 @@ static void release_facts(struct facts *f)
 static void fill_facts(struct daemon *d, struct facts *f)
 {
 	char *keys = daemon_path(d, "keys/server.key");
-	struct statvfs disk;
 	struct stat st;
 	int major, minor, patch;
 
@@ -125,9 +123,8 @@ static void fill_facts(struct daemon *d, struct facts *f)
 	add_fact(f, "zeromq", "%d.%d.%d%s", major, minor, patch,
 		 zmq_has("curve") ? "" : ", no CURVE");
 	add_fact(f, "protobuf-c", "%s", protobuf_c_version());
-	if (statvfs(d->folder, &disk) == 0)
-		add_fact(f, "disk_free_bytes", "%llu",
-			 (unsigned long long)disk.f_bavail * disk.f_frsize);
+	disk_tick(d);
+	add_fact(f, "disk_free_bytes", "%llu", (unsigned long long)d->disk_free);
 	if (stat(keys, &st) == 0)
 		add_fact(f, "key_mode", "%04o", st.st_mode & 07777);
 	add_fact(f, "worker", "%s%s", d->worker_program,
@@ -213,6 +210,7 @@ int handle_status(struct daemon *d, struct request *r)
 	Tf__Reply reply = TF__REPLY__INIT;
 	Tf__Status s = TF__STATUS__INIT;
 	struct slot_rows *slots = slot_rows_new(d);
+	struct err low = ERR_INIT;
 	struct facts facts = { .count = 0 }, counts = { .count = 0 };
 
 	fill_facts(d, &facts);
@@ -232,6 +230,10 @@ int handle_status(struct daemon *d, struct request *r)
 	s.has_draining = s.has_read_only = true;
 	s.draining = d->draining;
 	s.read_only = d->read_only;
+	if (d->read_only)
+		s.trouble = d->store_trouble.text;
+	else if (disk_check(d, &low) < 0)
+		s.trouble = low.text;
 	reply.body_case = TF__REPLY__BODY_STATUS;
 	reply.status = &s;
 	reply_put(d, r, &reply);

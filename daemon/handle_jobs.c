@@ -195,6 +195,7 @@ int submit_one(struct daemon *d, const struct request *r, const Tf__Submit *m,
 	FAIL_IF(rc != TF_ENOTFOUND, e, rc, "the token cannot be looked up");
 	FAIL_IF(d->live.count - d->live.holes >= LIMIT_JOBS_QUEUED, e, TF_ELIMIT,
 		"%u jobs are queued, the limit", LIMIT_JOBS_QUEUED);
+	TRY(disk_check(d, e));
 	TRY(spec_check(m->spec, e));
 	TRY(check_demand(d, m->spec, e));
 	TRY(check_after(d, m->spec, &waiting, e));

@@ -57,6 +57,7 @@ static void become_read_only(struct daemon *d, const struct err *e)
 {
 	log_error("the state could not be written, nothing is changed until it can: %s", e->text);
 	d->read_only = true;
+	d->store_trouble = *e;
 	d->retry_store_ms = clock_mono_ms() + STORE_RETRY_MS;
 }
 
@@ -196,6 +197,7 @@ static void housekeeping(struct daemon *d)
 	}
 	if (now >= d->second_ms) {
 		d->second_ms = now + SECOND_MS;
+		disk_tick(d);
 		worker_tick(d);
 		reader_tick(d);
 	}

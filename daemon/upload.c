@@ -176,6 +176,7 @@ int upload_start(struct daemon *d, const struct request *r, const Tf__UploadOpen
 		"upload of %llu bytes: the limit is %llu", (unsigned long long)m->size,
 		(unsigned long long)LIMIT_UPLOAD_BYTES);
 	TRY(name_is_plain(m->name, e));
+	TRY(disk_check(d, e));
 	TRY(start(d, r, m, &out->have, e));
 	upload_id(m->token.data, id);
 	out->upload = id;

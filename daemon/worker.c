@@ -362,7 +362,8 @@ void worker_start_all(struct daemon *d)
 	struct live *l = &d->live;
 	size_t n;
 
-	if (d->read_only || d->draining || d->leaving || clock_mono_ms() < d->spawn_after_ms)
+	if (d->read_only || d->disk_low || d->draining || d->leaving ||
+	    clock_mono_ms() < d->spawn_after_ms)
 		return;
 	while (l->first_queued < l->count &&
 	       (!l->job[l->first_queued] ||

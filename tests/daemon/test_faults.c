@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * A disk that is full, broken or slow, a process table or descriptors used up, switched on and off
+ * under a running daemon: it lives, never says yes to what is not on disk, says what is wrong, and
+ * goes on by itself when the fault is over, with everything it had acknowledged. */
+#define _GNU_SOURCE /* prlimit */
+#include "tests/daemon/harness.h"
+#include "lib/clock.h"
+#include "lib/files.h"
+#include "lib/mem.h"
+#include "tests/daemon/powercut_trace.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#define RECOVER_MS 20000
+
+static struct harness h;
+static struct err e;
+static char *control;
+
+static int start(void **state)
+{
+	const char *build = getenv("TF_BUILD");
+
+	(void)state;
+	err_clear(&e);
+	harness_init(&h);
+	control = xasprintf("%s/fault", h.folder);
+	h.environment[0] = xasprintf("LD_PRELOAD=%s/tests/daemon/powercut_shim.so",
+				     build ? build : ".");
+	h.environment[1] = xasprintf(POWERCUT_ROOT "=%s", h.state);
+	h.environment[2] = xasprintf(POWERCUT_FAULT "=%s", control);
+	setenv("ASAN_OPTIONS", "verify_asan_link_order=0", 0);
+	harness_start(&h);
+	return 0;
+}
+
+static int stop(void **state)
+{
+	(void)state;
+	for (int i = 0; i < 3; i++)
+		xfree(h.environment[i]);
+	harness_stop(&h);
+	xfree(control);
+	return 0;
+}
+
+static void fault(const char *word)
+{
+	if (word)
+		assert_ok(file_write(control, word, strlen(word), 0600, &e), &e);
+	else
+		assert_int_equal(unlink(control), 0);
+}
+
+static int submit(const uint8_t token[16], uint64_t *id)
+{
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	Tf__NoopSpec noop = TF__NOOP_SPEC__INIT;
+
+	err_clear(&e);
+	spec.kind = TF__JOB_KIND__NOOP;
+	spec.name = (char *)"done";
+	spec.spec_case = TF__JOB_SPEC__SPEC_NOOP;
+	spec.noop = &noop;
+	return harness_submit(h.line, &spec, token, false, id, &e);
+}
+
+/* Submits until it is taken: the same token, so the job is one whatever was said before. */
+static uint64_t submit_until_taken(const uint8_t token[16])
+{
+	int64_t until = clock_mono_ms() + RECOVER_MS;
+	uint64_t id = 0;
+
+	while (submit(token, &id) < 0) {
+		if (clock_mono_ms() > until)
+			fail_msg("still refused: %s", e.text);
+		clock_sleep_ms(50);
+	}
+	return id;
+}
+
+static Tf__Reply *status(void)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__Empty empty = TF__EMPTY__INIT;
+	Tf__Reply *reply = NULL;
+
+	r.body_case = TF__REQUEST__BODY_STATUS;
+	r.status = &empty;
+	err_clear(&e);
+	assert_ok(harness_call(h.line, &r, &reply, &e), &e);
+	return reply;
+}
+
+/* Waits until `status` says (or no longer says) that it is in trouble; *text is the caller's. */
+static char *trouble_until(bool wanted)
+{
+	int64_t until = clock_mono_ms() + RECOVER_MS;
+
+	for (;;) {
+		Tf__Reply *reply = status();
+		char *text = xstrdup(reply->status->trouble);
+
+		tf__reply__free_unpacked(reply, NULL);
+		if (!text == !wanted)
+			return text;
+		xfree(text);
+		if (clock_mono_ms() > until)
+			fail_msg("trouble %s", wanted ? "is not told" : "stays");
+		clock_sleep_ms(50);
+	}
+}
+
+/* What was acknowledged before is there, and the queue goes on. */
+static void goes_on(uint64_t before, const uint8_t token[16])
+{
+	uint64_t id = submit_until_taken(token);
+
+	harness_until(&h, before, TF__JOB_STATE__DONE);
+	harness_until(&h, id, TF__JOB_STATE__DONE);
+	xfree_(trouble_until(false));
+	harness_kill(&h, SIGKILL);
+	harness_start(&h);
+	assert_int_equal(harness_state(&h, before), TF__JOB_STATE__DONE);
+	assert_int_equal(harness_state(&h, id), TF__JOB_STATE__DONE);
+}
+
+static void a_full_disk_stops_new_work_only(void **state)
+{
+	static const uint8_t token[16] = "full: in the end";
+	uint64_t running = harness_noop(&h, "wait"), queued = harness_noop(&h, "done");
+	char *text;
+
+	(void)state;
+	harness_until(&h, running, TF__JOB_STATE__RUNNING);
+	fault(FAULT_FULL);
+	text = trouble_until(true);
+	if (!strstr(text, "disk") && !strstr(text, "space"))
+		fail_msg("'%s' does not name the disk", text);
+	assert_true(submit((const uint8_t *)"full: not before", NULL) < 0);
+	assert_true(e.code == TF_ENOSPACE || e.code == TF_EUNKNOWN);
+	assert_int_equal(harness_state(&h, running), TF__JOB_STATE__RUNNING);
+	assert_int_equal(harness_state(&h, queued), TF__JOB_STATE__QUEUED);
+	fault(NULL);
+	xfree_(trouble_until(false));
+	assert_ok(harness_cancel(h.line, running, &e), &e);
+	harness_until(&h, running, TF__JOB_STATE__CANCELLED);
+	goes_on(queued, token);
+	xfree(text);
+}
+
+static void a_broken_disk_is_never_a_yes(void **state)
+{
+	static const uint8_t token[16] = "broken: one job!";
+	uint64_t before = harness_noop(&h, "done"), id = 0;
+	char *text;
+
+	(void)state;
+	harness_until(&h, before, TF__JOB_STATE__DONE);
+	fault(FAULT_BROKEN);
+	assert_int_equal(submit(token, &id), TF_EUNKNOWN);
+	text = trouble_until(true);
+	assert_true(*text);
+	assert_int_equal(harness_state(&h, before), TF__JOB_STATE__DONE);
+	for (int i = 0; i < 3; i++)
+		assert_int_equal(submit(token, &id), TF_EUNKNOWN);
+	fault(NULL);
+	goes_on(before, token);
+	xfree(text);
+}
+
+static void a_slow_disk_is_waited_for(void **state)
+{
+	static const uint8_t token[16] = "slow: but steady";
+	uint64_t before = harness_noop(&h, "done"), id = 0;
+	int64_t started;
+
+	(void)state;
+	harness_until(&h, before, TF__JOB_STATE__DONE);
+	fault(FAULT_SLOW);
+	started = clock_mono_ms();
+	assert_ok(submit(token, &id), &e);
+	assert_true(clock_mono_ms() - started >= 100); /* not answered before the sync */
+	harness_kill(&h, SIGKILL);
+	fault(NULL);
+	harness_start(&h);
+	goes_on(before, token);
+	assert_int_equal(submit_until_taken(token), id);
+}
+
+static void a_failed_fork_is_tried_again(void **state)
+{
+	static const uint8_t token[16] = "fork: it will do";
+	uint64_t before;
+	uint32_t attempt;
+	int64_t until = clock_mono_ms() + RECOVER_MS;
+	int failures = 0;
+
+	(void)state;
+	fault(FAULT_FORK);
+	before = harness_noop(&h, "done");
+	while (failures == 0 && clock_mono_ms() < until) {
+		Tf__Reply *reply = status();
+
+		for (size_t i = 0; i < reply->status->n_fact; i++)
+			if (strcmp(reply->status->fact[i]->key, "spawn_failures") == 0)
+				failures = atoi(reply->status->fact[i]->value);
+		tf__reply__free_unpacked(reply, NULL);
+	}
+	assert_true(failures > 0);
+	assert_int_equal(harness_state(&h, before), TF__JOB_STATE__QUEUED);
+	fault(NULL);
+	harness_until(&h, before, TF__JOB_STATE__DONE);
+	xfree_(harness_reason(&h, before, &attempt));
+	assert_int_equal(attempt, 1);
+	goes_on(before, token);
+}
+
+static void descriptors_may_run_out(void **state)
+{
+	static const uint8_t token[16] = "files: come back";
+	uint64_t before = harness_noop(&h, "done"), id = 0;
+	struct rlimit old, none;
+
+	(void)state;
+	harness_until(&h, before, TF__JOB_STATE__DONE);
+	assert_int_equal(prlimit(h.pid, RLIMIT_NOFILE, NULL, &old), 0);
+	none = old;
+	none.rlim_cur = 5; /* below what is open: nothing more can be opened */
+	assert_int_equal(prlimit(h.pid, RLIMIT_NOFILE, &none, NULL), 0);
+	assert_ok(submit(token, &id), &e); /* needs none */
+	clock_sleep_ms(200);
+	assert_int_equal(harness_state(&h, id), TF__JOB_STATE__QUEUED);
+	assert_int_equal(harness_state(&h, before), TF__JOB_STATE__DONE);
+	assert_int_equal(prlimit(h.pid, RLIMIT_NOFILE, &old, NULL), 0);
+	harness_until(&h, id, TF__JOB_STATE__DONE);
+	goes_on(before, token);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(a_full_disk_stops_new_work_only, start, stop),
+		cmocka_unit_test_setup_teardown(a_broken_disk_is_never_a_yes, start, stop),
+		cmocka_unit_test_setup_teardown(a_slow_disk_is_waited_for, start, stop),
+		cmocka_unit_test_setup_teardown(a_failed_fork_is_tried_again, start, stop),
+		cmocka_unit_test_setup_teardown(descriptors_may_run_out, start, stop),
+	};
+
+	return cmocka_run_group_tests_name("faults", tests, NULL, NULL);
+}
