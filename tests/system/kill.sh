@@ -115,8 +115,7 @@ kill_client() {
 kill_daemon() { kill -9 "$daemon" && killed_daemons=$((killed_daemons + 1)); wait "$daemon" 2>/dev/null; }
 killed() { echo $((killed_daemons + killed_workers + killed_clients)); }
 
-clients=
-for number in 1 2 3 4 5 6 7 8; do client "$number" & clients="$clients $!"; done
+for number in 1 2 3 4 5 6 7 8; do client "$number" & done
 while [ "$(killed)" -lt "$kills" ]; do
 	sleep "0.$(printf '%03d' $((RANDOM % 500)))"
 	before=$(killed) which=$((1 + RANDOM % 7))
