@@ -82,6 +82,7 @@ json_t *json_of_job(const Tf__Job *j)
 	json_object_set_new(o, "id", json_integer((json_int_t)j->id));
 	json_object_set_new(o, "kind", json_string(job_kind_name(j->kind)));
 	json_object_set_new(o, "name", text_or_null(j->name));
+	json_object_set_new(o, "project", text_or_null(j->project));
 	json_object_set_new(o, "user", text_or_null(j->user));
 	json_object_set_new(o, "state", json_string(job_state_name(j->state)));
 	json_object_set_new(o, "submitted", time_or_null(j->has_submitted, j->submitted));

@@ -61,6 +61,7 @@ int submit_check(struct client *c, Tf__JobSpec *spec, struct err *e)
 	TRY(args_int(&c->args, OPTION_THREADS, 1, 1024, &threads, e));
 	TRY(args_int(&c->args, OPTION_RETRIES, 0, LIMIT_RETRIES, &retries, e));
 	spec->name = (char *)args_text(&c->args, OPTION_JOB_NAME);
+	spec->project = (char *)args_text(&c->args, OPTION_PROJECT);
 	spec->device = (char *)args_text(&c->args, OPTION_DEVICE);
 	spec->has_threads = threads > 0;
 	spec->threads = (int32_t)threads;

@@ -330,6 +330,10 @@ struct job_filter {
 int job_filter_init(struct job_filter *f, const Tf__JobList *m, struct err *e);
 bool job_filter_takes(const struct job_filter *f, const Tf__Job *j);
 
+/* ---- usage.c: who used how much ---- */
+/* Adds what the attempt had to the sums; j as it was before the end was applied. */
+int usage_attempt_ended(struct daemon *d, const struct worker *w, const Tf__Job *j, struct err *e);
+
 /* ---- schedule.c ---- */
 /* What a job of this kind and device needs on this machine: one that says nothing takes a whole
  * GPU if it computes and there is one, else a slot of the processor, else a GPU. */

@@ -122,6 +122,7 @@ static int create(struct daemon *d, const struct request *r, const Tf__Submit *m
 	job.kind = m->spec->kind;
 	job.name = m->spec->name;
 	job.user = (char *)r->user;
+	job.project = m->spec->project;
 	job.state = waiting ? TF__JOB_STATE__WAITING : TF__JOB_STATE__QUEUED;
 	job.has_submitted = job.has_seq = true;
 	job.submitted = clock_wall_ms();

@@ -118,6 +118,8 @@ int job_outcome(struct daemon *d, struct worker *w, const Tf__Outcome *outcome, 
 		rc = retry_or_fail(d, r, "the worker was told to stop, but not by the daemon", e);
 	else
 		rc = failed(d, r, outcome, e);
+	if (rc == 0)
+		rc = usage_attempt_ended(d, w, r->job, e);
 	record_free(r);
 	TRY(rc);
 	w->ended = true;
@@ -135,6 +137,8 @@ int job_lost(struct daemon *d, struct worker *w, const char *why, struct err *e)
 	TRY(current(d, w, &r, e));
 	rc = r->job->stopping != TF__STOP_REASON__STOP_NONE ? left_as_told(d, r, e)
 							    : retry_or_fail(d, r, why, e);
+	if (rc == 0)
+		rc = usage_attempt_ended(d, w, r->job, e);
 	record_free(r);
 	TRY(rc);
 	w->ended = true;

@@ -7,6 +7,7 @@
 #include "lib/files.h"
 #include "lib/log.h"
 #include "lib/mem.h"
+#include "store/upgrade.h"
 #include "lib/quantity.h"
 
 #include <xxhash.h>
@@ -349,6 +350,17 @@ int daemon_load(struct daemon *d, struct err *e)
 
 /* ---------------------------------------------------------------- the whole */
 
+static int upgrade(struct daemon *d, struct err *e)
+{
+	uint64_t from;
+
+	TRY(store_upgrade(d->state, &from, e));
+	if (from != TF_STORE_VERSION)
+		log_info("the store of version %llu was taken over to version %u",
+			 (unsigned long long)from, TF_STORE_VERSION);
+	return 0;
+}
+
 int daemon_open(struct daemon *d, struct err *e)
 {
 	char *store;
@@ -369,6 +381,7 @@ int daemon_open(struct daemon *d, struct err *e)
 	rc = state_open(store, (uint64_t)d->options.map_mib << 20, &d->state, e);
 	xfree(store);
 	TRY(rc);
+	TRY(upgrade(d, e));
 	TRY(open_keys(d, e));
 	TRY(open_machine(d, e));
 	TRY(daemon_load(d, e));

@@ -6,7 +6,7 @@
 #define PROTO_LIMITS_H
 
 #define TF_PROTOCOL_VERSION 1u
-#define TF_STORE_VERSION 1u
+#define TF_STORE_VERSION 2u
 
 #define LIMIT_MESSAGE_BYTES (4u << 20)        /* one frame, both ways (ZMQ_MAXMSGSIZE) */
 #define LIMIT_UNPACK_FACTOR 8u                /* unpacked size: at most so many times the message */
@@ -37,6 +37,7 @@
 #define LIMIT_UPLOADS 256u                    /* open at once */
 #define LIMIT_UPLOAD_BYTES (1ull << 42)
 #define LIMIT_ARTEFACTS 100000u
+#define LIMIT_USAGE_LISTED 10000u             /* sums of usage in one reply */
 #define LIMIT_RETRIES 10u
 #define LIMIT_SLOTS 64u                       /* of the processor */
 #define LIMIT_GPUS 64u

@@ -247,6 +247,8 @@ static int common_check(const Tf__JobSpec *s, struct err *e)
 {
 	if (s->name && *s->name)
 		TRY(name_check("name", s->name, e));
+	if (s->project && *s->project)
+		TRY(name_check("project", s->project, e));
 	FAIL_IF(s->threads < 0 || s->threads > THREADS_MOST, e, TF_EINVALID,
 		"threads is %d, expected 0 to %d", s->threads, THREADS_MOST);
 	if (s->device && *s->device)

@@ -46,6 +46,7 @@ static const ProtobufCMessageDescriptor *const records[STATE_TABLES] = {
 	[STATE_USERS] = &tf__user_record__descriptor,
 	[STATE_ARTEFACTS] = &tf__artefact_record__descriptor,
 	[STATE_UPLOADS] = &tf__upload_record__descriptor,
+	[STATE_USAGE] = &tf__usage_record__descriptor,
 };
 
 static int parse_one(void *arg, struct state_value key, struct state_value value)

@@ -14,7 +14,7 @@
 
 static const char *const table_names[STATE_TABLES] = {
 	"meta",     "jobs",  "specs", "live",      "after", "tokens",
-	"attempts", "users", "names", "artefacts", "uses",  "uploads",
+	"attempts", "users", "names", "artefacts", "uses",  "uploads", "usage",
 };
 
 struct state {
@@ -117,7 +117,7 @@ static int open_tables(struct state *s, struct err *e)
 			return mdb_error(e, s, table_names[i], rc);
 	}
 	TRY(check_version(s, &version, e));
-	if (version != TF_STORE_VERSION)
+	if (version == 0)
 		TRY(state_set_number(s, "version", TF_STORE_VERSION, e));
 	if (version == 0)
 		TRY(file_fsync(s->folder, e));

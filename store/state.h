@@ -26,6 +26,7 @@ enum state_table {
 	STATE_ARTEFACTS, /* id -> ArtefactRecord */
 	STATE_USES,      /* id of an artefact or upload, 0, 'j' or 'a', who -> nothing */
 	STATE_UPLOADS,   /* token -> UploadRecord */
+	STATE_USAGE,     /* month, 0, user, 0, project -> UsageRecord */
 	STATE_TABLES
 };
 
@@ -37,7 +38,8 @@ struct state_value {
 };
 
 /* Opens (or makes) the environment in folder. map_bytes bounds its size for good; it costs address
- * space only. TF_EVERSION when a newer program wrote it. *out is closed by state_close. */
+ * space only. TF_EVERSION when a newer program wrote it; one of an earlier version is opened as it
+ * is (store_upgrade). *out is closed by state_close. */
 int state_open(const char *folder, uint64_t map_bytes, struct state **out, struct err *e);
 /* Opens an environment, also one that a daemon writes, to look at it only: what was committed when
  * the first value is asked for, until state_abort. Nothing may be put. */

@@ -10,6 +10,7 @@
 #include "store/catalogue.h"
 #include "store/check.h"
 #include "store/jobs.h"
+#include "store/usage.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -77,6 +78,19 @@ static void expect_sound(struct state *s, const char *folder)
 		fail_msg("%s", f.first);
 }
 
+static int ask_usage(const char *since, const char *until, Tf__Reply **reply)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__UsageList m = TF__USAGE_LIST__INIT;
+
+	err_clear(&e);
+	m.since = (char *)since;
+	m.until = (char *)until;
+	r.body_case = TF__REQUEST__BODY_USAGE;
+	r.usage = &m;
+	return harness_call(h.line, &r, reply, &e);
+}
+
 /* ---------------------------------------------------------------- an earlier version */
 
 /* tests/daemon/store-v1.mdb was written by the first version of the store: jobs 1 and 2 done, the
@@ -105,11 +119,17 @@ static void an_old_store_is_taken_over(void **state)
 	static const Tf__JobState was[] = { TF__JOB_STATE__DONE, TF__JOB_STATE__DONE,
 					    TF__JOB_STATE__DONE };
 	struct state *s;
+	Tf__Reply *reply;
 
 	(void)state;
 	put_old_store();
 	h.slots = "2";
 	harness_start(&h);
+	assert_ok(ask_usage("2026-11", "2026-11", &reply), &e);
+	assert_true(reply->usage->n_row >= 1); /* of jobs 1 to 3 */
+	assert_true(reply->usage->row[0]->jobs >= 3);
+	assert_true(reply->usage->row[0]->cpu_s > 0);
+	tf__reply__free_unpacked(reply, NULL);
 	for (uint64_t i = 0; i < ARRAY_LEN(was); i++)
 		assert_int_equal(harness_state(&h, i + 1), was[i]);
 	assert_int_equal(harness_state(&h, 7), TF__JOB_STATE__CANCELLED);
@@ -301,6 +321,112 @@ static void only_a_whole_backup_is_restored(void **state)
 	xfree(again);
 }
 
+/* ---------------------------------------------------------------- usage */
+
+static uint64_t submit_for(const char *project, const char *how, bool gpu)
+{
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	Tf__NoopSpec noop = TF__NOOP_SPEC__INIT;
+	Tf__Demand demand = TF__DEMAND__INIT;
+	uint64_t id = 0;
+
+	demand.has_gpus = gpu;
+	demand.gpus = gpu;
+	spec.kind = TF__JOB_KIND__NOOP;
+	spec.name = (char *)how;
+	spec.project = (char *)project;
+	spec.demand = &demand;
+	spec.spec_case = TF__JOB_SPEC__SPEC_NOOP;
+	spec.noop = &noop;
+	assert_ok(harness_submit(h.line, &spec, NULL, false, &id, &e), &e);
+	return id;
+}
+
+static Tf__UsageRow *row_of(Tf__Reply *reply, const char *project, bool running)
+{
+	for (size_t i = 0; i < reply->usage->n_row; i++)
+		if (strcmp(reply->usage->row[i]->project, project) == 0 &&
+		    reply->usage->row[i]->running == running)
+			return reply->usage->row[i];
+	return NULL;
+}
+
+static void usage_is_kept(void **state)
+{
+	Tf__Reply *reply;
+	uint64_t id;
+
+	(void)state;
+	h.extra[0] = "--gpus";
+	h.extra[1] = "1";
+	harness_start(&h);
+	harness_until(&h, submit_for("vision", "once", false), TF__JOB_STATE__DONE);
+	harness_until(&h, submit_for("vision", "done", false), TF__JOB_STATE__DONE);
+	id = submit_for(NULL, "wait", true);
+	harness_until(&h, id, TF__JOB_STATE__RUNNING);
+	assert_ok(ask_usage(NULL, NULL, &reply), &e);
+	assert_true(row_of(reply, "", true)->gpu_s >= 0);
+	assert_int_equal(row_of(reply, "vision", false)->jobs, 2);
+	assert_int_equal(row_of(reply, "vision", false)->attempts, 3);
+	assert_true(row_of(reply, "vision", false)->cpu_s > 0);
+	assert_true(row_of(reply, "vision", false)->gpu_s == 0);
+	tf__reply__free_unpacked(reply, NULL);
+	clock_sleep_ms(50);
+	assert_ok(harness_cancel(h.line, id, &e), &e);
+	harness_until(&h, id, TF__JOB_STATE__CANCELLED);
+	harness_kill(&h, SIGKILL);
+	harness_start(&h);
+	assert_ok(ask_usage("2026-01", NULL, &reply), &e);
+	assert_int_equal(reply->usage->n_row, 2);
+	assert_true(row_of(reply, "", false)->gpu_s >= 0.05);
+	assert_true(row_of(reply, "", false)->cpu_s >= 0.05);
+	tf__reply__free_unpacked(reply, NULL);
+	assert_ok(ask_usage(NULL, "2020-12", &reply), &e);
+	assert_int_equal(reply->usage->n_row, 0);
+	tf__reply__free_unpacked(reply, NULL);
+	assert_int_equal(ask_usage("2026-13", NULL, NULL), TF_EINVALID);
+	assert_non_null(strstr(e.text, "2026-13"));
+}
+
+static int sum_months(void *arg, const char *month, const char *user, const char *project,
+		      const Tf__UsageRecord *sum)
+{
+	struct buf *b = arg;
+
+	buf_printf(b, "%s %s %s %.0f/%.0f %llu\n", month, user, project, sum->cpu_s, sum->gpu_s,
+		   (unsigned long long)sum->attempts);
+	return 0;
+}
+
+/* An attempt over the turn of a month counts in both; a clock set back counts as nothing. */
+static void months_are_kept_apart(void **state)
+{
+	static const int64_t turn = 1767225600000; /* 2026-01-01 */
+	struct usage_attempt a = { .user = "mia",
+				   .project = "p",
+				   .from_ms = turn - 10000,
+				   .to_ms = turn + 20000,
+				   .cpus = 2,
+				   .gpus = 1,
+				   .ends_job = true };
+	struct state *s;
+	struct buf b = BUF_INIT;
+
+	(void)state;
+	s = open_store(h.state);
+	assert_ok(usage_add(s, &a, &e), &e);
+	a.to_ms = a.from_ms - 5000;
+	assert_ok(usage_add(s, &a, &e), &e);
+	assert_ok(state_commit(s, &e), &e);
+	assert_ok(usage_each(s, NULL, sum_months, &b, &e), &e);
+	assert_string_equal(b.data, "2025-12 mia p 20/10 1\n2026-01 mia p 40/20 1\n");
+	buf_clear(&b);
+	assert_ok(usage_each(s, "2026-01", sum_months, &b, &e), &e);
+	assert_string_equal(b.data, "2026-01 mia p 40/20 1\n");
+	buf_release(&b);
+	state_close(s);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -309,6 +435,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(a_backup_of_a_working_daemon_goes_on, prepare,
 						stop),
 		cmocka_unit_test_setup_teardown(only_a_whole_backup_is_restored, prepare, stop),
+		cmocka_unit_test_setup_teardown(usage_is_kept, prepare, stop),
+		cmocka_unit_test_setup_teardown(months_are_kept_apart, prepare, stop),
 	};
 
 	return cmocka_run_group_tests_name("keeping", tests, NULL, NULL);
