@@ -205,6 +205,21 @@ void format_age(int64_t since_ms, char out[FORMAT_MAX])
 		snprintf(out, FORMAT_MAX, "%" PRId64 " d", s / 86400);
 }
 
+void format_until(int64_t at_ms, char out[FORMAT_MAX])
+{
+	char span[FORMAT_MAX];
+	int64_t now = clock_wall_ms();
+
+	out[0] = 0;
+	if (at_ms <= 0)
+		return;
+	format_age(now - (at_ms - now), span);
+	if (at_ms > now + 999)
+		snprintf(out, FORMAT_MAX, "in %.40s", span);
+	else
+		snprintf(out, FORMAT_MAX, "now");
+}
+
 /* ---- JSON for people */
 
 static void print_scalar(const json_t *value)

@@ -72,7 +72,30 @@ static json_t *json_of_demand(const Tf__Demand *d)
 		json_object_set_new(o, "cpus", json_integer(d->cpus));
 	if (d->mem)
 		json_object_set_new(o, "mem", json_integer((json_int_t)d->mem));
+	if (d->has_priority)
+		json_object_set_new(o, "priority", json_string(priority_name(d->priority)));
+	if (d->walltime)
+		json_object_set_new(o, "walltime_s", json_integer((json_int_t)d->walltime));
+	if (d->has_begin)
+		json_object_set_new(o, "begin", time_or_null(true, d->begin));
+	if (d->has_deadline)
+		json_object_set_new(o, "deadline", time_or_null(true, d->deadline));
 	return o;
+}
+
+static json_t *json_of_stops(const Tf__Job *j)
+{
+	json_t *list = json_array();
+
+	for (size_t i = 0; i < j->n_stop; i++) {
+		json_t *o = json_object();
+
+		json_object_set_new(o, "reason", json_string(stop_reason_name(j->stop[i]->reason)));
+		json_object_set_new(o, "times", json_integer(j->stop[i]->times));
+		json_object_set_new(o, "lost_s", real_or_null(j->stop[i]->lost_s));
+		json_array_append_new(list, o);
+	}
+	return list;
 }
 
 json_t *json_of_job(const Tf__Job *j)
@@ -93,6 +116,11 @@ json_t *json_of_job(const Tf__Job *j)
 	json_object_set_new(o, "attempt", json_integer(j->has_attempt ? j->attempt : 0));
 	json_object_set_new(o, "slot", text_or_null(j->slot));
 	json_object_set_new(o, "demand", json_of_demand(j->demand));
+	json_object_set_new(o, "place", j->has_place ? json_integer(j->place) : json_null());
+	json_object_set_new(o, "waits", text_or_null(j->waits));
+	json_object_set_new(o, "expected_start",
+			    time_or_null(j->has_expected_start, j->expected_start));
+	json_object_set_new(o, "stops", json_of_stops(j));
 	json_object_set_new(o, "result", json_of_metrics(j->n_result, j->result));
 	return o;
 }

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
+#include <time.h>
 
 #define POLL_MS 10000 /* one question about a job waits so long for news */
 
@@ -32,6 +33,54 @@ static int read_size(const struct args *a, enum option_id o, uint64_t *out, stru
 	return text ? size_parse(option_rows[o].name, text, out, e) : 0;
 }
 
+/* "+2h" from now, or "2026-01-31T12:00" in UTC. */
+static int read_when(const struct args *a, enum option_id o, int64_t *out, struct err *e)
+{
+	const char *text = args_text(a, o), *end;
+	struct tm tm = { 0 };
+	int64_t seconds;
+
+	if (!text)
+		return 0;
+	if (*text == '+') {
+		TRY(span_parse(option_rows[o].name, text + 1, &seconds, e));
+		*out = clock_wall_ms() + 1000 * seconds;
+		return 0;
+	}
+	end = strptime(text, "%Y-%m-%dT%H:%M", &tm);
+	if (end && *end == ':')
+		end = strptime(text, "%Y-%m-%dT%H:%M:%S", &tm);
+	FAIL_IF(!end || (*end && strcmp(end, "Z") != 0) || timegm(&tm) < 0, e, TF_EUSAGE,
+		"--%s is '%.40s', expected +SPAN (+2h) or a time in UTC (2026-01-31T12:00)",
+		option_rows[o].name, text);
+	*out = 1000 * (int64_t)timegm(&tm);
+	return 0;
+}
+
+/* When it may run, for how long, and how much it matters. */
+static int times_read(const struct args *a, Tf__Demand *d, struct err *e)
+{
+	const char *priority = args_text(a, OPTION_PRIORITY), *time = args_text(a, OPTION_TIME);
+	int64_t seconds = 0;
+
+	if (priority) {
+		d->has_priority = true;
+		d->priority = priority_named(priority);
+		FAIL_IF(!d->priority, e, TF_EUSAGE,
+			"--priority is '%.40s', expected low, normal, high or urgent", priority);
+	}
+	if (time)
+		TRY(span_parse("--time", time, &seconds, e));
+	FAIL_IF(time && seconds == 0, e, TF_EUSAGE, "--time is 0, expected at least 1s");
+	TRY(read_when(a, OPTION_BEGIN, &d->begin, e));
+	TRY(read_when(a, OPTION_DEADLINE, &d->deadline, e));
+	d->walltime = (uint64_t)seconds;
+	d->has_walltime = seconds > 0;
+	d->has_begin = d->begin > 0;
+	d->has_deadline = d->deadline > 0;
+	return 0;
+}
+
 /* The resources the command line asks for; the one spec a process submits points to them. */
 static int demand_read(const struct args *a, Tf__JobSpec *spec, struct err *e)
 {
@@ -48,7 +97,8 @@ static int demand_read(const struct args *a, Tf__JobSpec *spec, struct err *e)
 	d.has_cpus = cpus > 0;
 	d.has_gpu_mem = d.gpu_mem > 0;
 	d.has_mem = d.mem > 0;
-	if (d.has_gpus || d.has_cpus || d.has_gpu_mem || d.has_mem)
+	TRY(times_read(a, &d, e));
+	if (tf__demand__get_packed_size(&d) > 0)
 		spec->demand = &d;
 	return 0;
 }

@@ -41,14 +41,19 @@ static void percent_of(const Tf__Job *j, char out[16])
 
 static void add_job(struct table *t, const Tf__Job *j)
 {
-	char id[24], age[FORMAT_MAX], percent[16];
+	char id[24], age[FORMAT_MAX], percent[16], place[16], start[FORMAT_MAX];
 
 	snprintf(id, sizeof id, "%" PRIu64, j->id);
 	format_age(j->has_submitted ? j->submitted : 0, age);
 	percent_of(j, percent);
+	snprintf(place, sizeof place, "%u", j->place);
+	format_until(j->has_expected_start ? j->expected_start : 0, start);
 	table_add(t, (const char *[]){ id, job_kind_name(j->kind), j->name, j->user,
-				       job_state_name(j->state), j->slot, percent, age,
-				       j->reason && *j->reason ? j->reason : " " });
+				       job_state_name(j->state), j->has_place ? place : NULL,
+				       start[0] ? start : NULL, j->slot, percent, age,
+				       j->waits && *j->waits     ? j->waits
+				       : j->reason && *j->reason ? j->reason
+								 : " " });
 }
 
 /* What was found, as rows, as JSON or counted. */
@@ -180,15 +185,15 @@ static void print_counts(const json_t *counts)
 
 int verb_jobs(struct client *c, struct err *e)
 {
-	static const char *const head[] = { "id", "kind", "name", "user",
-					    "state", "slot", "progress", "age", "reason" };
+	static const char *const head[] = { "id", "kind", "name", "user", "state", "place",
+					    "start", "slot", "progress", "age", "reason" };
 	struct job_list l = { .counts = args_has(&c->args, OPTION_COUNTS), .left = INT64_MAX };
 	Tf__JobList m = TF__JOB_LIST__INIT;
 	bool none;
 	int rc;
 
 	l.list = l.counts ? json_object() : json_array();
-	table_init(&l.table, "rlllllrrl", head);
+	table_init(&l.table, "rllllrllrrl", head);
 	rc = read_filters(&c->args, &m, &l.left, e);
 	if (rc == 0)
 		rc = ask_jobs(c, &m, &l, e);

@@ -9,7 +9,7 @@
 #ifndef DAEMON_DAEMON_H
 #define DAEMON_DAEMON_H
 
-#include "daemon/machine.h"
+#include "daemon/queue.h"
 #include "lib/buf.h"
 #include "lib/err.h"
 #include "proto/keys.h"
@@ -80,26 +80,12 @@ enum job_event {
 	JOB_EVENTS
 };
 
-enum job_device { DEVICE_ANY, DEVICE_CPU, DEVICE_CUDA };
-
-/* A job that has not ended. The store has the rest of it. */
-struct job {
-	uint64_t id;
-	uint64_t seq; /* of its last change, progress included */
-	uint32_t attempt;
-	uint8_t state;          /* Tf__JobState */
-	uint8_t kind;           /* Tf__JobKind */
-	uint8_t stopping;       /* Tf__StopReason */
-	uint8_t device;         /* enum job_device */
-	struct demand demand;   /* as submitted; job_demand says what it comes to here */
-	Tf__Progress *progress; /* of the running attempt; NULL: none yet */
-};
-
 /* The live jobs by rising id. Ended ones leave holes (NULL) that are closed now and then. */
 struct live {
 	struct job **job;
 	size_t count, room, holes;
-	size_t first_queued; /* no job before this index is queued */
+	size_t deadlines;     /* of them have one */
+	struct shares shares; /* the users they belong to */
 };
 
 /* What goes with an event into the record; unset fields change nothing. */
@@ -109,6 +95,7 @@ struct job_edit {
 	const char *slot;
 	const Tf__Outcome *outcome; /* its results are copied */
 	bool crashed;               /* the attempt counts against the retries */
+	double lost_s;              /* by leaving as it was told */
 };
 
 /* ---------------------------------------------------------------- workers */
@@ -117,7 +104,9 @@ struct job_edit {
 struct worker {
 	uint64_t job;
 	uint32_t attempt;
-	struct holding holding; /* until the process is gone */
+	struct holding holding;  /* until the process is gone */
+	struct charge charge;    /* for it */
+	struct user_share *user; /* who pays; NULL: the job had ended */
 	pid_t pid;
 	uint64_t pid_start;      /* field 22 of /proc/PID/stat: pid and start are unique */
 	int pidfd;               /* readable when the process ended; -1: it is gone already */
@@ -127,25 +116,11 @@ struct worker {
 	int key_pipe;            /* gets the secret after the commit; -1: it has it */
 	bool ended;              /* its outcome was applied; only the process remains */
 	bool terminated, killed; /* SIGTERM, SIGKILL were sent */
+	bool warned;             /* its walltime ends soon */
 	int64_t hello_by_ms;     /* monotonic; 0: it said hello */
 	int64_t stop_at_ms;      /* when it was told to leave; 0: it was not */
 	uint8_t route[ROUTE_BYTES_MAX];
 	size_t route_len; /* 0: not connected */
-};
-
-/* The scheduler is a pure function of these. */
-struct schedule_input {
-	struct job *const *job; /* by the order of the queue; NULL entries are skipped */
-	size_t count;
-	const struct machine *machine;
-	const struct holding *holding; /* of every process that may be alive */
-	size_t holdings;
-	int64_t now_ms;
-};
-
-struct decision {
-	uint64_t job;
-	struct holding holding; /* what it is to get */
 };
 
 /* ---------------------------------------------------------------- messages */
@@ -239,6 +214,10 @@ struct daemon {
 	struct text_list doomed; /* folders to remove once the commit is through */
 
 	struct machine machine;
+	struct first_in_line first; /* as last decided */
+	bool schedule_due;          /* something changed since */
+	uint64_t forecast_seq;      /* of the changes it is made from */
+	int64_t forecast_ms;
 	struct worker **worker;
 	size_t workers;
 	int64_t spawn_after_ms; /* a start failed: not before this */
@@ -293,7 +272,7 @@ struct job *live_add(struct live *l, const Tf__JobRecord *r);
 struct job *live_find(const struct live *l, uint64_t id); /* NULL: ended, or never was */
 void live_remove(struct live *l, uint64_t id);
 void live_release(struct live *l);
-void live_queued(struct live *l, const struct job *j); /* it was put (back) into the queue */
+void live_state(struct live *l, struct job *j, Tf__JobState state); /* in or out of its line */
 enum job_device device_parse(const char *text);
 struct demand demand_of(const Tf__Demand *d); /* NULL: nothing asked */
 
@@ -309,6 +288,8 @@ int job_change(struct daemon *d, uint64_t id, enum job_event event, const struct
 Tf__Job *job_view(struct daemon *d, Tf__JobRecord *record);
 void job_view_end(struct daemon *d, Tf__JobRecord *record);
 uint64_t job_seq(struct daemon *d); /* the next number of a change */
+/* An attempt after a step back works again: until now its time was lost. */
+int job_resumed(struct daemon *d, struct job *j, struct err *e);
 void job_progress(struct daemon *d, struct job *j, const Tf__Progress *progress);
 
 /* ---- job_end.c: what follows from the end of an attempt or of a job ---- */
@@ -334,20 +315,10 @@ bool job_filter_takes(const struct job_filter *f, const Tf__Job *j);
 /* Adds what the attempt had to the sums; j as it was before the end was applied. */
 int usage_attempt_ended(struct daemon *d, const struct worker *w, const Tf__Job *j, struct err *e);
 
-/* ---- schedule.c ---- */
-/* What a job of this kind and device needs on this machine: one that says nothing takes a whole
- * GPU if it computes and there is one, else a slot of the processor, else a GPU. */
-struct demand job_demand(const struct machine *m, Tf__JobKind kind, enum job_device device,
-			 const struct demand *asked);
-/* Writes at most room decisions; returns how many. No state, no clock, no store: only its input. */
-size_t schedule_decide(const struct schedule_input *in, struct decision *out, size_t room);
-
 /* ---- worker.c: processes of attempts ---- */
 void worker_start_all(struct daemon *d); /* asks the scheduler, spawns, commits */
 /* Tells the job's worker to leave (the reason is on record); the clock of escalation starts. */
 void worker_order(struct daemon *d, struct worker *w);
-/* What every process that may be alive has; returns how many. */
-size_t worker_holdings(const struct daemon *d, struct holding out[LIMIT_WORKERS]);
 int worker_threads(const struct daemon *d, const struct worker *w);
 struct worker *worker_of(struct daemon *d, uint64_t job); /* of its running attempt; NULL: none */
 struct worker *worker_by_key(struct daemon *d, const char *key);

@@ -34,9 +34,11 @@ static int check_after(struct daemon *d, const Tf__JobSpec *spec, bool *waiting,
 /* What can never run here is refused now. */
 static int check_demand(struct daemon *d, const Tf__JobSpec *spec, struct err *e)
 {
-	struct demand asked = demand_of(spec->demand), want;
+	const struct job asked = { .kind = (uint8_t)spec->kind,
+				   .device = (uint8_t)device_parse(spec->device),
+				   .demand = demand_of(spec->demand) };
+	struct demand want = job_demand(&d->machine, &asked);
 
-	want = job_demand(&d->machine, spec->kind, device_parse(spec->device), &asked);
 	return machine_suits(&d->machine, &want, e);
 }
 
@@ -146,6 +148,7 @@ static int create(struct daemon *d, const struct request *r, const Tf__Submit *m
 		rc = job_put(d->state, &record, e);
 	if (rc == 0)
 		live_add(&d->live, &record);
+	d->schedule_due = true;
 	xfree(record.artefact);
 	return rc;
 }
@@ -199,6 +202,7 @@ int submit_one(struct daemon *d, const struct request *r, const Tf__Submit *m,
 	TRY(disk_check(d, e));
 	TRY(spec_check(m->spec, e));
 	TRY(check_demand(d, m->spec, e));
+	TRY(queue_admit(d, r, m->spec, e));
 	TRY(check_after(d, m->spec, &waiting, e));
 	TRY(check_files(d, r, m->spec, e));
 	rc = resolve_spec(d, m->spec, &out->resolved, e);

@@ -142,11 +142,15 @@ int handle_worker_hello(struct daemon *d, struct request *r)
 int handle_worker_report(struct daemon *d, struct request *r)
 {
 	const Tf__WorkerReport *m = r->message->worker_report;
+	struct job *j;
 
 	TRY(check_attempt(d, r, m->job, m->attempt));
 	FAIL_IF(m->progress->n_metric > LIMIT_METRICS, &r->err, TF_ELIMIT,
 		"%zu metrics: the limit is %u", m->progress->n_metric, LIMIT_METRICS);
-	job_progress(d, live_find(&d->live, m->job), m->progress);
+	j = live_find(&d->live, m->job);
+	if (j->resuming)
+		TRY(job_resumed(d, j, &r->err));
+	job_progress(d, j, m->progress);
 	reply_ok(d, r);
 	return 0;
 }

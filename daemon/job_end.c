@@ -45,19 +45,21 @@ static int retry_or_fail(struct daemon *d, const Tf__JobRecord *r, const char *w
 }
 
 /* The attempt left because it was told to. */
-static int left_as_told(struct daemon *d, const Tf__JobRecord *r, struct err *e)
+static int left_as_told(struct daemon *d, const struct worker *w, const Tf__JobRecord *r,
+			struct err *e)
 {
 	struct job_edit edit = { 0 };
+
+	if (w->stop_at_ms)
+		edit.lost_s = (double)(clock_mono_ms() - w->stop_at_ms) / 1e3;
 
 	switch (r->job->stopping) {
 	case TF__STOP_REASON__STOP_CANCEL:
 		break; /* its reason says who wanted it */
 	case TF__STOP_REASON__STOP_LIMIT:
-		edit.reason = "over its time limit";
 		return job_change(d, r->job->id, EVENT_FAIL, &edit, e);
 	case TF__STOP_REASON__STOP_PREEMPT:
-		edit.reason = "made room for another job";
-		break;
+		break; /* its reason says for whom */
 	default:
 		edit.reason = "stopped by a drain";
 	}
@@ -113,7 +115,7 @@ int job_outcome(struct daemon *d, struct worker *w, const Tf__Outcome *outcome, 
 	if (outcome->code == 0)
 		rc = done(d, r, outcome, e);
 	else if (outcome->code == TF_ECANCELLED && r->job->stopping != TF__STOP_REASON__STOP_NONE)
-		rc = left_as_told(d, r, e);
+		rc = left_as_told(d, w, r, e);
 	else if (outcome->code == TF_ECANCELLED)
 		rc = retry_or_fail(d, r, "the worker was told to stop, but not by the daemon", e);
 	else
@@ -135,7 +137,7 @@ int job_lost(struct daemon *d, struct worker *w, const char *why, struct err *e)
 	if (w->ended)
 		return 0;
 	TRY(current(d, w, &r, e));
-	rc = r->job->stopping != TF__STOP_REASON__STOP_NONE ? left_as_told(d, r, e)
+	rc = r->job->stopping != TF__STOP_REASON__STOP_NONE ? left_as_told(d, w, r, e)
 							    : retry_or_fail(d, r, why, e);
 	if (rc == 0)
 		rc = usage_attempt_ended(d, w, r->job, e);

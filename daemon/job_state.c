@@ -91,6 +91,52 @@ static void set_results(Tf__Job *j, const Tf__Outcome *outcome)
 	}
 }
 
+/* The reason's row of the job's tally, made when there is none. */
+static Tf__StopTally *tally_of(Tf__Job *j, Tf__StopReason reason)
+{
+	for (size_t i = 0; i < j->n_stop; i++)
+		if (j->stop[i]->reason == reason)
+			return j->stop[i];
+	j->stop = xrealloc(j->stop, j->n_stop + 1, sizeof *j->stop);
+	j->stop[j->n_stop] = xmalloc(sizeof **j->stop);
+	tf__stop_tally__init(j->stop[j->n_stop]);
+	j->stop[j->n_stop]->reason = reason;
+	j->stop[j->n_stop]->has_lost_s = true;
+	return j->stop[j->n_stop++];
+}
+
+/* A stopping attempt is over: why, how often, what it cost; what it did counts for the walltime
+ * when it goes on from there. */
+static void count_stop(Tf__JobRecord *r, Tf__JobState to, double lost_s)
+{
+	Tf__StopReason reason = r->job->stopping;
+	Tf__StopTally *t = tally_of(r->job, reason);
+
+	t->times++;
+	t->lost_s += lost_s;
+	if (to != Q)
+		return;
+	r->has_ran_ms = r->has_resuming = true;
+	r->ran_ms += clock_wall_ms() - r->job->started;
+	r->resuming = reason;
+}
+
+int job_resumed(struct daemon *d, struct job *j, struct err *e)
+{
+	Tf__JobRecord *r = NULL;
+	int rc;
+
+	TRY(job_get(d->state, j->id, &r, e));
+	tally_of(r->job, r->resuming)->lost_s += (double)(clock_wall_ms() - r->job->started) / 1e3;
+	r->has_resuming = false;
+	r->resuming = TF__STOP_REASON__STOP_NONE;
+	rc = job_put(d->state, r, e);
+	if (rc == 0)
+		j->resuming = TF__STOP_REASON__STOP_NONE;
+	record_free(r);
+	return rc;
+}
+
 /* Writes the new state and what goes with it into the record. */
 static void edit_record(struct daemon *d, Tf__JobRecord *r, Tf__JobState to, enum job_event event,
 			const struct job_edit *edit)
@@ -100,6 +146,8 @@ static void edit_record(struct daemon *d, Tf__JobRecord *r, Tf__JobState to, enu
 	bool ended = job_state_is_end(to);
 
 	edit = edit ? edit : &nothing;
+	if (j->state == P && to != P)
+		count_stop(r, to, edit->lost_s);
 	if (event == EVENT_START) {
 		j->has_attempt = true;
 		j->attempt++;
@@ -144,7 +192,7 @@ static void announce(struct daemon *d, const Tf__JobRecord *r)
 	bool ended = job_state_is_end(r->job->state);
 
 	CHECK(j);
-	d->announced = true;
+	d->announced = d->schedule_due = true;
 	log_line(LOG_INFO, r->job->id, "state=%s attempt=%u%s%s", job_state_name(r->job->state),
 		 r->job->attempt, r->job->reason ? " reason=" : "",
 		 r->job->reason ? r->job->reason : "");
@@ -159,9 +207,11 @@ static void announce(struct daemon *d, const Tf__JobRecord *r)
 	}
 	j->seq = r->job->seq;
 	j->attempt = r->job->attempt;
-	j->state = (uint8_t)r->job->state;
 	j->stopping = (uint8_t)r->job->stopping;
-	live_queued(&d->live, j);
+	j->started_ms = r->job->started;
+	j->ran_ms = r->ran_ms;
+	j->resuming = (uint8_t)r->resuming;
+	live_state(&d->live, j, r->job->state);
 }
 
 int job_change(struct daemon *d, uint64_t id, enum job_event event, const struct job_edit *edit,
@@ -207,9 +257,12 @@ Tf__Job *job_view(struct daemon *d, Tf__JobRecord *record)
 {
 	const struct job *j = live_find(&d->live, record->job->id);
 
+	static char waits[WAITS_MAX];
+
 	if (j) {
 		record->job->seq = j->seq;
 		record->job->progress = j->progress;
+		queue_describe(d, j, record->job, waits);
 	}
 	return record->job;
 }
@@ -218,4 +271,5 @@ void job_view_end(struct daemon *d, Tf__JobRecord *record)
 {
 	if (live_find(&d->live, record->job->id))
 		record->job->progress = NULL;
+	record->job->waits = NULL; /* it was not the record's */
 }

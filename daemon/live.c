@@ -59,6 +59,25 @@ struct job *live_find(const struct live *l, uint64_t id)
 	return i < l->count ? l->job[i] : NULL;
 }
 
+/* What the scheduler needs to know of the record. */
+static void take_times(struct job *j, const Tf__JobRecord *r)
+{
+	static const Tf__Demand nothing = TF__DEMAND__INIT;
+	const Tf__Demand *m = r->job->demand ? r->job->demand : &nothing;
+
+	j->demand = demand_of(m);
+	j->priority = (uint8_t)m->priority;
+	j->begin_ms = m->begin;
+	j->deadline_ms = m->deadline;
+	j->walltime_ms = 1000 * (int64_t)m->walltime;
+	j->lane = (uint8_t)lane_of(r->job->kind, m->priority, j->walltime_ms);
+	j->submitted_ms = r->job->submitted;
+	j->started_ms = r->job->started;
+	j->ran_ms = r->ran_ms;
+	j->resuming = (uint8_t)r->resuming;
+	j->expected_ms = NEVER_MS;
+}
+
 struct job *live_add(struct live *l, const Tf__JobRecord *r)
 {
 	struct job *j = xcalloc(1, sizeof *j);
@@ -70,7 +89,9 @@ struct job *live_add(struct live *l, const Tf__JobRecord *r)
 	j->kind = (uint8_t)r->job->kind;
 	j->stopping = (uint8_t)r->job->stopping;
 	j->device = (uint8_t)device_parse(r->device);
-	j->demand = demand_of(r->job->demand);
+	j->user = shares_get(&l->shares, r->job->user ? r->job->user : "");
+	j->user->jobs++;
+	take_times(j, r);
 	CHECK(!job_state_is_end(r->job->state));
 	if (l->count == l->room) {
 		l->room = l->room ? 2 * l->room : 64;
@@ -82,16 +103,20 @@ struct job *live_add(struct live *l, const Tf__JobRecord *r)
 			break;
 		}
 	l->job[l->count++] = j;
-	live_queued(l, j);
+	l->deadlines += j->deadline_ms != 0;
+	if (j->state == TF__JOB_STATE__QUEUED)
+		line_add(j);
 	return j;
 }
 
-void live_queued(struct live *l, const struct job *j)
+void live_state(struct live *l, struct job *j, Tf__JobState state)
 {
-	size_t i = find(l, j->id);
-
-	if (j->state == TF__JOB_STATE__QUEUED && i < l->first_queued)
-		l->first_queued = i;
+	(void)l;
+	if (j->state == TF__JOB_STATE__QUEUED && state != TF__JOB_STATE__QUEUED)
+		line_remove(j);
+	else if (j->state != TF__JOB_STATE__QUEUED && state == TF__JOB_STATE__QUEUED)
+		line_add(j);
+	j->state = (uint8_t)state;
 }
 
 static void close_up(struct live *l)
@@ -103,7 +128,6 @@ static void close_up(struct live *l)
 			l->job[kept++] = l->job[i];
 	l->count = kept;
 	l->holes = 0;
-	l->first_queued = 0;
 }
 
 void live_remove(struct live *l, uint64_t id)
@@ -111,6 +135,10 @@ void live_remove(struct live *l, uint64_t id)
 	size_t i = find(l, id);
 
 	CHECK(i < l->count);
+	if (l->job[i]->state == TF__JOB_STATE__QUEUED)
+		line_remove(l->job[i]);
+	l->job[i]->user->jobs--;
+	l->deadlines -= l->job[i]->deadline_ms != 0;
 	if (l->job[i]->progress)
 		tf__progress__free_unpacked(l->job[i]->progress, NULL);
 	xfree(l->job[i]);
@@ -126,5 +154,11 @@ void live_release(struct live *l)
 		xfree(l->job[i]);
 	}
 	xfree(l->job);
-	*l = (struct live){ 0 };
+	for (size_t i = 0; i < l->shares.count; i++) {
+		struct user_share *u = l->shares.user[i];
+
+		memset(u->line, 0, sizeof u->line);
+		u->queued = u->jobs = 0;
+	}
+	*l = (struct live){ .shares = l->shares };
 }

@@ -110,7 +110,8 @@ bool loop_commit(struct daemon *d)
 		job_follow_up(d);
 		wait_answer(d, false);
 	}
-	committed = !d->state || d->read_only || state_commit(d->state, &e) == 0;
+	committed = !d->state || d->read_only ||
+		    (queue_save(d, &e) == 0 && state_commit(d->state, &e) == 0);
 	if (d->read_only && d->state)
 		state_abort(d->state);
 	remove_doomed(d, committed);
@@ -199,6 +200,7 @@ static void housekeeping(struct daemon *d)
 		d->second_ms = now + SECOND_MS;
 		disk_tick(d);
 		worker_tick(d);
+		queue_tick(d);
 		reader_tick(d);
 	}
 	if (d->read_only && now >= d->retry_store_ms)

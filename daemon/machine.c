@@ -28,8 +28,11 @@ int gpu_parse(const char *text, struct gpu *out, struct err *e)
 		   more);
 	FAIL_IF(n < 3 || n > 4 || strncmp(out->device, "cuda:", 5) != 0, e, TF_EINVALID,
 		"gpu: '%.100s': expected 'NAME cuda:NUMBER MEMORY [UUID]'", text);
-	FAIL_IF(strpbrk(out->name, ",/") || strncmp(out->name, "cpu", 3) == 0, e, TF_EINVALID,
-		"gpu: the name '%s' must not begin with cpu nor contain ',' or '/'", out->name);
+	FAIL_IF(strpbrk(out->name, ",/") || strncmp(out->name, "cpu", 3) == 0 ||
+			strncmp(out->name, "fast", 4) == 0,
+		e, TF_EINVALID,
+		"gpu: the name '%s' must not begin with cpu or fast nor contain ',' or '/'",
+		out->name);
 	return size_parse("gpu: the memory", memory, &out->memory, e);
 }
 
@@ -37,6 +40,7 @@ void room_init(struct room *r, const struct machine *m, bool with_drained)
 {
 	memset(r, 0, sizeof *r);
 	r->slots = first_bits(m->slots);
+	r->fast = first_bits(m->fast);
 	r->cpus = m->cpus;
 	r->mem = m->mem;
 	for (size_t i = 0; i < m->gpus; i++) {
@@ -48,13 +52,15 @@ void room_init(struct room *r, const struct machine *m, bool with_drained)
 
 void room_take(struct room *r, const struct machine *m, const struct holding *h)
 {
-	if (h->slot >= 0 && h->slot < 64)
+	if (h->slot >= (int)LIMIT_SLOTS)
+		r->fast &= ~BIT(h->slot - (int)LIMIT_SLOTS);
+	else if (h->slot >= 0)
 		r->slots &= ~BIT(h->slot);
 	r->cpus -= h->cpus < r->cpus ? h->cpus : r->cpus;
 	r->mem -= h->mem < r->mem ? h->mem : r->mem;
-	for (size_t i = 0; i < m->gpus; i++) {
-		if (!(h->gpus & BIT(i)))
-			continue;
+	for (uint64_t mask = h->gpus & first_bits(m->gpus); mask; mask &= mask - 1) {
+		int i = __builtin_ctzll(mask);
+
 		if (h->share && (r->whole | r->part) & BIT(i))
 			r->part |= BIT(i);
 		else
@@ -97,7 +103,10 @@ bool room_place(const struct room *r, const struct demand *want, struct holding 
 		return i >= 0;
 	}
 	if (want->gpus == 0) {
-		out->slot = r->slots ? __builtin_ctzll(r->slots) : -1;
+		if (r->slots)
+			out->slot = __builtin_ctzll(r->slots);
+		else if (want->fast && r->fast)
+			out->slot = (int)LIMIT_SLOTS + __builtin_ctzll(r->fast);
 		return out->slot >= 0;
 	}
 	if ((uint32_t)__builtin_popcountll(mask) < want->gpus)
@@ -105,6 +114,40 @@ bool room_place(const struct room *r, const struct demand *want, struct holding 
 	for (uint32_t n = 0; n < want->gpus; n++, mask &= mask - 1)
 		out->gpus |= mask & -mask;
 	return true;
+}
+
+void room_common(struct room *out, const struct room *a, const struct room *b)
+{
+	uint64_t usable = (a->whole | a->part) & (b->whole | b->part);
+
+	out->slots = a->slots & b->slots;
+	out->fast = a->fast & b->fast;
+	out->whole = a->whole & b->whole;
+	out->part = usable & ~out->whole;
+	out->cpus = a->cpus < b->cpus ? a->cpus : b->cpus;
+	out->mem = a->mem < b->mem ? a->mem : b->mem;
+	for (uint64_t mask = usable; mask; mask &= mask - 1) {
+		int i = __builtin_ctzll(mask);
+
+		out->left[i] = a->left[i] < b->left[i] ? a->left[i] : b->left[i];
+	}
+}
+
+void room_claim(struct room *r, const struct demand *want)
+{
+	uint64_t most = 0;
+
+	r->cpus -= want->cpus < r->cpus ? want->cpus : r->cpus;
+	r->mem -= want->mem < r->mem ? want->mem : r->mem;
+	for (uint32_t n = 0; n < want->gpus && r->whole; n++)
+		r->whole &= r->whole - 1;
+	if (want->gpus == 0 && want->gpu_mem == 0)
+		r->slots &= r->slots - 1;
+	for (uint64_t mask = want->gpu_mem ? r->whole | r->part : 0; mask; mask &= mask - 1)
+		if (!most || r->left[__builtin_ctzll(mask)] > r->left[__builtin_ctzll(most)])
+			most = mask & -mask;
+	r->whole &= ~most;
+	r->part &= ~most;
 }
 
 void machine_text(const struct machine *m, char *out, size_t room)
@@ -154,7 +197,10 @@ void holding_text(const struct machine *m, const struct holding *h, char out[HOL
 	char size[SIZE_TEXT_MAX];
 	size_t n = 0;
 
-	snprintf(out, HOLDING_TEXT_MAX, "cpu%d", h->slot);
+	if (h->slot >= (int)LIMIT_SLOTS)
+		snprintf(out, HOLDING_TEXT_MAX, "fast%d", h->slot - (int)LIMIT_SLOTS);
+	else
+		snprintf(out, HOLDING_TEXT_MAX, "cpu%d", h->slot);
 	for (size_t i = 0; i < m->gpus && n < HOLDING_TEXT_MAX; i++)
 		if (h->gpus & BIT(i))
 			n += (size_t)snprintf(out + n, HOLDING_TEXT_MAX - n, "%s%s", n ? "," : "",
@@ -174,6 +220,12 @@ void holding_parse(const struct machine *m, const char *text, struct holding *ou
 		int slot = atoi(text + 3);
 
 		out->slot = slot >= 0 && slot < (int)m->slots ? slot : -1;
+		return;
+	}
+	if (strncmp(text, "fast", 4) == 0) {
+		int slot = atoi(text + 4);
+
+		out->slot = slot >= 0 && slot < (int)m->fast ? (int)LIMIT_SLOTS + slot : -1;
 		return;
 	}
 	while (*p && *p != '/') {

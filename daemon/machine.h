@@ -28,6 +28,7 @@ struct gpu {
 
 struct machine {
 	uint32_t slots; /* jobs on the processor at a time, at most LIMIT_SLOTS */
+	uint32_t fast;  /* short generate jobs beside them, at most LIMIT_FAST_SLOTS */
 	uint32_t cpus;  /* that --cpus may take together */
 	uint64_t mem;   /* bytes that --mem may take together */
 	struct gpu gpu[LIMIT_GPUS];
@@ -40,6 +41,7 @@ struct demand {
 	uint32_t cpus;    /* 0: not counted */
 	uint64_t gpu_mem; /* bytes of one shared GPU; 0: none */
 	uint64_t mem;     /* bytes; 0: not counted */
+	bool fast;        /* may take a slot of the fast lane */
 };
 
 /* What an attempt has until its process is gone. */
@@ -49,12 +51,13 @@ struct holding {
 	uint64_t share; /* bytes of the one GPU; 0: they are whole */
 	uint64_t mem;
 	uint32_t cpus;
-	int slot; /* of the processor; -1: none */
+	int slot; /* of the processor; from LIMIT_SLOTS on: of the fast lane; -1: none */
 };
 
 /* What is free. */
 struct room {
 	uint64_t slots; /* a bit for each free slot of the processor */
+	uint64_t fast;  /* and of the fast lane */
 	uint64_t whole; /* GPUs that nobody has anything of and that are not drained */
 	uint64_t part;  /* GPUs of which some bytes are given */
 	uint64_t left[LIMIT_GPUS]; /* bytes not given of each */
@@ -70,6 +73,10 @@ void room_take(struct room *r, const struct machine *m, const struct holding *h)
 /* Finds a place: *out is what the job would hold. Whole GPUs are the first free ones; a share goes
  * where the least is left that suffices. False: it does not fit now. */
 bool room_place(const struct room *r, const struct demand *want, struct holding *out);
+/* What is free in both. */
+void room_common(struct room *out, const struct room *a, const struct room *b);
+/* Takes as much of what is wanted as there is, for somebody it does not suffice. */
+void room_claim(struct room *r, const struct demand *want);
 /* TF_EREFUSED, saying what exists, when the demand fits not even the empty machine. */
 int machine_suits(const struct machine *m, const struct demand *want, struct err *e);
 /* What exists: "4 slots of the processor, 8 CPUs, 64G of memory, 2 GPUs (gpu0 80G, gpu1 80G)". */

@@ -228,6 +228,7 @@ static int open_machine(struct daemon *d, struct err *e)
 	struct machine *m = &d->machine;
 
 	m->slots = (uint32_t)d->options.slots;
+	m->fast = (uint32_t)d->options.fast_slots;
 	m->cpus = (uint32_t)(d->options.cpus ? d->options.cpus : processors);
 	m->mem = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
 	if (*d->options.mem)
@@ -338,6 +339,7 @@ int daemon_load(struct daemon *d, struct err *e)
 
 	worker_forget_all(d);
 	live_release(&d->live);
+	TRY(queue_load(d, e));
 	TRY(state_number(d->state, "seq", &reserved, e));
 	d->seq = d->seq > reserved ? d->seq : reserved;
 	d->seq_reserved = reserved;
@@ -384,6 +386,7 @@ int daemon_open(struct daemon *d, struct err *e)
 	TRY(upgrade(d, e));
 	TRY(open_keys(d, e));
 	TRY(open_machine(d, e));
+	TRY(queue_configure(d, e));
 	TRY(daemon_load(d, e));
 	artefact_collect(d);
 	upload_collect(d);
@@ -400,6 +403,7 @@ void daemon_close(struct daemon *d)
 	upload_release_all(d);
 	outbox_release(&d->outbox);
 	live_release(&d->live);
+	shares_release(&d->live.shares);
 	state_close(d->state);
 	buf_release(&d->ended);
 	xfree(d->wait);

@@ -37,6 +37,7 @@ static void worker_add(struct daemon *d, struct worker *w)
 {
 	d->worker = xrealloc(d->worker, d->workers + 1, sizeof *d->worker);
 	d->worker[d->workers++] = w;
+	queue_begin(d, w);
 }
 
 static void worker_free(struct worker *w)
@@ -56,6 +57,7 @@ static void worker_remove(struct daemon *d, struct worker *w)
 			d->worker[i] = d->worker[--d->workers];
 			break;
 		}
+	queue_end(d, w);
 	worker_free(w);
 }
 
@@ -291,10 +293,12 @@ static int start_one(struct daemon *d, const struct decision *decision, struct e
 	if (log >= 0)
 		close(log);
 	xfree(folder);
-	if (rc == 0)
+	if (rc == 0) {
+		j->user->last_start_ms[j->lane] = clock_wall_ms();
 		worker_add(d, w);
-	else
+	} else {
 		abandon(w);
+	}
 	return rc;
 }
 
@@ -346,34 +350,16 @@ static void start_failed(struct daemon *d, uint64_t job, const struct err *e)
 		 e->text);
 }
 
-size_t worker_holdings(const struct daemon *d, struct holding out[LIMIT_WORKERS])
-{
-	CHECK(d->workers <= LIMIT_WORKERS);
-	for (size_t i = 0; i < d->workers; i++)
-		out[i] = d->worker[i]->holding;
-	return d->workers;
-}
-
 void worker_start_all(struct daemon *d)
 {
-	struct schedule_input in = { .machine = &d->machine, .now_ms = clock_wall_ms() };
 	struct decision decision[LIMIT_WORKERS];
-	struct holding holding[LIMIT_WORKERS];
-	struct live *l = &d->live;
+	bool started = false;
 	size_t n;
 
-	if (d->read_only || d->disk_low || d->draining || d->leaving ||
+	if (d->read_only || d->disk_low || d->draining || d->leaving || !d->schedule_due ||
 	    clock_mono_ms() < d->spawn_after_ms)
 		return;
-	while (l->first_queued < l->count &&
-	       (!l->job[l->first_queued] ||
-		l->job[l->first_queued]->state != TF__JOB_STATE__QUEUED))
-		l->first_queued++;
-	in.job = l->job + l->first_queued;
-	in.count = l->count - l->first_queued;
-	in.holding = holding;
-	in.holdings = worker_holdings(d, holding);
-	n = in.count ? schedule_decide(&in, decision, LIMIT_WORKERS - d->workers) : 0;
+	n = queue_decide(d, decision);
 	for (size_t i = 0; i < n; i++) {
 		struct err e = ERR_INIT;
 
@@ -384,8 +370,9 @@ void worker_start_all(struct daemon *d)
 			break;
 		}
 		d->spawn_failures = 0;
+		started = true;
 	}
-	if (n > 0 && loop_commit(d)) {
+	if ((n > 0 || state_changed(d->state)) && loop_commit(d) && started) {
 		fault_hit("start-committed");
 		release_keys(d);
 	}

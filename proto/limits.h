@@ -40,6 +40,7 @@
 #define LIMIT_USAGE_LISTED 10000u             /* sums of usage in one reply */
 #define LIMIT_RETRIES 10u
 #define LIMIT_SLOTS 64u                       /* of the processor */
+#define LIMIT_FAST_SLOTS 8u                   /* of the fast lane */
 #define LIMIT_GPUS 64u
 #define LIMIT_WORKERS 256u                    /* jobs running at a time */
 #define LIMIT_CPUS 65536u                     /* of a host */

@@ -69,6 +69,25 @@ const char *job_state_name(Tf__JobState state)
 	return word_of(words, ARRAY_LEN(words), state);
 }
 
+static const char *const priorities[] = {
+#define P(id, kind, charge, admins, help) [TF__PRIORITY__##kind] = #id,
+#include "proto/priorities.def"
+#undef P
+};
+
+const char *priority_name(Tf__Priority priority)
+{
+	return word_of(priorities, ARRAY_LEN(priorities), priority);
+}
+
+Tf__Priority priority_named(const char *text)
+{
+	for (size_t i = 0; i < ARRAY_LEN(priorities); i++)
+		if (priorities[i] && strcmp(priorities[i], text) == 0)
+			return (Tf__Priority)i;
+	return (Tf__Priority)0;
+}
+
 const char *stop_reason_name(Tf__StopReason reason)
 {
 	static const char *const words[] = {

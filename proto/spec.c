@@ -18,6 +18,8 @@
 #define TOKENS_MOST 1048576
 #define SECONDS_MOST (7 * 86400.0)
 #define THREADS_MOST 1024
+#define TIME_MOST (1ull << 45)              /* ms since 1970: a thousand years */
+#define WALLTIME_MOST (10ull * 365 * 86400) /* seconds */
 
 /* ---- single values */
 
@@ -240,7 +242,10 @@ static int demand_check(const Tf__JobSpec *s, struct err *e)
 		"device is 'cpu', but GPUs are asked for too");
 	TRY(int_check("gpu_mem", d->gpu_mem, 0, INT64_MAX, e));
 	TRY(int_check("cpus", d->cpus, 0, LIMIT_CPUS, e));
-	return int_check("mem", d->mem, 0, INT64_MAX, e);
+	TRY(int_check("mem", d->mem, 0, INT64_MAX, e));
+	TRY(int_check("begin", (uint64_t)d->begin, 0, TIME_MOST, e));
+	TRY(int_check("deadline", (uint64_t)d->deadline, 0, TIME_MOST, e));
+	return int_check("walltime", d->walltime, 0, WALLTIME_MOST, e);
 }
 
 static int common_check(const Tf__JobSpec *s, struct err *e)

@@ -29,6 +29,8 @@ const struct job_kind *job_kind_named(const char *id);
 /* "train", "running", "dataset", ...; "unknown" for a number that is none. Never NULL. */
 const char *job_kind_name(Tf__JobKind kind);
 const char *job_state_name(Tf__JobState state);
+const char *priority_name(Tf__Priority priority);
+Tf__Priority priority_named(const char *text);               /* 0: none */
 const char *stop_reason_name(Tf__StopReason reason);
 const char *artefact_kind_name(Tf__ArtefactKind kind);       /* "dataset", "model", ... */
 /* The tasks of proto/tasks.def as "perplexity|loss|...", behind one more '|'. */

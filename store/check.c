@@ -47,6 +47,7 @@ static const ProtobufCMessageDescriptor *const records[STATE_TABLES] = {
 	[STATE_ARTEFACTS] = &tf__artefact_record__descriptor,
 	[STATE_UPLOADS] = &tf__upload_record__descriptor,
 	[STATE_USAGE] = &tf__usage_record__descriptor,
+	[STATE_SHARES] = &tf__share_record__descriptor,
 };
 
 static int parse_one(void *arg, struct state_value key, struct state_value value)

@@ -27,6 +27,7 @@ enum state_table {
 	STATE_USES,      /* id of an artefact or upload, 0, 'j' or 'a', who -> nothing */
 	STATE_UPLOADS,   /* token -> UploadRecord */
 	STATE_USAGE,     /* month, 0, user, 0, project -> UsageRecord */
+	STATE_SHARES,    /* name of a user -> ShareRecord */
 	STATE_TABLES
 };
 

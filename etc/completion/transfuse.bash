@@ -10,7 +10,7 @@ _transfuse() {
 	model) subs='list show delete export' ;;
 	esac
 	if [ "$COMP_CWORD" -eq 1 ]; then
-		words='ping version status doctor key login user noop data tokenizer vae check train generate eval jobs show logs wait cancel fetch models model drain'
+		words='ping version status doctor key login user noop data tokenizer vae check train generate eval jobs show logs wait cancel fetch models model usage drain'
 	elif [ "$COMP_CWORD" -eq 2 ] && [ -n "$subs" ]; then
 		words=$subs
 	else
@@ -27,29 +27,29 @@ _transfuse() {
 	'user revoke') words='--endpoint --key --server-key --as --help' ;;
 	'user rotate') words='--endpoint --key --server-key --as --help' ;;
 	'user role') words='--endpoint --key --server-key --as --help' ;;
-	'noop') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --threads --device --gpus --gpu-mem --cpus --mem --retries --seconds' ;;
-	'data import') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --threads --device --gpus --gpu-mem --cpus --mem --retries --tokenizer --vae --size --holdout --heldout --on-server --format' ;;
+	'noop') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries --seconds' ;;
+	'data import') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries --tokenizer --vae --size --holdout --heldout --on-server --format' ;;
 	'data list') words='--endpoint --key --server-key --as --help --json' ;;
 	'data show') words='--endpoint --key --server-key --as --help --json' ;;
 	'data sample') words='--endpoint --key --server-key --as --help --json --count --seed' ;;
 	'data verify') words='--endpoint --key --server-key --as --help --json' ;;
 	'data delete') words='--endpoint --key --server-key --as --help --json' ;;
 	'data export') words='--endpoint --key --server-key --as --help --output' ;;
-	'tokenizer train') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --threads --device --gpus --gpu-mem --cpus --mem --retries --on-server --from --from-data --pieces' ;;
-	'tokenizer import') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --threads --device --gpus --gpu-mem --cpus --mem --retries' ;;
+	'tokenizer train') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries --on-server --from --from-data --pieces' ;;
+	'tokenizer import') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries' ;;
 	'tokenizer list') words='--endpoint --key --server-key --as --help --json' ;;
 	'tokenizer show') words='--endpoint --key --server-key --as --help --json' ;;
 	'tokenizer delete') words='--endpoint --key --server-key --as --help --json' ;;
 	'tokenizer export') words='--endpoint --key --server-key --as --help --output' ;;
-	'vae train') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --threads --device --gpus --gpu-mem --cpus --mem --retries --set --resume' ;;
+	'vae train') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries --set --resume' ;;
 	'vae list') words='--endpoint --key --server-key --as --help --json' ;;
 	'vae show') words='--endpoint --key --server-key --as --help --json' ;;
 	'vae delete') words='--endpoint --key --server-key --as --help --json' ;;
 	'vae export') words='--endpoint --key --server-key --as --help --output' ;;
 	'check') words='--endpoint --key --server-key --as --help --json --device --pieces --set --latent --settings' ;;
-	'train') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --threads --device --gpus --gpu-mem --cpus --mem --retries --set --resume' ;;
-	'generate') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --threads --device --gpus --gpu-mem --cpus --mem --retries --output --count --seed --prompt --prompts --image --steps --guidance --temperature --top-p --sampler --mode --max-tokens --clamp' ;;
-	'eval') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --threads --device --gpus --gpu-mem --cpus --mem --retries --limit --seed --steps --guidance --sampler --task --data --split --batch --sheet --dump' ;;
+	'train') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries --set --resume' ;;
+	'generate') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries --output --count --seed --prompt --prompts --image --steps --guidance --temperature --top-p --sampler --mode --max-tokens --clamp' ;;
+	'eval') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries --limit --seed --steps --guidance --sampler --task --data --split --batch --sheet --dump' ;;
 	'jobs') words='--endpoint --key --server-key --as --help --json --name --all --limit --state --user --kind --counts' ;;
 	'show') words='--endpoint --key --server-key --as --help --json' ;;
 	'logs') words='--endpoint --key --server-key --as --help --follow' ;;
@@ -61,6 +61,7 @@ _transfuse() {
 	'model show') words='--endpoint --key --server-key --as --help --json' ;;
 	'model delete') words='--endpoint --key --server-key --as --help --json' ;;
 	'model export') words='--endpoint --key --server-key --as --help --output' ;;
+	'usage') words='--endpoint --key --server-key --as --help --json --user --by --since --until --csv' ;;
 	'drain') words='--endpoint --key --server-key --as --help --resume --stop' ;;
 	esac
 	[[ $current == -* ]] || words=

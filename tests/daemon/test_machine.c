@@ -225,6 +225,7 @@ static void holdings_outlive_the_daemon(void **state)
 	struct harness h;
 	struct err e = ERR_INIT;
 	uint64_t whole, share, second, later;
+	Tf__Demand hour = gpus_of(0, 50 * G);
 
 	(void)state;
 	start_with_gpus(&h);
@@ -239,7 +240,9 @@ static void holdings_outlive_the_daemon(void **state)
 	harness_kill(&h, SIGKILL);
 	harness_start(&h);
 	later = submit(&h, "done", gpus_of(0, 51 * G), 0, &e);
-	second = submit(&h, "env", gpus_of(0, 50 * G), 0, &e);
+	hour.has_walltime = true; /* one that never ends would stand in the way of `later` */
+	hour.walltime = 3600;
+	second = submit(&h, "env", hour, 0, &e);
 	harness_until(&h, second, TF__JOB_STATE__RUNNING);
 	expect_slot(&h, second, "gpu0/50G");
 	assert_int_equal(harness_state(&h, later), TF__JOB_STATE__QUEUED);

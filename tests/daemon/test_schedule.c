@@ -46,6 +46,8 @@ static void add(struct live *l, uint64_t id, Tf__JobState state, const char *dev
 	Tf__JobRecord r = TF__JOB_RECORD__INIT;
 	Tf__Job j = TF__JOB__INIT;
 
+	l->shares.limits.weight = 1;
+	l->shares.half_life_s = 86400;
 	j.id = id;
 	j.state = state;
 	j.kind = TF__JOB_KIND__NOOP;
@@ -72,24 +74,26 @@ static void live_jobs_are_found_among_holes(void **state)
 	add(&l, 5000, TF__JOB_STATE__QUEUED, NULL);
 	assert_non_null(live_find(&l, 5000));
 	live_release(&l);
+	shares_release(&l.shares);
 }
 
-static size_t decide(const struct live *l, const struct machine *m, const struct holding *holding,
-		     size_t holdings, struct decision *out)
+static size_t decide(const struct live *l, const struct machine *m, const struct running *running,
+		     size_t runnings, struct decision *out)
 {
-	const struct schedule_input in = { .job = l->job,
-					   .count = l->count,
-					   .machine = m,
-					   .holding = holding,
-					   .holdings = holdings };
+	const struct schedule_input in = { .machine = m,
+					   .running = running,
+					   .runnings = runnings,
+					   .shares = &l->shares,
+					   .rules = { .aging_ms = 86400000 },
+					   .now_ms = 1000000 };
 
-	return schedule_decide(&in, out, LIMIT_WORKERS);
+	return schedule_decide(&in, out, LIMIT_WORKERS, NULL);
 }
 
 static void first_come_first_served(void **state)
 {
 	struct machine m = { .slots = 3 };
-	struct holding held = { .job = 1, .slot = 1 };
+	struct running held = { .holding = { .job = 1, .slot = 1 }, .ends_ms = NEVER_MS };
 	struct decision out[LIMIT_WORKERS];
 	struct live l = { 0 };
 
@@ -108,12 +112,14 @@ static void first_come_first_served(void **state)
 	m.slots = 0;
 	assert_int_equal(decide(&l, &m, &held, 1, out), 0);
 	live_release(&l);
+	shares_release(&l.shares);
 }
 
 static void a_job_without_its_device_holds_nobody_up(void **state)
 {
 	struct machine m = { .slots = 1, .gpus = 1, .gpu = { { "gpu0", "cuda:0", "", 0, 0, "" } } };
-	struct holding held = { .job = 7, .slot = -1, .gpus = 1 };
+	struct running held = { .holding = { .job = 7, .slot = -1, .gpus = 1 },
+				.ends_ms = NEVER_MS };
 	struct decision out[LIMIT_WORKERS];
 	struct live l = { 0 };
 
@@ -126,6 +132,7 @@ static void a_job_without_its_device_holds_nobody_up(void **state)
 	assert_int_equal(out[0].job, 1);
 	assert_int_equal(out[0].holding.gpus, 1);
 	live_release(&l);
+	shares_release(&l.shares);
 }
 
 static int read_options(struct options *o, struct err *e, int n, char **argv)

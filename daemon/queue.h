@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Between the daemon and the scheduler's pure functions (queue.c). */
+#ifndef DAEMON_QUEUE_H
+#define DAEMON_QUEUE_H
+
+#include "daemon/schedule.h"
+#include "proto/transfused.pb-c.h"
+
+struct daemon;
+struct request;
+struct worker;
+
+#define WAITS_MAX 160
+
+/* Decides, orders jobs to step back, and returns the starts. */
+size_t queue_decide(struct daemon *d, struct decision out[LIMIT_WORKERS]);
+/* Fills place, waits and expected start of a queued job's view; the text lies in `waits`. */
+void queue_describe(struct daemon *d, const struct job *j, Tf__Job *view, char waits[WAITS_MAX]);
+/* Limits, weights and half-life from the options; again after they changed. */
+int queue_configure(struct daemon *d, struct err *e);
+int queue_load(struct daemon *d, struct err *e); /* the users' shares, as last saved */
+int queue_save(struct daemon *d, struct err *e); /* those that changed */
+/* May this user submit one more job of this kind? */
+int queue_admit(struct daemon *d, const struct request *r, const Tf__JobSpec *spec, struct err *e);
+void queue_tick(struct daemon *d); /* every second: walltimes and deadlines */
+/* The process is there; it is gone. */
+void queue_begin(struct daemon *d, struct worker *w);
+void queue_end(struct daemon *d, struct worker *w);
+
+#endif
