@@ -6,9 +6,12 @@
 #include "lib/mem.h"
 #include "proto/wire.h"
 
+#include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static struct harness h;
 static struct err e;
@@ -314,6 +317,47 @@ static void a_damaged_dataset_is_named(void **state)
 	xfree(path);
 }
 
+static void files_are_listed_up_to_a_bound(void **state)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__FileList m = TF__FILE_LIST__INIT;
+	Tf__FileOf of = TF__FILE_OF__INIT;
+	uint64_t id = harness_noop(&h, "done");
+	char *folder = harness_path(&h, "jobs/%llu/results", (unsigned long long)id);
+
+	(void)state;
+	harness_until(&h, id, TF__JOB_STATE__DONE);
+	assert_ok(dir_make(folder, 0700, &e), &e);
+	for (unsigned i = 0; i <= LIMIT_FILES_LISTED; i++) {
+		char *path = xasprintf("%s/%u", folder, i);
+
+		close(open(path, O_WRONLY | O_CREAT, 0600));
+		xfree(path);
+	}
+	of.of_case = TF__FILE_OF__OF_JOB;
+	of.job = id;
+	r.body_case = TF__REQUEST__BODY_FILE_LIST;
+	m.of = &of;
+	r.file_list = &m;
+	assert_int_equal(call(&r, NULL), TF_ELIMIT);
+	assert_non_null(strstr(e.text, "10000 files"));
+	xfree(folder);
+}
+
+static void more_slots_than_the_bound(void **state)
+{
+	char text[2000];
+
+	(void)state;
+	harness_kill(&h, SIGTERM);
+	h.slots = "65";
+	assert_int_equal(harness_start_fails(&h, text, sizeof text), 2);
+	if (!strstr(text, "64"))
+		fail_msg("it said: %s", text);
+	h.slots = NULL;
+	harness_start(&h);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -323,6 +367,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(a_list_passes_over_so_many, start, stop),
 		cmocka_unit_test_setup_teardown(a_list_is_filtered, start, stop),
 		cmocka_unit_test_setup_teardown(too_many_jobs_to_cancel, start, stop),
+		cmocka_unit_test_setup_teardown(files_are_listed_up_to_a_bound, start, stop),
+		cmocka_unit_test_setup_teardown(more_slots_than_the_bound, start, stop),
 		cmocka_unit_test_setup_teardown(a_damaged_dataset_is_named, start, stop),
 	};
 

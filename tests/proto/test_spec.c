@@ -100,6 +100,7 @@ static void common_fields(void **state)
 
 static void imports(void **state)
 {
+	static char long_path[LIMIT_PATH_BYTES + 2] = "/", *long_paths[] = { long_path };
 	static char *relative[] = { "cats.tar" }, *dots[] = { "/data/../etc" };
 
 	(void)state;
@@ -111,6 +112,9 @@ static void imports(void **state)
 	REFUSED(INGEST, (ingest.upload = one_upload, ingest.n_upload = 1), "both given");
 	REFUSED(INGEST, ingest.n_path = LIMIT_SOURCES + 1, "path has 4097");
 	REFUSED(INGEST, ingest.size = 0, "size");
+	REFUSED(INGEST, ingest.size = LIMIT_INGEST_SIDE + 1, "size");
+	memset(long_path + 1, 'a', LIMIT_PATH_BYTES);
+	REFUSED(INGEST, ingest.path = long_paths, "1024");
 	REFUSED(INGEST, (ingest.has_holdout_percent = 1, ingest.holdout_percent = NAN), "holdout");
 	REFUSED(INGEST, (ingest.has_holdout_percent = 1, ingest.holdout_percent = 95), "holdout");
 	REFUSED(INGEST, ingest.n_heldout = LIMIT_HELDOUT_NAMES + 1, "heldout");
