@@ -5,6 +5,7 @@
 #define KERNELS_BACKENDS_H
 
 #include "kernels/kernels.h"
+#include "kernels/cuda/cuda.h" /* defined only where config.h says HAVE_CUDA */
 
 int ref_open(int threads, struct kernels **out, struct err *e);
 void ref_close(struct kernels *k);
@@ -13,11 +14,6 @@ const char *ref_describe(const struct kernels *k);
 int cpu_open(int threads, struct kernels **out, struct err *e);
 void cpu_close(struct kernels *k);
 const char *cpu_describe(const struct kernels *k);
-
-/* Only where config.h says HAVE_CUDA. device: its number. */
-int cuda_open(int device, struct kernels **out, struct err *e);
-void cuda_close(struct kernels *k);
-const char *cuda_describe(const struct kernels *k);
 
 /* TF_EUNSUPPORTED naming the first row that the table lacks. */
 int kernels_check_table(const char *backend, const struct kernel_ops *ops, struct err *e);

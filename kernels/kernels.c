@@ -121,3 +121,39 @@ const char *kernels_describe(const struct kernels *k)
 #endif
 	return cpu_describe(k);
 }
+
+static int need_gpu(const struct kernels *k, const char *what, struct err *e)
+{
+	FAIL_IF(is_backend(k, "ref") || is_backend(k, "cpu"), e, TF_EUNSUPPORTED,
+		"the %s backend has no %s", k->backend, what);
+	return 0;
+}
+
+int kernels_profile_begin(struct kernels *k, struct err *e)
+{
+	TRY(need_gpu(k, "profile of operations", e));
+#ifdef HAVE_CUDA
+	cuda_profile_begin(k);
+#endif
+	return 0;
+}
+
+void kernels_profile_end(struct kernels *k, kernels_profile_row *row, void *arg)
+{
+#ifdef HAVE_CUDA
+	cuda_profile_end(k, row, arg);
+#else
+	(void)k, (void)row, (void)arg;
+#endif
+}
+
+int kernels_memory(struct kernels *k, size_t *available, size_t *total, struct err *e)
+{
+	TRY(need_gpu(k, "memory of its own", e));
+#ifdef HAVE_CUDA
+	cuda_memory(k, available, total);
+#else
+	*available = *total = 0;
+#endif
+	return 0;
+}

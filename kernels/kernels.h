@@ -108,4 +108,12 @@ void kernels_close(struct kernels *k);
 /* Words about the device for logs: "oneDNN 2.6.3, AVX-512, 2 threads". Valid until close. */
 const char *kernels_describe(const struct kernels *k);
 
+/* Times every operation from now on, until kernels_profile_end calls row once for each operation
+ * that ran, with its calls and their milliseconds on the device. TF_EUNSUPPORTED but on a GPU. */
+typedef void kernels_profile_row(void *arg, const char *name, int64_t calls, double ms);
+int kernels_profile_begin(struct kernels *k, struct err *e);
+void kernels_profile_end(struct kernels *k, kernels_profile_row *row, void *arg);
+/* The device's own memory, bytes. TF_EUNSUPPORTED for CPU backends. */
+int kernels_memory(struct kernels *k, size_t *available, size_t *total, struct err *e);
+
 #endif

@@ -120,32 +120,52 @@ static void refresh(struct params *p)
 				   tensor_1d(p->master, DT_F32, p->total));
 }
 
-/* Initial values of tensor i. */
-static void draw(const struct param *q, uint64_t seed, int i, float *out)
+/* Initial values of a tensor that are not normal: drawn on the host, few in a large model. */
+static void draw_host(struct params *p, const struct param *q, uint64_t seed, int i)
 {
-	if (q->init == PARAM_NORMAL)
-		philox_normals(seed, PHILOX_INIT, (uint64_t)i, 0, out, (uint64_t)q->count);
-	for (int64_t n = 0; n < q->count; n++) {
-		if (q->init == PARAM_NORMAL)
-			out[n] *= q->bound;
-		else if (q->init == PARAM_UNIFORM)
-			out[n] = q->bound * (2 * philox_uniform(seed, PHILOX_INIT, (uint64_t)i,
-								(uint64_t)n) - 1);
-		else
-			out[n] = q->init == PARAM_ONE ? 1 : 0;
-	}
+	float *out = xmalloc((size_t)q->count * sizeof *out);
+
+	for (int64_t n = 0; n < q->count; n++)
+		out[n] = q->init == PARAM_UNIFORM
+			? q->bound * (2 * philox_uniform(seed, PHILOX_INIT, (uint64_t)i,
+							 (uint64_t)n) - 1)
+			: q->init == PARAM_ONE ? 1 : 0;
+	p->k->ops->upload(p->k, p->master + q->at, out, (size_t)q->count * sizeof *out);
+	xfree(out);
+}
+
+/* Normal ones are drawn where they will lie: billions of them take the host minutes. */
+static void draw_normals(struct params *p, const struct param *q, uint64_t seed,
+			 struct tensor stream)
+{
+	struct tensor values = tensor_2d(p->master + q->at, DT_F32, 1, q->count);
+
+	p->k->ops->normals(p->k, values, seed, PHILOX_INIT, stream);
+	p->k->ops->scale(p->k, values, q->bound);
 }
 
 void params_draw(struct params *p, uint64_t seed)
 {
-	float *values = xcalloc((size_t)p->total, sizeof *values);
+	size_t bytes = (size_t)p->count * sizeof(int64_t);
+	int64_t *number = xmalloc(bytes);
+	int64_t *stream = p->k->ops->alloc(p->k, bytes);
 
-	CHECK(params_allocated(p));
+	CHECK(params_allocated(p) && stream);
 	for (int i = 0; i < p->count; i++)
-		draw(&p->list[i], seed, i, values + p->list[i].at);
-	p->k->ops->upload(p->k, p->master, values, (size_t)p->total * sizeof *values);
+		number[i] = i;
+	p->k->ops->upload(p->k, stream, number, bytes);
+	p->k->ops->zero(p->k, p->master, (size_t)p->total * sizeof *p->master);
+	for (int i = 0; i < p->count; i++) {
+		const struct param *q = &p->list[i];
+
+		if (q->init == PARAM_NORMAL)
+			draw_normals(p, q, seed, tensor_1d(stream + i, DT_I64, 1));
+		else
+			draw_host(p, q, seed, i);
+	}
 	refresh(p);
-	xfree(values);
+	p->k->ops->release(p->k, stream);
+	xfree(number);
 }
 
 static struct tensor view(const struct param *q, void *data, enum dtype type)

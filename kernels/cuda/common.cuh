@@ -24,6 +24,7 @@ extern "C" {
 typedef __nv_bfloat16 bf16;
 
 struct matmul_table;
+struct profile;
 
 struct cuda_scratch_block {
 	void *data;
@@ -46,6 +47,7 @@ struct cuda_state {
 	cudaEvent_t slot_free[UPLOAD_SLOTS];
 	int slot_next;
 	struct matmul_table *matmul; /* matmul.cu */
+	struct profile *profile;     /* profile.cu; NULL: none */
 	void *encode_tiled;	     /* cuTensorMapEncodeTiled, or NULL */
 	char description[256];
 };

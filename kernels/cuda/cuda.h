@@ -17,6 +17,11 @@ int cuda_open(int device, struct kernels **out, struct err *e);
 void cuda_close(struct kernels *k);
 const char *cuda_describe(const struct kernels *k);
 
+/* See kernels_profile_begin, kernels_profile_end and kernels_memory. */
+void cuda_profile_begin(struct kernels *k);
+void cuda_profile_end(struct kernels *k, kernels_profile_row *row, void *arg);
+void cuda_memory(struct kernels *k, size_t *available, size_t *total);
+
 /* The algorithms chosen so far, one text line each (shape, types, algorithm in hex), as a string
  * that the caller frees with xfree. Importing them before the first product makes a later run use
  * the same ones, so that the same seed gives the same bits. A line for another library version is

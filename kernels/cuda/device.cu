@@ -223,6 +223,12 @@ void cuda_zero(struct kernels *k, void *p, size_t bytes)
 		CUDA(cudaMemsetAsync(p, 0, bytes, state_of(k)->stream));
 }
 
+void cuda_memory(struct kernels *k, size_t *available, size_t *total)
+{
+	CUDA(cudaSetDevice(state_of(k)->device));
+	CUDA(cudaMemGetInfo(available, total));
+}
+
 void cuda_sync(struct kernels *k)
 {
 	CUDA(cudaStreamSynchronize(state_of(k)->stream));
