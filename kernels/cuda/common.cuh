@@ -25,6 +25,7 @@ typedef __nv_bfloat16 bf16;
 
 struct matmul_table;
 struct profile;
+struct cudnn;
 
 struct cuda_scratch_block {
 	void *data;
@@ -48,6 +49,7 @@ struct cuda_state {
 	int slot_next;
 	struct matmul_table *matmul; /* matmul.cu */
 	struct profile *profile;     /* profile.cu; NULL: none */
+	struct cudnn *cudnn;	     /* cudnn.cu; NULL: not looked for yet */
 	void *encode_tiled;	     /* cuTensorMapEncodeTiled, or NULL */
 	char description[256];
 };
@@ -74,6 +76,7 @@ void *cuda_scratch(struct cuda_state *s, size_t bytes);
 
 struct matmul_table *matmul_table_new(struct cuda_state *s, struct err *e);
 void matmul_table_free(struct matmul_table *t);
+void cudnn_close(struct cuda_state *s);
 /* C[M,N] = op(A) op(B) + bias + beta C over raw pointers; see the matmul row. bias is f32 or NULL.
  */
 struct product {

@@ -1,23 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Convolutions in NHWC as matrix products: the input's windows are laid out as rows of a matrix
+ * Convolutions in NHWC. cuDNN does them where it is there and has an algorithm (cudnn.cu); else they
+ * are matrix products: the input's windows are laid out as rows of a matrix
  * [n*ho*wo, kh*kw*ci] in scratch, some images at a time, and cuBLASLt does the rest (bf16 or f32
  * operands, f32 accumulation). A 1x1 convolution of stride 1 needs no windows. The gradient of the
  * input gathers from the windows' gradients, so that every sum has a fixed order. */
-#include "kernels/cuda/common.cuh"
+#include "kernels/cuda/conv.cuh"
 
 #define WINDOW_BYTES ((size_t)512 << 20) /* scratch for windows at most, but one image at least */
-
-struct geometry {
-	int64_t n, h, w, ci, co, kh, kw, ho, wo;
-	int64_t stride, before;
-};
 
 static struct geometry geometry_of(const struct tensor *x, const struct tensor *weight,
 				   const struct tensor *out, struct conv c)
 {
 	struct geometry g = { x->dim[0],      x->dim[1],      x->dim[2],      x->dim[3],
 			      weight->dim[0], weight->dim[1], weight->dim[2], out->dim[1],
-			      out->dim[2],    c.stride,	      c.pad_before };
+			      out->dim[2],    c.stride,	      c.pad_before,   c.pad_after };
 
 	CHECK(x->rank == 4 && weight->rank == 4 && out->rank == 4 && weight->dim[3] == g.ci);
 	CHECK(out->dim[0] == g.n && out->dim[3] == g.co && c.stride >= 1);
@@ -139,6 +135,17 @@ __global__ void add_bias(T *out, const float *bias, int64_t count, int64_t chann
 		put(out + i, to_float(out[i]) + bias[i % channels]);
 }
 
+static void put_bias(struct cuda_state *s, const struct tensor *out, const struct tensor *bias)
+{
+	int64_t count = tensor_count(out);
+
+	if (!bias->data)
+		return;
+	ACT(out->type, add_bias<<<grid_for(s, count, 256), 256, 0, s->stream>>>(
+			       (T *)out->data, (const float *)bias->data, count, out->dim[3]));
+	LAUNCHED();
+}
+
 void cuda_conv2d(struct kernels *k, struct tensor out, struct tensor x, struct tensor weight,
 		 struct tensor bias, struct conv c)
 {
@@ -150,6 +157,10 @@ void cuda_conv2d(struct kernels *k, struct tensor out, struct tensor x, struct t
 	CHECK(x.type == weight.type && out.type == x.type && (!bias.data || bias.type == DT_F32));
 	if (!tensor_count(&out))
 		return;
+	if (cudnn_conv(s, CONV_FORWARD, &g, x.type, x.data, weight.data, out.data)) {
+		put_bias(s, &out, &bias);
+		return;
+	}
 	scratch = scratch_for(s, &g, x.type, 0);
 	for (int64_t i = 0; i < g.n; i += at_once) {
 		int64_t images = g.n - i < at_once ? g.n - i : at_once;
@@ -169,13 +180,8 @@ void cuda_conv2d(struct kernels *k, struct tensor out, struct tensor x, struct t
 
 		cuda_product(s, &p);
 	}
-	if (bias.data && out.type == DT_BF16) {
-		int64_t count = tensor_count(&out);
-
-		add_bias<<<grid_for(s, count, 256), 256, 0, s->stream>>>(
-			(bf16 *)out.data, (const float *)bias.data, count, g.co);
-		LAUNCHED();
-	}
+	if (out.type == DT_BF16)
+		put_bias(s, &out, &bias);
 }
 
 void cuda_conv2d_backward_data(struct kernels *k, struct tensor dx, struct tensor dout,
@@ -188,6 +194,8 @@ void cuda_conv2d_backward_data(struct kernels *k, struct tensor dx, struct tenso
 
 	CHECK(dx.type == weight.type && dout.type == dx.type);
 	if (!tensor_count(&dx))
+		return;
+	if (cudnn_conv(s, CONV_DATA, &g, dx.type, dout.data, weight.data, dx.data))
 		return;
 	scratch = scratch_for(s, &g, dx.type, 0);
 	for (int64_t i = 0; i < g.n; i += at_once) {
@@ -229,6 +237,10 @@ void cuda_conv2d_backward_weight(struct kernels *k, struct tensor dweight, struc
 	CHECK(dweight.type == DT_F32 && dout.type == x.type);
 	if (!tensor_count(&dout))
 		return;
+	if (dbias.data)
+		cuda_bias_backward(k, dbias, tensor_2d(dout.data, dout.type, g.n * pixels, g.co));
+	if (cudnn_conv(s, CONV_WEIGHT, &g, x.type, dout.data, x.data, dweight.data))
+		return;
 	scratch = scratch_for(s, &g, x.type, 0);
 	for (int64_t i = 0; i < g.n; i += at_once) {
 		int64_t images = g.n - i < at_once ? g.n - i : at_once;
@@ -248,6 +260,4 @@ void cuda_conv2d_backward_weight(struct kernels *k, struct tensor dweight, struc
 
 		cuda_product(s, &p);
 	}
-	if (dbias.data)
-		cuda_bias_backward(k, dbias, tensor_2d(dout.data, dout.type, g.n * pixels, g.co));
 }

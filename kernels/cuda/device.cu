@@ -118,6 +118,7 @@ void cuda_close(struct kernels *k)
 	if (s->stream)
 		(void)cudaStreamSynchronize(s->stream);
 	matmul_table_free(s->matmul);
+	cudnn_close(s);
 	while (s->scratch) {
 		struct cuda_scratch_block *b = s->scratch;
 
