@@ -275,13 +275,23 @@ static void test_case(struct kernels *ref, struct kernels *k, const struct op_ca
 	run_release(&again);
 }
 
+/* Case i of both tables; NULL after the last. */
+static const struct op_case *case_at(int i)
+{
+	if (i < op_cases_count)
+		return &op_cases[i];
+	return i < op_cases_count + image_cases_count ? &image_cases[i - op_cases_count] : NULL;
+}
+
 static void test_backend(struct kernels *ref, struct kernels *k)
 {
-	for (int i = 0; i < op_cases_count; i++)
-		for (int s = 0; s < 4 && op_cases[i].shape[s][0]; s++) {
-			test_case(ref, k, &op_cases[i], op_cases[i].shape[s], DT_F32);
-			if (op_cases[i].bf16)
-				test_case(ref, k, &op_cases[i], op_cases[i].shape[s], DT_BF16);
+	const struct op_case *c;
+
+	for (int i = 0; (c = case_at(i)); i++)
+		for (int s = 0; s < 4 && c->shape[s][0]; s++) {
+			test_case(ref, k, c, c->shape[s], DT_F32);
+			if (c->bf16)
+				test_case(ref, k, c, c->shape[s], DT_BF16);
 		}
 }
 
@@ -325,6 +335,7 @@ static void perf_peaks(struct kernels *k)
 static void perf(const char *device, const char *only)
 {
 	struct err e = ERR_INIT;
+	const struct op_case *c;
 	struct kernels *k;
 
 	if (kernels_open(device, 0, &k, &e) < 0)
@@ -334,12 +345,11 @@ static void perf(const char *device, const char *only)
 		perf_peaks(k);
 		puts("--");
 	}
-	for (int i = 0; i < op_cases_count; i++)
-		for (int b = 0; b < 4 && op_cases[i].big[b][0]; b++)
-			for (int act = DT_F32; act <= op_cases[i].bf16; act++)
-				if (!only || strcmp(only, op_cases[i].op) == 0)
-					perf_case(k, &op_cases[i], op_cases[i].big[b],
-						  (enum dtype)act);
+	for (int i = 0; (c = case_at(i)); i++)
+		for (int b = 0; b < 4 && c->big[b][0]; b++)
+			for (int act = DT_F32; act <= c->bf16; act++)
+				if (!only || strcmp(only, c->op) == 0)
+					perf_case(k, c, c->big[b], (enum dtype)act);
 	kernels_close(k);
 }
 
