@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Convolutions in NHWC. cuDNN does them where it is there and has an algorithm (cudnn.cu); else they
- * are matrix products: the input's windows are laid out as rows of a matrix
+ * Convolutions in NHWC. cuDNN does them where it is there and has an algorithm (cudnn.cu); else
+ * they are matrix products: the input's windows are laid out as rows of a matrix
  * [n*ho*wo, kh*kw*ci] in scratch, some images at a time, and cuBLASLt does the rest (bf16 or f32
  * operands, f32 accumulation). A 1x1 convolution of stride 1 needs no windows. The gradient of the
  * input gathers from the windows' gradients, so that every sum has a fixed order. */

@@ -134,8 +134,8 @@ static void fill_sequence(struct batch *b, int64_t i, int64_t stream)
 		struct segment part[2] = {
 			{ .kind = SEGMENT_TEXT, .token = token, .count = n },
 			{ .kind = SEGMENT_IMAGE, .latent = latent, .sample = number,
-			  .time = 1 + (int32_t)philox_below(7, PHILOX_TEST, (uint64_t)number, 1u << 20,
-							    TIMESTEPS) },
+			  .time = 1 + (int32_t)philox_below(7, PHILOX_TEST, (uint64_t)number,
+							    1u << 20, TIMESTEPS) },
 		};
 		struct document doc = { part, p < PICTURES ? 2 : 1, false, false };
 
