@@ -12,6 +12,7 @@
 #include "lib/clock.h"
 #include "lib/files.h"
 #include "lib/mem.h"
+#include "proto/spec.h"
 #include "proto/wire.h"
 #include "store/checkpoints.h"
 
@@ -193,6 +194,7 @@ static void wait_for_order(bool obey)
 				hello();
 		}
 	}
+	printf("told %s\n", stop_reason_name(self.stop));
 	leave(TF_ECANCELLED, "stopped", NULL, true);
 }
 
