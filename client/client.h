@@ -163,6 +163,7 @@ void print_json_for_people(const json_t *value, int indent);
 
 json_t *json_of_job(const Tf__Job *j);
 json_t *json_of_artefact(const Tf__Artefact *a);
+json_t *json_of_audit(const Tf__Audit *a);
 json_t *json_of_users(const Tf__Users *users);
 json_t *json_of_pairs(size_t n, Tf__KeyValue **pair);
 void json_print(json_t *value);                             /* one line; takes the reference */

@@ -8,6 +8,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 static json_t *text_or_null(const char *text)
 {
@@ -123,6 +124,32 @@ json_t *json_of_job(const Tf__Job *j)
 	json_object_set_new(o, "stops", json_of_stops(j));
 	json_object_set_new(o, "result", json_of_metrics(j->n_result, j->result));
 	return o;
+}
+
+json_t *json_of_audit(const Tf__Audit *a)
+{
+	json_t *list = json_array();
+
+	for (size_t i = 0; i < a->n_entry; i++) {
+		const Tf__AuditEntry *x = a->entry[i];
+		const struct {
+			const char *key, *value;
+		} column[] = {
+			{ "time", x->time },	   { "user", x->user },
+			{ "admin", x->admin },	   { "key", x->key },
+			{ "from", x->from },	   { "action", x->action },
+			{ "subject", x->subject }, { "outcome", x->outcome },
+			{ "text", x->text },
+		};
+		json_t *o = json_object();
+
+		for (size_t k = 0; k < ARRAY_LEN(column); k++)
+			json_object_set_new(o, column[k].key,
+					    text_or_null(strcmp(column[k].value, "-") == 0
+								 ? NULL : column[k].value));
+		json_array_append_new(list, o);
+	}
+	return list;
 }
 
 json_t *json_of_users(const Tf__Users *users)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Verbs about people: key, login, user. */
+ * Verbs about people: key, login, user, audit. */
 #include "config.h"
 #include "client/client.h"
+#include "lib/clock.h"
 #include "lib/files.h"
 #include "lib/mem.h"
 #include "proto/wire.h"
@@ -9,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 /* ---- the key of one's own */
@@ -259,6 +261,85 @@ int verb_user_list(struct client *c, struct err *e)
 		json_print(json_of_users(reply->users));
 	else
 		print_users(reply->users);
+	tf__reply__free_unpacked(reply, NULL);
+	return STATUS_DONE;
+}
+
+/* ---- the audit log */
+
+/* "2h" is an age, anything else the beginning of a time in UTC. */
+static int parse_since(const char *text, int64_t *out, struct err *e)
+{
+	static const struct {
+		char unit;
+		int64_t ms;
+	} units[] = { { 's', 1000 }, { 'm', 60000 }, { 'h', 3600000 }, { 'd', 86400000 } };
+	struct tm tm = { 0 };
+	char *end;
+	long long n = strtoll(text, &end, 10);
+	const char *rest;
+
+	for (size_t i = 0; i < ARRAY_LEN(units); i++)
+		if (end > text && *end == units[i].unit && !end[1] && n >= 0 && n < 1000000) {
+			*out = clock_wall_ms() - n * units[i].ms;
+			return 0;
+		}
+	rest = strptime(text, "%Y-%m-%d", &tm);
+	if (rest && *rest == 'T')
+		rest = strptime(rest, "T%H:%M", &tm);
+	if (rest && *rest == ':')
+		rest = strptime(rest, ":%S", &tm);
+	FAIL_IF(!rest || *rest, e, TF_EUSAGE,
+		"--since is '%s', expected such as 2h, 7d, 2026-01-31 or 2026-01-31T12:00", text);
+	*out = (int64_t)timegm(&tm) * 1000;
+	return 0;
+}
+
+static void print_audit(const Tf__Audit *a)
+{
+	static const char *const head[] = { "time", "user", "from", "action", "subject",
+					    "outcome" };
+	struct table t;
+
+	table_init(&t, "llllll", head);
+	for (size_t i = 0; i < a->n_entry; i++) {
+		const Tf__AuditEntry *x = a->entry[i];
+		bool stands_in = strcmp(x->admin, "-") != 0, failed = strcmp(x->text, "-") != 0;
+		char *user = stands_in ? xasprintf("%s as %s", x->admin, x->user)
+				       : xstrdup(x->user);
+		char *outcome = failed ? xasprintf("%s: %s", x->outcome, x->text)
+				       : xstrdup(x->outcome);
+
+		table_add(&t, (const char *[]){ x->time, user, x->from, x->action, x->subject,
+						outcome });
+		xfree(user);
+		xfree(outcome);
+	}
+	table_print(&t);
+	if (a->more)
+		fprintf(stderr, "transfuse: there are more; -n shows them\n");
+}
+
+int verb_audit(struct client *c, struct err *e)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__AuditRead m = TF__AUDIT_READ__INIT;
+	Tf__Reply *reply;
+	int64_t limit = 50;
+
+	TRY(args_int(&c->args, OPTION_COUNT, 1, LIMIT_AUDIT_LISTED, &limit, e));
+	if (args_has(&c->args, OPTION_SINCE))
+		TRY(parse_since(args_text(&c->args, OPTION_SINCE), &m.since, e));
+	m.has_since = m.has_limit = true;
+	m.limit = (uint32_t)limit;
+	m.user = (char *)args_text(&c->args, OPTION_USER);
+	r.body_case = TF__REQUEST__BODY_AUDIT_READ;
+	r.audit_read = &m;
+	TRY(client_ask(c, &r, TF__REPLY__BODY_AUDIT, &reply, e));
+	if (args_has(&c->args, OPTION_JSON))
+		json_print(json_of_audit(reply->audit));
+	else
+		print_audit(reply->audit);
 	tf__reply__free_unpacked(reply, NULL);
 	return STATUS_DONE;
 }

@@ -94,6 +94,8 @@ static void reply_batch(struct daemon *d, struct request *r, const struct batch 
 	s.n_job = dry_run ? 0 : b->count;
 	s.job = b->job;
 	s.has_already = s.already = b->new == 0;
+	r->made = s.n_job ? b->job[0] : 0;
+	r->made_more = s.n_job ? s.n_job - 1 : 0;
 	reply.body_case = TF__REPLY__BODY_SUBMITTED_BATCH;
 	reply.submitted_batch = &s;
 	reply_put(d, r, &reply);

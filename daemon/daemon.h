@@ -132,6 +132,10 @@ struct request {
 	uint64_t id;
 	char key[KEY_CHARS + 1];
 	char user[LIMIT_NAME_BYTES + 1];
+	char from[64]; /* address of the peer */
+	bool later;	       /* it is answered, and audited, by what it began */
+	uint64_t made;	       /* job that was made; 0: none */
+	size_t made_more;      /* and so many after it */
 	char admin[LIMIT_NAME_BYTES + 1]; /* who asks as `user`; "": the user */
 	enum user_role role;
 	struct worker *worker; /* role worker: whose key it is */
@@ -186,6 +190,22 @@ struct reader_process {
 };
 #define READER_PROCESSES_MAX 4
 
+/* Lines of the audit log that wait for the end of the turn. */
+struct audit_mark {
+	size_t at; /* where in `lines` it says that something was done */
+};
+struct audit {
+	int fd; /* -1: it could not be opened */
+	uint64_t size;
+	struct buf lines;
+	struct audit_mark *mark;
+	size_t marks;
+	int64_t second; /* of the last refusal, and how many there were in it */
+	uint32_t refusals;
+	uint64_t lost; /* lines left out */
+	bool dirty, syncing, failing, reading;
+};
+
 struct upload; /* upload.c: one whose bytes are coming in */
 struct tasks;  /* task.c */
 
@@ -225,6 +245,7 @@ struct daemon {
 	bool draining, leave_when_idle;
 
 	void *zmq, *router, *zap;
+	struct audit audit;
 	struct outbox outbox;
 	struct wait *wait;
 	size_t waits, wait_room;
@@ -399,6 +420,16 @@ void server_close(struct daemon *d);
 int may_change(const struct request *r, const char *owner, const char *what, struct err *e);
 void server_zap(struct daemon *d);     /* answers the questions of handshakes */
 void server_receive(struct daemon *d); /* takes up to a turn's worth of messages */
+
+/* ---- audit.c, audit_read.c ---- */
+int audit_open(struct daemon *d, struct err *e);
+void audit_close(struct daemon *d);
+/* Puts down that r did something (code 0) or was refused (text says why). */
+void audit_note(struct daemon *d, const struct request *r, const char *action, int code,
+		const char *text);
+/* After the commit, before the answers leave. committed false: none of it is known to be done. */
+void audit_write(struct daemon *d, bool committed);
+void audit_tick(struct daemon *d); /* each second: sync */
 
 /* ---- reply.c ---- */
 /* Puts the reply (its version and id are filled in) into the outbox. */

@@ -158,7 +158,7 @@ static void reply_submitted(struct daemon *d, struct request *r, const struct su
 	Tf__Reply reply = TF__REPLY__INIT;
 	Tf__Submitted s = TF__SUBMITTED__INIT;
 
-	s.job = of->job;
+	s.job = r->made = of->job;
 	s.has_already = s.already = of->already;
 	s.n_input = of->resolved.inputs;
 	s.input = of->resolved.input;

@@ -115,6 +115,7 @@ bool loop_commit(struct daemon *d)
 	if (d->read_only && d->state)
 		state_abort(d->state);
 	remove_doomed(d, committed);
+	audit_write(d, committed);
 	outbox_send(d, committed);
 	if (committed)
 		return true;
@@ -201,6 +202,7 @@ static void housekeeping(struct daemon *d)
 		disk_tick(d);
 		worker_tick(d);
 		queue_tick(d);
+		audit_tick(d);
 		reader_tick(d);
 	}
 	if (d->read_only && now >= d->retry_store_ms)

@@ -130,8 +130,12 @@ static bool answer_handshake(struct daemon *d)
 			text = "not now";
 		}
 	}
-	if (*text)
-		log_warn("refused a connection from %.*s: %s", (int)len[3], part[3], text);
+	if (*text) {
+		snprintf(r.from, sizeof r.from, "%.*s", (int)len[3], part[3]);
+		wire_address(r.from, sizeof r.from);
+		log_warn("refused a connection from %s: %s", r.from, text);
+		audit_note(d, &r, "connect", TF_EREFUSED, text);
+	}
 	zmq_send(d->zap, "1.0", 3, ZMQ_SNDMORE);
 	zmq_send(d->zap, part[1], n > 1 ? len[1] : 0, ZMQ_SNDMORE);
 	zmq_send(d->zap, status, 3, ZMQ_SNDMORE);
@@ -169,13 +173,34 @@ static int refuse(struct daemon *d, struct request *r, const struct row *row)
 		       role_name(row->role), *r->user ? r->user : "this key", role_name(r->role));
 }
 
+static const struct row *find_row(const Tf__Request *m)
+{
+	return m && (size_t)m->body_case < REQUEST_FIELD_MAX ? row_of[m->body_case] : NULL;
+}
+
+/* Whether somebody was kept from something, unlike what is not there or not possible now. */
+static bool is_refusal(int code)
+{
+	return code == TF_EREFUSED || code == TF_EFENCED || code == TF_ELIMIT ||
+	       code == TF_EVERSION || code == TF_EINVALID || code == TF_EUNSUPPORTED;
+}
+
+/* Actions of people that write, done or not, and all refusals. */
+static void put_down(struct daemon *d, const struct request *r, int code)
+{
+	const struct row *row = find_row(r->message);
+	bool action = row && row->writes && row->role != ROLE_WORKER && !r->later;
+
+	if (action || (code < 0 && is_refusal(code)))
+		audit_note(d, r, row ? row->name : "message", code, r->err.text);
+}
+
 static int dispatch(struct daemon *d, struct request *r)
 {
 	const Tf__Request *m = r->message;
-	const struct row *row;
+	const struct row *row = find_row(m);
 
 	CHECK(m->version == TF_PROTOCOL_VERSION);
-	row = (size_t)m->body_case < REQUEST_FIELD_MAX ? row_of[m->body_case] : NULL;
 	FAIL_IF(!row, &r->err, TF_EUNSUPPORTED, "the request is empty or of a kind not known here");
 	if (m->as_user)
 		TRY(stand_in(d, r));
@@ -199,6 +224,7 @@ static void take(struct daemon *d, struct wire_message *m)
 
 	memcpy(r.route, m->route, m->route_len);
 	snprintf(r.key, sizeof r.key, "%s", m->user);
+	snprintf(r.from, sizeof r.from, "%s", m->from);
 	look_up(d, &r);
 	rc = wire_unpack_request(zmq_msg_data(&m->body), zmq_msg_size(&m->body), &message, &r.id,
 				 &r.err);
@@ -206,12 +232,25 @@ static void take(struct daemon *d, struct wire_message *m)
 		r.message = message;
 		rc = dispatch(d, &r);
 	}
+	put_down(d, &r, rc);
 	if (rc < 0 && r.id != 0)
 		reply_error(d, &r, rc, r.err.text);
 	else if (rc < 0)
 		log_warn("a message of %s was dropped: %s", *r.user ? r.user : r.key, r.err.text);
 	if (message)
 		tf__request__free_unpacked(message, NULL);
+}
+
+/* A message that is none. */
+static void drop(struct daemon *d, const struct wire_message *m, int code, const struct err *e)
+{
+	struct request r = { .route_len = 0 };
+
+	snprintf(r.key, sizeof r.key, "%s", m->user);
+	snprintf(r.from, sizeof r.from, "%s", m->from);
+	look_up(d, &r);
+	log_warn("a message of %s was dropped: %s", *r.user ? r.user : r.key, e->text);
+	audit_note(d, &r, "message", code, e->text);
 }
 
 void server_receive(struct daemon *d)
@@ -224,7 +263,7 @@ void server_receive(struct daemon *d)
 		if (rc == 0)
 			break;
 		if (rc < 0) {
-			log_warn("a message was dropped: %s", e.text);
+			drop(d, &m, rc, &e);
 			continue;
 		}
 		take(d, &m);

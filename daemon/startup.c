@@ -42,7 +42,7 @@ char *daemon_path(const struct daemon *d, const char *fmt, ...)
 
 static int open_folder(struct daemon *d, struct err *e)
 {
-	static const char *const below[] = { "store", "keys",       "jobs", "uploads",
+	static const char *const below[] = { "store", "keys",       "jobs", "uploads",  "audit",
 					     "data",  "tokenizers", "vaes", "models" };
 	const char *wanted = options_state(&d->options);
 	char *real;
@@ -369,7 +369,7 @@ int daemon_open(struct daemon *d, struct err *e)
 	int rc;
 
 	umask(077);
-	d->lock = d->signal_fd = d->task_fd = -1;
+	d->lock = d->signal_fd = d->task_fd = d->audit.fd = -1;
 	for (int i = 0; i < READER_PROCESSES_MAX; i++)
 		d->reader[i].pidfd = d->reader[i].output = -1;
 	d->started_ms = clock_wall_ms();
@@ -384,6 +384,7 @@ int daemon_open(struct daemon *d, struct err *e)
 	xfree(store);
 	TRY(rc);
 	TRY(upgrade(d, e));
+	TRY(audit_open(d, e));
 	TRY(open_keys(d, e));
 	TRY(open_machine(d, e));
 	TRY(queue_configure(d, e));
@@ -399,6 +400,7 @@ void daemon_close(struct daemon *d)
 {
 	server_close(d);
 	tasks_close(d);
+	audit_close(d);
 	worker_forget_all(d);
 	upload_release_all(d);
 	outbox_release(&d->outbox);

@@ -308,6 +308,19 @@ static int mark_closed(struct daemon *d, const struct upload *u, uint64_t hash, 
 	return rc;
 }
 
+static void note_closed(struct daemon *d, struct closing *c)
+{
+	Tf__UploadClose m = TF__UPLOAD_CLOSE__INIT;
+	Tf__Request r = TF__REQUEST__INIT;
+
+	m.upload = c->id;
+	r.body_case = TF__REQUEST__BODY_UPLOAD_CLOSE;
+	r.upload_close = &m;
+	c->request.message = &r;
+	audit_note(d, &c->request, "upload_close", c->code, c->err.text);
+	c->request.message = NULL;
+}
+
 static void bytes_checked(struct daemon *d, void *arg)
 {
 	struct closing *c = arg;
@@ -319,6 +332,7 @@ static void bytes_checked(struct daemon *d, void *arg)
 	u->closing = false;
 	if (c->code == 0)
 		c->code = mark_closed(d, u, c->got, &c->err);
+	note_closed(d, c);
 	if (c->code == 0)
 		reply_closed(d, &c->request, c->id, c->size);
 	else
@@ -357,7 +371,7 @@ int upload_finish(struct daemon *d, struct request *r, const Tf__UploadClose *m,
 	c->fd = u->fd;
 	c->size = u->size;
 	c->want = m->xxh64;
-	u->closing = true;
+	u->closing = r->later = true;
 	task_start(d, check_bytes, bytes_checked, c);
 	return 0;
 }

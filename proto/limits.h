@@ -27,6 +27,11 @@
 #define LIMIT_JOBS_PASSED 4096u               /* passed over for one reply, not being asked for */
 #define LIMIT_FILTERS 64u                     /* states, users or kinds of one list */
 #define LIMIT_USERS 10000u                    /* keys of people, all together */
+#define LIMIT_AUDIT_FILES 8                   /* of the audit log, together of option audit_mib */
+#define LIMIT_AUDIT_REFUSALS 100u             /* lines a second; the rest are counted in one */
+#define LIMIT_AUDIT_PENDING_BYTES (4u << 20)  /* lines that wait to be written */
+#define LIMIT_AUDIT_LISTED 10000u             /* in one reply */
+#define LIMIT_AUDIT_SCAN_BYTES (256u << 20)   /* looked at for one reply */
 #define LIMIT_WAITS 4096u                     /* open long polls */
 #define LIMIT_WAIT_MS 30000u
 #define LIMIT_FILES_LISTED 10000u             /* of one job or artefact */

@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -189,10 +190,23 @@ static unsigned drop_rest(void *socket, bool more)
 	return n;
 }
 
+void wire_address(char *address, size_t room)
+{
+	unsigned long uid, gid, pid;
+
+	if (sscanf(address, "localhost:%lu:%lu:%lu", &uid, &gid, &pid) == 3)
+		snprintf(address, room, "uid %lu pid %lu", uid, pid);
+}
+
 static void note_user(zmq_msg_t *frame, struct wire_message *m)
 {
 	const char *user = zmq_msg_gets(frame, "User-Id");
+	const char *from = zmq_msg_gets(frame, "Peer-Address");
 
+	if (from) {
+		snprintf(m->from, sizeof m->from, "%s", from);
+		wire_address(m->from, sizeof m->from);
+	}
 	if (user && strlen(user) < sizeof m->user)
 		strcpy(m->user, user);
 }
@@ -226,7 +240,7 @@ int wire_receive(void *socket, bool router, struct wire_message *m, struct err *
 	int rc;
 
 	m->route_len = 0;
-	m->user[0] = 0;
+	m->user[0] = m->from[0] = 0;
 	if (router && (rc = receive_route(socket, m, e)) <= 0)
 		return rc;
 	if (receive_frame(socket, &m->body) < 0) {

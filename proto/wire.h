@@ -50,11 +50,14 @@ struct wire_message {
 	uint8_t route[WIRE_ROUTE_MAX]; /* of the sender, on a ROUTER */
 	size_t route_len;
 	char user[KEY_CHARS + 1];      /* User-Id that the ZAP handler gave; "" when none */
+	char from[64];                 /* address of the sender, on a ROUTER: see wire_address */
 	zmq_msg_t body;                /* valid after a return of 1: wire_message_close */
 };
 /* Takes one message off the socket. 1: m is filled; 0: there is none; negative: a message of a
  * wrong shape was dropped (m has route and user, body is closed). */
 int wire_receive(void *socket, bool router, struct wire_message *m, struct err *e);
+/* ZeroMQ's address of a peer, made readable: an IP, or "uid 1000 pid 77" of a local process. */
+void wire_address(char *address, size_t room);
 void wire_message_close(struct wire_message *m);
 
 /* ---- sockets */

@@ -10,7 +10,7 @@ _transfuse() {
 	model) subs='list show delete export' ;;
 	esac
 	if [ "$COMP_CWORD" -eq 1 ]; then
-		words='ping version status doctor key login user noop data tokenizer vae check train generate eval jobs show logs wait cancel fetch models model usage drain'
+		words='ping version status doctor key login user audit noop data tokenizer vae check train generate eval jobs show logs wait cancel fetch models model usage drain'
 	elif [ "$COMP_CWORD" -eq 2 ] && [ -n "$subs" ]; then
 		words=$subs
 	else
@@ -27,6 +27,7 @@ _transfuse() {
 	'user revoke') words='--endpoint --key --server-key --as --help' ;;
 	'user rotate') words='--endpoint --key --server-key --as --help' ;;
 	'user role') words='--endpoint --key --server-key --as --help' ;;
+	'audit') words='--endpoint --key --server-key --as --help --json --user --count --since' ;;
 	'noop') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries --seconds' ;;
 	'data import') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries --tokenizer --vae --size --holdout --heldout --on-server --format' ;;
 	'data list') words='--endpoint --key --server-key --as --help --json' ;;
