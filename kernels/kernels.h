@@ -80,6 +80,27 @@ struct denoise {
 	float sqrt_abar, sqrt_one_minus_abar, guidance, clamp, c_x0, c_eps, c_x, sigma;
 };
 
+/* A transformer's layers over cached keys and values, as sampling runs them: in each
+ *	x += attention_out(attention_cached(rope(qkv(norm x))))
+ *	x += down(swiglu(gate_up(norm x)))
+ * then out = norm x. N rows, S sequences of N / S rows each; see rope, attention_cached. */
+struct cached_layer {
+	struct tensor attention_norm, ff_norm;             /* f32[d] */
+	struct tensor qkv, attention_out, gate_up, down;   /* act, [outputs, inputs] */
+	struct tensor keys, values;                        /* act[S, capacity, d] */
+};
+
+struct cached_layers {
+	const struct cached_layer *layer;  /* [layers], the host's */
+	int layers, heads;
+	float eps;
+	struct tensor norm;                /* f32[d], of the last output */
+	struct tensor x, out;              /* act[N,d]; x is input and is changed */
+	struct tensor position, limit, at; /* i32[N], i32[N], i32[S] */
+	struct tensor cosine, sine;
+	struct tensor h, qkv, attention, gate_up, swiglu, rstd; /* scratch of N rows */
+};
+
 struct conv { int stride, pad_before, pad_after; };   /* same for both axes */
 
 struct kernels;

@@ -62,6 +62,7 @@ static int make(struct sampler *s, struct err *e)
 
 	s->keys = xcalloc((size_t)m->layers, sizeof *s->keys);
 	s->values = xcalloc((size_t)m->layers, sizeof *s->values);
+	s->layer = xcalloc((size_t)m->layers, sizeof *s->layer);
 	s->host_token = xcalloc((size_t)R, sizeof *s->host_token);
 	s->host_position = xcalloc((size_t)R, sizeof *s->host_position);
 	s->host_limit = xcalloc((size_t)R, sizeof *s->host_limit);
@@ -105,6 +106,7 @@ void sampler_free(struct sampler *s)
 	plan_release(&s->plan, s->k);
 	xfree(s->keys);
 	xfree(s->values);
+	xfree(s->layer);
 	xfree(s->host_token);
 	xfree(s->host_position);
 	xfree(s->host_limit);
@@ -160,51 +162,43 @@ static void embed_patches(struct sampler *s)
 		ops->add_per_image(s->k, x, time);
 }
 
-static void block(struct sampler *s, int64_t l, int64_t rows)
+static struct cached_layer layer_of(const struct sampler *s, int64_t l)
 {
 	struct transformer *m = s->m;
-	struct kernels *k = s->k;
-	int heads = (int)m->dims.H;
-	struct tensor qkv = first_rows(s->t[QKV], rows), h = first_rows(s->t[NORMED], rows);
-	struct tensor attention = first_rows(s->t[ATTENTION], rows);
-	struct tensor branch = first_rows(s->t[BRANCH], rows);
-	struct tensor gate_up = first_rows(s->t[GATE_UP], rows);
-	struct tensor swiglu = first_rows(s->t[SWIGLU], rows);
 
-	linear(k, qkv, h, transformer_block_weight(m, l, W_QKV), NO_TENSOR);
-	k->ops->rope(k, qkv, heads, m->cosine, m->sine, first_rows(s->t[POSITION], rows), false);
-	k->ops->attention_cached(k, attention, qkv, heads, first_rows(s->keys[l], s->total),
-				 first_rows(s->values[l], s->total), first_rows(s->t[AT], s->total),
-				 first_rows(s->t[LIMIT], rows));
-	linear(k, branch, attention, transformer_block_weight(m, l, W_ATTENTION_OUT), NO_TENSOR);
-	k->ops->add_rmsnorm(k, h, first_rows(s->t[RSTD], rows), first_rows(s->t[X_MID], rows),
-			    first_rows(s->t[X_IN], rows), branch,
-			    transformer_block_weight(m, l, W_FF_NORM), m->dims.eps);
-	linear(k, gate_up, h, transformer_block_weight(m, l, W_GATE_UP), NO_TENSOR);
-	k->ops->swiglu(k, swiglu, gate_up);
-	linear(k, branch, swiglu, transformer_block_weight(m, l, W_DOWN), NO_TENSOR);
+	return (struct cached_layer){
+		.attention_norm = transformer_block_weight(m, l, W_ATTENTION_NORM),
+		.qkv = transformer_block_weight(m, l, W_QKV),
+		.attention_out = transformer_block_weight(m, l, W_ATTENTION_OUT),
+		.ff_norm = transformer_block_weight(m, l, W_FF_NORM),
+		.gate_up = transformer_block_weight(m, l, W_GATE_UP),
+		.down = transformer_block_weight(m, l, W_DOWN),
+		.keys = first_rows(s->keys[l], s->total),
+		.values = first_rows(s->values[l], s->total),
+	};
 }
 
 /* X_IN of total x n rows through all blocks to NORMED, the final norm's output. */
 static void blocks(struct sampler *s, int64_t n)
 {
 	struct transformer *m = s->m;
-	const struct kernel_ops *ops = s->k->ops;
-	int64_t rows = s->total * n, layers = m->dims.layers;
-	struct tensor x = first_rows(s->t[X_IN], rows), h = first_rows(s->t[NORMED], rows);
-	struct tensor rstd = first_rows(s->t[RSTD], rows);
+	int64_t rows = s->total * n;
+	struct tensor normed = first_rows(s->t[NORMED], rows);
+	const struct cached_layers c = {
+		.layer = s->layer, .layers = (int)m->dims.layers, .heads = (int)m->dims.H,
+		.eps = m->dims.eps, .norm = transformer_weight(m, W_NORM),
+		.x = first_rows(s->t[X_IN], rows), .out = normed, .h = normed,
+		.position = first_rows(s->t[POSITION], rows),
+		.limit = first_rows(s->t[LIMIT], rows), .at = first_rows(s->t[AT], s->total),
+		.cosine = m->cosine, .sine = m->sine, .qkv = first_rows(s->t[QKV], rows),
+		.attention = first_rows(s->t[ATTENTION], rows),
+		.gate_up = first_rows(s->t[GATE_UP], rows),
+		.swiglu = first_rows(s->t[SWIGLU], rows), .rstd = first_rows(s->t[RSTD], rows),
+	};
 
-	ops->rmsnorm(s->k, h, rstd, x, transformer_block_weight(m, 0, W_ATTENTION_NORM),
-		     m->dims.eps);
-	for (int64_t l = 0; l < layers; l++) {
-		struct tensor norm = l + 1 < layers
-			? transformer_block_weight(m, l + 1, W_ATTENTION_NORM)
-			: transformer_weight(m, W_NORM);
-
-		block(s, l, rows);
-		ops->add_rmsnorm(s->k, h, rstd, x, first_rows(s->t[X_MID], rows),
-				 first_rows(s->t[BRANCH], rows), norm, m->dims.eps);
-	}
+	for (int64_t l = 0; l < m->dims.layers; l++)
+		s->layer[l] = layer_of(s, l);
+	s->k->ops->cached_layers(s->k, &c);
 }
 
 /* How many elements of q the next evaluation takes: a picture's patches stay together, one

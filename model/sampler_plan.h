@@ -16,12 +16,10 @@
 	X(LAST_ROW, DT_I32, R, 0, 0, 0)           /* sequence whose last element it is, or -1 */ \
 	X(AT, DT_I32, S, 0, 0, 0) \
 	X(X_IN, act, R, d, 0, 0) \
-	X(X_MID, act, R, d, 0, 0) \
 	X(NORMED, act, R, d, 0, 0) \
 	X(RSTD, DT_F32, R, 0, 0, 0) \
 	X(QKV, act, R, 3 * d, 0, 0) \
 	X(ATTENTION, act, R, d, 0, 0) \
-	X(BRANCH, act, R, d, 0, 0) \
 	X(GATE_UP, act, R, 2 * F, 0, 0) \
 	X(SWIGLU, act, R, F, 0, 0) \
 	X(LAST, act, S, d, 0, 0)                  /* output of each sequence's last element */ \
@@ -73,6 +71,7 @@ struct sampler {
 	struct plan plan;
 	struct tensor t[SAMPLER_COUNT];
 	struct tensor *keys, *values; /* [layers] of [S, context, d] */
+	struct cached_layer *layer;   /* [layers]: the weights and caches of one evaluation */
 	int32_t *host_token, *host_position, *host_limit, *host_last, *host_at, *host_patch_row;
 	float *host_picture;          /* [sequences, E] */
 	int64_t evaluations;

@@ -13,8 +13,8 @@
 
 static struct kernel_ops cpu_ops;
 
-/* Rows that the reference serves as they are: memory is the process's own, and there are no
- * graphs. */
+/* Rows that the reference serves as they are: memory is the process's own, there are no graphs,
+ * and the layers of sampling are put together of other rows. */
 static void install_reference(struct kernel_ops *ops)
 {
 #define INSTALL(name) ops->name = ref_##name
@@ -29,6 +29,7 @@ static void install_reference(struct kernel_ops *ops)
 	INSTALL(graph_end);
 	INSTALL(graph_run);
 	INSTALL(graph_release);
+	INSTALL(cached_layers);
 #undef INSTALL
 }
 

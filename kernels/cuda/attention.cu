@@ -98,36 +98,44 @@ void cuda_attention_cached(struct kernels *k, struct tensor out, struct tensor q
 {
 	struct cuda_state *s = state_of(k);
 	int64_t rows = tensor_count(&limit), sequences = keys.dim[0], width = keys.dim[2];
-	struct attend a = {};
 
-	CHECK(keys.rank == 3 && keys.type == qkv.type && values.type == qkv.type &&
-	      out.type == qkv.type);
+	CHECK(keys.rank == 3 && keys.type == qkv.type && values.type == qkv.type);
 	CHECK(at.type == DT_I32 && limit.type == DT_I32 && tensor_count(&at) == sequences);
-	CHECK(tensor_count(&qkv) == rows * PACKED * width && tensor_count(&out) == rows * width);
+	CHECK(tensor_count(&qkv) == rows * PACKED * width);
 	if (!rows)
 		return;
-	CHECK(rows % sequences == 0 && width % heads == 0 &&
-	      tensor_count(&values) == tensor_count(&keys));
+	CHECK(rows % sequences == 0 && tensor_count(&values) == tensor_count(&keys));
 	ACT(qkv.type,
 	    append_rows<<<grid_for(s, rows * width, 256), 256, 0, s->stream>>>(
 		    (T *)keys.data, (T *)values.data, (const T *)qkv.data, (const int32_t *)at.data,
 		    (const int32_t *)limit.data, rows, rows / sequences, keys.dim[1], width));
 	LAUNCHED();
-	a.q = qkv.data;
-	a.k = keys.data;
-	a.v = values.data;
-	a.out = out.data;
-	a.limit = (const int32_t *)limit.data;
-	a.batch = (int)sequences;
-	a.queries = (int)(rows / sequences);
-	a.keys = (int)keys.dim[1];
+	attend_cache(s, &out, &qkv, heads, &keys, &values, &limit);
+}
+
+void attend_cache(struct cuda_state *s, const struct tensor *out, const struct tensor *qkv,
+		  int heads, const struct tensor *keys, const struct tensor *values,
+		  const struct tensor *limit)
+{
+	int64_t rows = tensor_count(limit), width = keys->dim[2];
+	struct attend a = {};
+
+	CHECK(out->type == qkv->type && tensor_count(out) == rows * width && width % heads == 0);
+	a.q = qkv->data;
+	a.k = keys->data;
+	a.v = values->data;
+	a.out = out->data;
+	a.limit = (const int32_t *)limit->data;
+	a.batch = (int)keys->dim[0];
+	a.queries = (int)(rows / keys->dim[0]);
+	a.keys = (int)keys->dim[1];
 	a.heads = heads;
 	a.hd = (int)(width / heads);
 	a.q_row = PACKED * width;
 	a.q_sequence = a.q_row * a.queries;
 	a.kv_row = width;
 	a.kv_sequence = width * a.keys;
-	a.type = qkv.type;
+	a.type = qkv->type;
 	if (a.queries >= 32 && attention_hopper_fits(s, &a))
 		attention_hopper(s, &a);
 	else if (attention_decode_fits(&a))

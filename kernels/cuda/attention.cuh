@@ -33,6 +33,11 @@ void attention_portable_backward(struct cuda_state *s, const struct attend_backw
 void attention_decode(struct cuda_state *s, const struct attend *a);
 bool attention_decode_fits(const struct attend *a);
 
+/* The queries of qkv over caches that hold their keys and values already. */
+void attend_cache(struct cuda_state *s, const struct tensor *out, const struct tensor *qkv,
+		  int heads, const struct tensor *keys, const struct tensor *values,
+		  const struct tensor *limit);
+
 bool attention_hopper_fits(const struct cuda_state *s, const struct attend *a);
 void attention_hopper(struct cuda_state *s, const struct attend *a);
 void attention_hopper_backward(struct cuda_state *s, const struct attend_backward *a);

@@ -36,6 +36,8 @@ struct cuda_scratch_block {
 #define UPLOAD_SLOTS 4
 #define UPLOAD_SLOT_BYTES ((size_t)4 << 20)
 
+#define ARRIVALS 4096
+
 struct cuda_state {
 	int device;
 	int processors; /* streaming multiprocessors */
@@ -50,6 +52,7 @@ struct cuda_state {
 	struct matmul_table *matmul; /* matmul.cu */
 	struct profile *profile;     /* profile.cu; NULL: none */
 	struct cudnn *cudnn;	     /* cudnn.cu; NULL: not looked for yet */
+	unsigned *arrived;	     /* [ARRIVALS] counters of layers.cu, zero between kernels */
 	void *encode_tiled;	     /* cuTensorMapEncodeTiled, or NULL */
 	char description[256];
 };

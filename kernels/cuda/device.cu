@@ -55,6 +55,10 @@ static int open_stream(struct cuda_state *s, struct err *e)
 		if (rc == cudaSuccess)
 			rc = cudaEventCreateWithFlags(&s->slot_free[i], cudaEventDisableTiming);
 	}
+	if (rc == cudaSuccess)
+		rc = cudaMalloc(&s->arrived, ARRIVALS * sizeof *s->arrived);
+	if (rc == cudaSuccess)
+		rc = cudaMemsetAsync(s->arrived, 0, ARRIVALS * sizeof *s->arrived, s->stream);
 	FAIL_IF(rc != cudaSuccess, e, TF_EUNSUPPORTED, "device cuda:%d cannot be opened: %s",
 		s->device, cudaGetErrorString(rc));
 	return TF_OK;
@@ -119,6 +123,7 @@ void cuda_close(struct kernels *k)
 		(void)cudaStreamSynchronize(s->stream);
 	matmul_table_free(s->matmul);
 	cudnn_close(s);
+	(void)cudaFree(s->arrived);
 	while (s->scratch) {
 		struct cuda_scratch_block *b = s->scratch;
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Matrix products through cuBLASLt, accumulated in f32. The algorithm of a shape is chosen by
+ * Matrix products, accumulated in f32: of few rows by few.cu, else through cuBLASLt. The algorithm of a shape is chosen by
  * timing the library's candidates on the real operands the first time the shape is seen, then
  * remembered; candidates that reduce in place (in no fixed order) are left out. The list can be
  * exported and imported. While a graph is recorded nothing can be timed: a new shape then takes the
@@ -7,7 +7,7 @@
  *
  * The library is column-major: it computes C^T[N,M] = op(B)^T op(A)^T, so B is its first operand.
  */
-#include "kernels/cuda/common.cuh"
+#include "kernels/cuda/few.cuh"
 
 extern "C" {
 #include "lib/mem.h"
@@ -329,12 +329,35 @@ static void run_library(struct cuda_state *s, const struct product *p)
 		LT(run(s, c, p, p->c));
 }
 
+/* Few rows of bf16: bound by the weights' bytes, and better off without the library. */
+static bool run_few(struct cuda_state *s, const struct product *p)
+{
+	struct few f = {};
+
+	if (p->in != DT_BF16 || p->ta || !p->tb || p->m > FEW_ROWS || p->n > INT32_MAX ||
+	    p->k > INT32_MAX)
+		return false;
+	f.x = (const bf16 *)p->a;
+	f.w = (const bf16 *)p->b;
+	f.out = p->c;
+	f.bias = p->bias;
+	f.m = (int)p->m;
+	f.n = (int)p->n;
+	f.k = (int)p->k;
+	f.add = p->beta != 0.0f;
+	f.type = p->out;
+	if (!few_fits(&f))
+		return false;
+	few_run(s, &f, false);
+	return true;
+}
+
 void cuda_product(struct cuda_state *s, const struct product *p)
 {
 	struct product q = *p;
 	int64_t count = p->m * p->n;
 
-	if (!count)
+	if (!count || run_few(s, p))
 		return;
 	if (p->out == DT_F32 || (p->in == DT_BF16 && !p->bias)) {
 		if (p->bias &&

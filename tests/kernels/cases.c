@@ -87,10 +87,11 @@ static void do_matmul(struct run *r)
 	struct tensor a = run_input2(r, r->act, ta ? D(2) : D(0), ta ? D(0) : D(2));
 	struct tensor b = run_input2(r, r->act, tb ? D(1) : D(2), tb ? D(2) : D(1));
 	struct tensor bias = D(4) ? run_input1(r, DT_F32, D(1)) : NONE;
-	struct tensor c = D(5) ? run_changes(r, run_input2(r, DT_F32, D(0), D(1)))
+	struct tensor c = D(5) ? run_changes(r, run_input2(r, D(5) == 1 ? DT_F32 : r->act, D(0),
+							   D(1)))
 			       : out2(r, r->act, D(0), D(1));
 
-	TIMED(OPS->matmul(r->k, c, a, ta, b, tb, bias, (float)D(5)));
+	TIMED(OPS->matmul(r->k, c, a, ta, b, tb, bias, D(5) ? 1 : 0));
 	r->flops = 2.0 * D(0) * D(1) * D(2);
 }
 
@@ -274,6 +275,60 @@ static void do_attention_cached(struct run *r)
 	xfree(limit);
 }
 
+/* A weight of rows x columns, scaled so that outputs are of a size with inputs. */
+static struct tensor run_weight(struct run *r, int64_t rows, int64_t columns)
+{
+	struct tensor w = run_input2(r, r->act, rows, columns);
+
+	OPS->scale(r->k, w, 1 / sqrtf((float)columns));
+	return w;
+}
+
+/* S, n, heads, head dim, capacity, keys there already; two layers of feed-forward 3/2 as wide. */
+static void do_cached_layers(struct run *r)
+{
+	int64_t S = D(0), rows = S * D(1), d = D(2) * D(3), F = d * 3 / 2 / 8 * 8;
+	int32_t *at = xcalloc(S, sizeof *at), *limit = xcalloc(rows, sizeof *limit),
+		*position = xcalloc(rows, sizeof *position);
+	struct cached_layer layer[2];
+	struct cached_layers c = { .layer = layer, .layers = 2, .heads = (int)D(2), .eps = 1e-5f };
+
+	for (int64_t i = 0; i < rows; i++) {
+		int64_t s = i / D(1);
+
+		at[s] = (int32_t)(D(5) > 3 * s ? D(5) - 3 * s : 0);
+		position[i] = (int32_t)(at[s] + i % D(1));
+		limit[i] = i % 7 == 5 ? -1 : position[i];
+	}
+	for (int l = 0; l < 2; l++)
+		layer[l] = (struct cached_layer){
+			run_input1(r, DT_F32, d), run_input1(r, DT_F32, d),
+			run_weight(r, 3 * d, d), run_weight(r, d, d),
+			run_weight(r, 2 * F, d), run_weight(r, d, F),
+			run_changes(r, run_input3(r, r->act, S, D(4), d)),
+			run_changes(r, run_input3(r, r->act, S, D(4), d)),
+		};
+	c.norm = run_input1(r, DT_F32, d);
+	c.x = run_changes(r, run_input2(r, r->act, rows, d));
+	c.cosine = run_input2(r, DT_F32, D(4), D(3) / 2);
+	c.sine = run_input2(r, DT_F32, D(4), D(3) / 2);
+	c.position = run_i32(r, rows, position);
+	c.limit = run_i32(r, rows, limit);
+	c.at = run_i32(r, S, at);
+	c.h = run_input2(r, r->act, rows, d);
+	c.qkv = run_input2(r, r->act, rows, 3 * d);
+	c.attention = run_input2(r, r->act, rows, d);
+	c.gate_up = run_input2(r, r->act, rows, 2 * F);
+	c.swiglu = run_input2(r, r->act, rows, F);
+	c.rstd = run_input1(r, DT_F32, rows);
+	c.out = out2(r, r->act, rows, d);
+	TIMED(OPS->cached_layers(r->k, &c));
+	r->bytes = (2.0 * S * D(5) * d + 4.0 * d * d + 3.0 * d * F) * 2 * dtype_bytes(r->act);
+	xfree(at);
+	xfree(limit);
+	xfree(position);
+}
+
 static void do_swiglu(struct run *r)
 {
 	TIMED(OPS->swiglu(r->k, out2(r, r->act, D(0), D(1)),
@@ -453,6 +508,18 @@ const struct op_case op_cases[] = {
 	  1,
 	  { { 9, 40, 24, 3, 0, 1 }, { 192, 576, 256, 1, 0, 1 } },
 	  { { 576, 192, 1792, 1, 0, 1 }, { 192, 512, 1792, 1, 0, 1 } } },
+	{ "matmul",
+	  do_matmul,
+	  true,
+	  1,
+	  { { 1, 33, 40, 2, 0, 0 }, { 7, 130, 1000, 2, 1, 0 }, { 16, 17, 264, 2, 0, 1 }, { 9, 64, 4096, 2, 1, 1 } },
+	  { { 1, 8192, 1536, 2, 0, 0 }, { 8, 8192, 1536, 2, 0, 0 }, { 8, 32768, 1536, 2, 0, 0 } } },
+	{ "matmul",
+	  do_matmul,
+	  true,
+	  1,
+	  { { 8, 31, 8, 2, 1, 0 }, { 3, 1, 2056, 2, 0, 0 }, { 16, 300, 72, 2, 1, 2 }, { 17, 40, 64, 2, 0, 2 } },
+	  { { 0 } } },
 	{ "bias_backward",
 	  do_bias_backward,
 	  true,
@@ -567,6 +634,24 @@ const struct op_case op_cases[] = {
 	    { 1, 16, 3, 128, 64, 48 },
 	    { 2, 70, 2, 64, 300, 200 } },
 	  { { 100, 16, 6, 32, 32, 14 }, { 8, 1, 24, 64, 1024, 1000 } } },
+	{ "cached_layers",
+	  do_cached_layers,
+	  true,
+	  5,
+	  { { 1, 1, 2, 64, 1100, 1090 },
+	    { 3, 1, 2, 32, 200, 130 },
+	    { 8, 1, 2, 128, 300, 290 },
+	    { 16, 1, 1, 64, 128, 45 } },
+	  { { 1, 1, 24, 64, 1024, 1000 }, { 8, 1, 24, 64, 1024, 1000 }, { 16, 256, 24, 64, 322, 65 } } },
+	{ "cached_layers",
+	  do_cached_layers,
+	  true,
+	  5,
+	  { { 2, 1, 3, 64, 128, 127 },
+	    { 11, 1, 2, 64, 64, 0 },
+	    { 2, 40, 2, 64, 300, 200 },
+	    { 5, 1, 3, 40, 70, 66 } },
+	  { { 0 } } },
 	{ "swiglu", do_swiglu, true, 1, { { 3, 7 }, { 1, 1025 }, { 37, 512 } }, { { 1792, 512 } } },
 	{ "swiglu_backward",
 	  do_swiglu_backward,

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Products of few rows (sampling): bound by reading the weights once. Used by matmul.cu for any
+ * bf16 product that fits, and by layers.cu with a norm before it or SwiGLU after it. */
+#ifndef KERNELS_CUDA_FEW_CUH
+#define KERNELS_CUDA_FEW_CUH
+
+#include "kernels/cuda/common.cuh"
+
+#define FEW_ROWS 16
+
+/* out[m,n] = x[m,k] w[n,k]^T + bias (NULL: none) + out (where add is set). */
+struct few {
+	const bf16 *x, *w;
+	void *out;
+	const float *bias;
+	const float *norm;   /* not NULL: x's rows are normalised first, with this weight */
+	float eps;
+	int m, n, k;
+	bool add;
+	bool swiglu;         /* w[2n,k], gate first: out = silu(gate) up */
+	enum dtype type;     /* of out */
+};
+
+bool few_fits(const struct few *f);
+/* early: the weights may be read before the kernel ahead has finished (it does not write them). */
+void few_run(struct cuda_state *s, const struct few *f, bool early);
+
+/* Whether the device lets a kernel start while the one ahead of it ends (compute capability 9.0). */
+static inline bool starts_early(const struct cuda_state *s)
+{
+	return s->capability >= 90;
+}
+
+/* A launch on the stream; early: before the kernel ahead has finished. The kernel must call
+ * wait_for_kernel_ahead before it touches anything that an earlier kernel writes or reads. */
+static inline cudaLaunchConfig_t launch_shape(struct cuda_state *s, dim3 grid, unsigned threads,
+					      bool early, cudaLaunchAttribute *room)
+{
+	cudaLaunchConfig_t c = {};
+
+	c.gridDim = grid;
+	c.blockDim = dim3(threads);
+	c.stream = s->stream;
+	room->id = cudaLaunchAttributeProgrammaticStreamSerialization;
+	room->val.programmaticStreamSerializationAllowed = 1;
+	c.attrs = room;
+	c.numAttrs = early && starts_early(s) ? 1 : 0;
+	return c;
+}
+
+/* The kernel behind may start now: what it reads early is not written by this one. */
+static __device__ __forceinline__ void let_kernel_behind_start(void)
+{
+#if __CUDA_ARCH__ >= 900
+	asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/* Everything that earlier kernels wrote is there afterwards. */
+static __device__ __forceinline__ void wait_for_kernel_ahead(void)
+{
+#if __CUDA_ARCH__ >= 900
+	asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+#endif
