@@ -71,13 +71,18 @@ struct adamw {
 /* One denoising update, elementwise over [images, elements] f32 (recipe: Inference, Exact choices).
  * eps = guided noise = eps_u + guidance (eps_c - eps_u), or eps_c when eps_u is NULL;
  * x0 = clamp((x - sqrt(1-a) eps) / sqrt(a), +-clamp); eps again from x0 (clamp 0: none);
- * x = c_x0 x0 + c_eps eps + c_x x + sigma noise. */
+ * x = c_x0 x0 + c_eps eps + c_x x + sigma noise. What changes from step to step lies in the
+ * backend's memory, so that a recorded graph can be run for every step. */
+enum denoise_value { DENOISE_SQRT_ABAR, DENOISE_SQRT_ONE_MINUS_ABAR, DENOISE_X0, DENOISE_EPS,
+		     DENOISE_X, DENOISE_SIGMA, DENOISE_VALUES = 8 };
+
 struct denoise {
 	float *x;                          /* in and out */
 	const float *eps_c, *eps_u;
-	const float *noise;                /* NULL when sigma is 0 */
+	const float *noise;                /* NULL: none is added, whatever sigma says */
+	const float *step;                 /* [DENOISE_VALUES], backend memory: differs by step */
 	int64_t n;
-	float sqrt_abar, sqrt_one_minus_abar, guidance, clamp, c_x0, c_eps, c_x, sigma;
+	float guidance, clamp;
 };
 
 /* A transformer's layers over cached keys and values, as sampling runs them: in each
@@ -99,6 +104,16 @@ struct cached_layers {
 	struct tensor position, limit, at; /* i32[N], i32[N], i32[S] */
 	struct tensor cosine, sine;
 	struct tensor h, qkv, attention, gate_up, swiglu, rstd; /* scratch of N rows */
+};
+
+/* Tokens drawn for n sequences of one row each become their next rows: token = history[*counter] =
+ * drawn; position, at and limit grow by one where limit >= 0; ++*counter. All in backend memory. */
+struct token_rows {
+	int32_t *token, *position, *at, *limit;    /* [n] */
+	const int32_t *drawn;                      /* [n] */
+	int32_t *history;                          /* [steps, n]; steps beyond are not kept */
+	int32_t *counter;                          /* [1] */
+	int64_t n, steps;
 };
 
 struct conv { int stride, pad_before, pad_after; };   /* same for both axes */

@@ -215,23 +215,52 @@ static int stopped(struct sampler *s, const char *phase, int64_t done, int64_t t
 	return 0;
 }
 
-/* One token for every sequence that writes. */
+/* Tokens to be written before the host looks again: as many as every text has room for, or 0 where
+ * one has more to be fed than its last token. */
+static int64_t tokens_ahead(const struct sampler *s)
+{
+	int64_t n = s->tokens_ahead, wanted = 0;
+
+	for (int64_t i = 0; i < s->count; i++) {
+		const struct sequence *q = &s->sequence[i];
+
+		if (q->state != SEQUENCE_TEXT)
+			continue;
+		if (q->length - q->fed != 1 || q->element[q->fed].patch >= 0)
+			return 0;
+		if (s->context - q->length + 1 < n)
+			n = s->context - q->length + 1;
+		if (s->o->max_tokens - q->tokens > wanted)
+			wanted = s->o->max_tokens - q->tokens;
+	}
+	return n < wanted ? n : wanted;
+}
+
+/* Tokens for every sequence that writes: at first from what its prompt or picture ends in. */
 static int text_round(struct sampler *s, struct err *e)
 {
 	const struct vocabulary *v = &s->m->dims.vocabulary;
-	int32_t *token = xcalloc((size_t)s->count, sizeof *token);
-	int64_t most = 0;
+	int64_t n = tokens_ahead(s), most = 0;
+	const int32_t *token = s->host_drawn;
 
-	feed(s, SEQUENCE_TEXT);
-	sampler_draw_tokens(s, s->o->mode == SAMPLE_FREE ? v->boi + 1 : v->pieces, token);
-	for (int64_t i = 0; i < s->count; i++) {
-		struct sequence *q = &s->sequence[i];
-
-		if (q->state == SEQUENCE_TEXT)
-			take_token(s, q, token[i]);
-		most = q->tokens > most ? q->tokens : most;
+	s->bound = s->o->mode == SAMPLE_FREE ? v->boi + 1 : v->pieces;
+	if (n == 0) {
+		feed(s, SEQUENCE_TEXT);
+		sampler_draw_tokens(s, s->host_drawn);
+		n = 1;
+	} else {
+		token = sampler_write(s, n);
 	}
-	xfree(token);
+	for (int64_t k = 0; k < n; k++)
+		for (int64_t i = 0; i < s->count; i++) {
+			struct sequence *q = &s->sequence[i];
+
+			if (q->state == SEQUENCE_TEXT) {
+				q->fed = q->length;
+				take_token(s, q, token[k * s->count + i]);
+			}
+			most = q->tokens > most ? q->tokens : most;
+		}
 	return stopped(s, "token", most, s->o->max_tokens, e);
 }
 
@@ -278,6 +307,7 @@ static void begin(struct sampler *s, const struct sampler_prompt *prompt)
 
 static void finish(struct sampler *s, struct sampler_result *result)
 {
+	sampler_forget_graphs(s);
 	for (int64_t i = 0; i < s->total; i++) {
 		struct sequence *q = &s->sequence[i];
 

@@ -14,7 +14,8 @@
 static struct kernel_ops cpu_ops;
 
 /* Rows that the reference serves as they are: memory is the process's own, there are no graphs,
- * and the layers of sampling are put together of other rows. */
+ * the layers of sampling are put together of other rows, and a few numbers a token need no
+ * speed. */
 static void install_reference(struct kernel_ops *ops)
 {
 #define INSTALL(name) ops->name = ref_##name
@@ -30,6 +31,9 @@ static void install_reference(struct kernel_ops *ops)
 	INSTALL(graph_run);
 	INSTALL(graph_release);
 	INSTALL(cached_layers);
+	INSTALL(draw_tokens);
+	INSTALL(advance_tokens);
+	INSTALL(next_row);
 #undef INSTALL
 }
 

@@ -2,23 +2,7 @@
  * Diffusion: noise as a function of (seed, purpose, sample, element), noising, patches, time
  * embedding, one denoising update. The random numbers are those of lib/philox.c up to the last bits
  * of the maths. */
-#include "kernels/cuda/common.cuh"
-
-static __device__ void philox(uint32_t c[4], uint32_t k0, uint32_t k1)
-{
-#pragma unroll
-	for (int round = 0; round < 10; round++) {
-		uint32_t hi0 = __umulhi(0xD2511F53u, c[0]), lo0 = 0xD2511F53u * c[0];
-		uint32_t hi1 = __umulhi(0xCD9E8D57u, c[2]), lo1 = 0xCD9E8D57u * c[2];
-
-		c[0] = hi1 ^ c[1] ^ k0;
-		c[1] = lo1;
-		c[2] = hi0 ^ c[3] ^ k1;
-		c[3] = lo0;
-		k0 += 0x9E3779B9u;
-		k1 += 0xBB67AE85u;
-	}
-}
+#include "kernels/cuda/philox.cuh"
 
 __global__ void draw_normals(float *out, uint32_t key0, uint32_t key1, const int64_t *sample,
 			     int64_t n, int64_t elements)
@@ -58,8 +42,7 @@ void cuda_normals(struct kernels *k, struct tensor out, uint64_t seed, enum phil
 	if (!n)
 		return;
 	draw_normals<<<grid_for(s, n * div_up(elements, 4), 256), 256, 0, s->stream>>>(
-		(float *)out.data, (uint32_t)seed,
-		(uint32_t)(seed >> 32) ^ (uint32_t)purpose * 0x9E3779B9u,
+		(float *)out.data, (uint32_t)seed, philox_key(seed, purpose),
 		(const int64_t *)sample.data, n, elements);
 	LAUNCHED();
 }
@@ -182,19 +165,23 @@ void cuda_time_embedding(struct kernels *k, struct tensor out, struct tensor tim
 
 __global__ void denoise_step(struct denoise d)
 {
+	float sqrt_abar = d.step[DENOISE_SQRT_ABAR], c_x0 = d.step[DENOISE_X0],
+	      sqrt_one_minus_abar = d.step[DENOISE_SQRT_ONE_MINUS_ABAR],
+	      c_eps = d.step[DENOISE_EPS], c_x = d.step[DENOISE_X], sigma = d.step[DENOISE_SIGMA];
+
 	EACH (i, d.n) {
 		float x = d.x[i], eps = d.eps_c[i], x0, out;
 
 		if (d.eps_u)
 			eps = d.eps_u[i] + d.guidance * (eps - d.eps_u[i]);
-		x0 = (x - d.sqrt_one_minus_abar * eps) / d.sqrt_abar;
+		x0 = (x - sqrt_one_minus_abar * eps) / sqrt_abar;
 		if (d.clamp > 0.0f) {
 			x0 = fminf(fmaxf(x0, -d.clamp), d.clamp);
-			eps = (x - d.sqrt_abar * x0) / d.sqrt_one_minus_abar;
+			eps = (x - sqrt_abar * x0) / sqrt_one_minus_abar;
 		}
-		out = d.c_x0 * x0 + d.c_eps * eps + d.c_x * x;
-		if (d.noise)
-			out += d.sigma * d.noise[i];
+		out = c_x0 * x0 + c_eps * eps + c_x * x;
+		if (d.noise && sigma != 0.0f)
+			out += sigma * d.noise[i];
 		d.x[i] = out;
 	}
 }
@@ -205,7 +192,7 @@ void cuda_denoise(struct kernels *k, const struct denoise *d)
 
 	if (!d->n)
 		return;
-	CHECK(d->x && d->eps_c && (d->noise || d->sigma == 0.0f));
+	CHECK(d->x && d->eps_c && d->step);
 	denoise_step<<<grid_for(s, d->n, 256), 256, 0, s->stream>>>(*d);
 	LAUNCHED();
 }

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Products of up to 16 rows in bf16: a block takes 16 rows of the weights, its warps share the depth
- * in units of 64 elements, and each reads its part of the weights once, 16 bytes a lane, straight
- * into the registers that the matrix units take. The order of a sum's terms within a unit is free:
- * a lane's eight neighbouring elements serve as the pairs of two m16n8k16 steps, for weights and
- * inputs alike. The warps' sums are added in order, so the same input gives the same bits. */
+ * Products of up to 16 rows in bf16: a block takes 16 rows of the weights, its warps share the
+ * depth in units of 64 elements, and each reads its part of the weights once, 16 bytes a lane,
+ * straight into the registers that the matrix units take. The order of a sum's terms within a unit
+ * is free: a lane's eight neighbouring elements serve as the pairs of two m16n8k16 steps, for
+ * weights and inputs alike. The warps' sums are added in order, so the same input gives the same
+ * bits. */
 #include "kernels/cuda/few.cuh"
 
 #define WARPS 8

@@ -25,7 +25,7 @@ bool few_fits(const struct few *f);
 /* early: the weights may be read before the kernel ahead has finished (it does not write them). */
 void few_run(struct cuda_state *s, const struct few *f, bool early);
 
-/* Whether the device lets a kernel start while the one ahead of it ends (compute capability 9.0). */
+/* Whether the device lets a kernel start while the one ahead ends (compute capability 9.0). */
 static inline bool starts_early(const struct cuda_state *s)
 {
 	return s->capability >= 90;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Matrix products, accumulated in f32: of few rows by few.cu, else through cuBLASLt. The algorithm of a shape is chosen by
- * timing the library's candidates on the real operands the first time the shape is seen, then
- * remembered; candidates that reduce in place (in no fixed order) are left out. The list can be
- * exported and imported. While a graph is recorded nothing can be timed: a new shape then takes the
- * library's first candidate.
+ * Matrix products, accumulated in f32: of few rows by few.cu, else through cuBLASLt. The algorithm
+ * of a shape is chosen by timing the library's candidates on the real operands the first time the
+ * shape is seen, then remembered; candidates that reduce in place (in no fixed order) are left out.
+ * The list can be exported and imported. While a graph is recorded nothing can be timed: a new
+ * shape then takes the library's first candidate.
  *
  * The library is column-major: it computes C^T[N,M] = op(B)^T op(A)^T, so B is its first operand.
  */

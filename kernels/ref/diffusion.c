@@ -89,19 +89,23 @@ void ref_time_embedding(struct kernels *k, struct tensor out, struct tensor time
 
 void ref_denoise(struct kernels *k, const struct denoise *d)
 {
+	const float *v = d->step;
+	double sqrt_abar = v[DENOISE_SQRT_ABAR], sigma = d->noise ? v[DENOISE_SIGMA] : 0;
+	double sqrt_one_minus_abar = v[DENOISE_SQRT_ONE_MINUS_ABAR];
+
 	(void)k;
-	CHECK(d->sqrt_abar > 0 && (d->sigma == 0 || d->noise));
+	CHECK(sqrt_abar > 0);
 	for (int64_t i = 0; i < d->n; i++) {
 		double eps = d->eps_c[i], x = d->x[i], x0;
 
 		if (d->eps_u)
 			eps = d->eps_u[i] + (double)d->guidance * (eps - d->eps_u[i]);
-		x0 = (x - d->sqrt_one_minus_abar * eps) / d->sqrt_abar;
+		x0 = (x - sqrt_one_minus_abar * eps) / sqrt_abar;
 		if (d->clamp > 0) {
 			x0 = fmin(fmax(x0, -d->clamp), d->clamp);
-			eps = (x - d->sqrt_abar * x0) / d->sqrt_one_minus_abar;
+			eps = (x - sqrt_abar * x0) / sqrt_one_minus_abar;
 		}
-		d->x[i] = (float)(d->c_x0 * x0 + d->c_eps * eps + d->c_x * x +
-				  (d->sigma != 0 ? d->sigma * (double)d->noise[i] : 0));
+		d->x[i] = (float)(v[DENOISE_X0] * x0 + v[DENOISE_EPS] * eps + v[DENOISE_X] * x +
+				  (sigma != 0 ? sigma * (double)d->noise[i] : 0));
 	}
 }

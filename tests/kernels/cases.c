@@ -418,25 +418,70 @@ static void do_time_embedding(struct run *r)
 	TIMED(OPS->time_embedding(r->k, out2(r, r->act, D(0), D(1)), time));
 }
 
-/* n, guided, clamped, noisy */
+/* Values of the host's, as an input. */
+static struct tensor run_values(struct run *r, int64_t n, const float *values)
+{
+	struct tensor t = run_input1(r, DT_F32, n);
+
+	OPS->upload(r->k, t.data, values, (size_t)n * sizeof *values);
+	return t;
+}
+
+/* n, guided, clamped, noisy: 1, or 2 where only sigma says that nothing is added */
 static void do_denoise(struct run *r)
 {
+	const float step[DENOISE_VALUES] = { 0.8f, 0.6f, 0.7f, 0.2f, 0.1f, D(3) == 2 ? 0 : 0.05f };
 	struct tensor x = run_changes(r, run_input1(r, DT_F32, D(0)));
 	struct denoise d = { .x = x.data,
 			     .eps_c = run_input1(r, DT_F32, D(0)).data,
 			     .n = D(0),
 			     .eps_u = D(1) ? run_input1(r, DT_F32, D(0)).data : NULL,
 			     .noise = D(3) ? run_input1(r, DT_F32, D(0)).data : NULL,
-			     .sqrt_abar = 0.8f,
-			     .sqrt_one_minus_abar = 0.6f,
+			     .step = run_values(r, DENOISE_VALUES, step).data,
 			     .guidance = 3,
-			     .clamp = D(2) ? 0.9f : 0,
-			     .c_x0 = 0.7f,
-			     .c_eps = 0.2f,
-			     .c_x = 0.1f,
-			     .sigma = D(3) ? 0.05f : 0 };
+			     .clamp = D(2) ? 0.9f : 0 };
 
 	TIMED(OPS->denoise(r->k, &d));
+}
+
+/* rows, width, vocab, temperature and top_p in hundredths */
+static void do_draw_tokens(struct run *r)
+{
+	struct tensor logits = run_input2(r, r->act, D(0), D(1));
+	struct tensor out = run_output(r, tensor_1d(NULL, DT_I32, D(0)));
+	struct tensor index = run_integers(r, 2 * D(0), 0, 1 << 20);
+	struct tensor position = run_integers(r, D(0), 0, 4000);
+
+	index = tensor_1d(index.data, DT_I64, D(0));
+	OPS->scale(r->k, logits, 3);
+	TIMED(OPS->draw_tokens(r->k, out, logits, D(2), (float)D(3) / 100, (float)D(4) / 100, 77,
+			       index, position));
+}
+
+/* n, kept steps, steps before */
+static void do_advance_tokens(struct run *r)
+{
+	const int32_t before = (int32_t)D(2);
+	struct token_rows t = { .n = D(0), .steps = D(1) };
+
+	t.token = run_output(r, tensor_1d(NULL, DT_I32, D(0))).data;
+	t.position = run_changes(r, run_integers(r, D(0), 0, 99)).data;
+	t.at = run_changes(r, run_integers(r, D(0), 0, 99)).data;
+	t.limit = run_changes(r, run_integers(r, D(0), -1, 3)).data;
+	t.drawn = run_integers(r, D(0), 0, 1000).data;
+	t.history = run_output(r, tensor_1d(NULL, DT_I32, D(0) * D(1))).data;
+	t.counter = run_changes(r, run_i32(r, 1, &before)).data;
+	TIMED(OPS->advance_tokens(r->k, &t));
+}
+
+/* rows, width, rows taken before */
+static void do_next_row(struct run *r)
+{
+	const int32_t before = (int32_t)D(2);
+	struct tensor table = run_input2(r, DT_F32, D(0), D(1));
+	struct tensor counter = run_changes(r, run_i32(r, 1, &before));
+
+	TIMED(OPS->next_row(r->k, out1(r, D(1)), table, counter));
 }
 
 /* n, decayed, step, resident, clip */
@@ -512,13 +557,19 @@ const struct op_case op_cases[] = {
 	  do_matmul,
 	  true,
 	  1,
-	  { { 1, 33, 40, 2, 0, 0 }, { 7, 130, 1000, 2, 1, 0 }, { 16, 17, 264, 2, 0, 1 }, { 9, 64, 4096, 2, 1, 1 } },
+	  { { 1, 33, 40, 2, 0, 0 },
+	    { 7, 130, 1000, 2, 1, 0 },
+	    { 16, 17, 264, 2, 0, 1 },
+	    { 9, 64, 4096, 2, 1, 1 } },
 	  { { 1, 8192, 1536, 2, 0, 0 }, { 8, 8192, 1536, 2, 0, 0 }, { 8, 32768, 1536, 2, 0, 0 } } },
 	{ "matmul",
 	  do_matmul,
 	  true,
 	  1,
-	  { { 8, 31, 8, 2, 1, 0 }, { 3, 1, 2056, 2, 0, 0 }, { 16, 300, 72, 2, 1, 2 }, { 17, 40, 64, 2, 0, 2 } },
+	  { { 8, 31, 8, 2, 1, 0 },
+	    { 3, 1, 2056, 2, 0, 0 },
+	    { 16, 300, 72, 2, 1, 2 },
+	    { 17, 40, 64, 2, 0, 2 } },
 	  { { 0 } } },
 	{ "bias_backward",
 	  do_bias_backward,
@@ -642,7 +693,9 @@ const struct op_case op_cases[] = {
 	    { 3, 1, 2, 32, 200, 130 },
 	    { 8, 1, 2, 128, 300, 290 },
 	    { 16, 1, 1, 64, 128, 45 } },
-	  { { 1, 1, 24, 64, 1024, 1000 }, { 8, 1, 24, 64, 1024, 1000 }, { 16, 256, 24, 64, 322, 65 } } },
+	  { { 1, 1, 24, 64, 1024, 1000 },
+	    { 8, 1, 24, 64, 1024, 1000 },
+	    { 16, 256, 24, 64, 322, 65 } } },
 	{ "cached_layers",
 	  do_cached_layers,
 	  true,
@@ -691,7 +744,28 @@ const struct op_case op_cases[] = {
 	  do_denoise,
 	  false,
 	  1,
-	  { { 9, 1, 1, 1 }, { 513, 0, 1, 0 }, { 64, 1, 0, 0 } },
+	  { { 9, 1, 1, 1 }, { 513, 0, 1, 0 }, { 64, 1, 0, 0 }, { 70, 0, 0, 2 } },
+	  { { 0 } } },
+	{ "draw_tokens",
+	  do_draw_tokens,
+	  true,
+	  1,
+	  { { 3, 40, 37, 100, 100 },
+	    { 2, 3000, 2999, 70, 90 },
+	    { 4, 1031, 1030, 150, 30 },
+	    { 1, 2, 1, 100, 1 } },
+	  { { 8, 32768, 32768, 100, 90 } } },
+	{ "advance_tokens",
+	  do_advance_tokens,
+	  false,
+	  1,
+	  { { 3, 5, 2 }, { 70, 2, 0 }, { 4, 2, 2 } },
+	  { { 0 } } },
+	{ "next_row",
+	  do_next_row,
+	  false,
+	  1,
+	  { { 5, 7, 2 }, { 3, 300, 9 }, { 1, 1, 0 } },
 	  { { 0 } } },
 	{ "adamw",
 	  do_adamw,

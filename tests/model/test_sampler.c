@@ -182,6 +182,41 @@ static void test_greedy_takes_the_likeliest_and_a_tiny_nucleus_is_greedy(void **
 	close_model(&m);
 }
 
+/* Looking after every token and looking late give the same, whatever ends when. */
+static void test_running_ahead_changes_nothing(void **state)
+{
+	struct err e = ERR_INIT;
+	struct transformer m;
+	struct sampler *s;
+	struct segment part[5];
+	struct sampler_prompt prompt[5];
+	struct sampler_result late[5], each[5];
+
+	(void)state;
+	open_model(&m, "ref", DT_F32);
+	make_prompts(part, prompt, 5);
+	assert_ok(sampler_new(&m, 4, 29, true, &s, &e), &e);
+	for (int i = 0; i < 9; i++) {
+		struct sampler_options o = options(i % 3 == 2 ? SAMPLE_TEXT : SAMPLE_FREE);
+
+		o.temperature = i % 3 ? 2 : 0;
+		o.max_tokens = 3 + 4 * i;
+		o.seed = (uint64_t)i;
+		s->tokens_ahead = TOKENS_AHEAD;
+		s->steps_ahead = STEPS_AHEAD;
+		assert_ok(sampler_run(s, &o, prompt, 5, NULL, late, &e), &e);
+		s->tokens_ahead = s->steps_ahead = 1;
+		assert_ok(sampler_run(s, &o, prompt, 5, NULL, each, &e), &e);
+		for (int n = 0; n < 5; n++) {
+			assert_same(&late[n], &each[n], 0);
+			sampler_result_release(&late[n]);
+			sampler_result_release(&each[n]);
+		}
+	}
+	sampler_free(s);
+	close_model(&m);
+}
+
 static bool stop_at_third(void *arg, const char *phase, int64_t done, int64_t total)
 {
 	int *calls = arg;
@@ -205,7 +240,8 @@ static void test_stopping_leaves_nothing_behind(void **state)
 	assert_ok(sampler_new(&m, 2, 40, true, &s, &e), &e);
 	for (int mode = SAMPLE_IMAGE; mode <= SAMPLE_FREE; mode++) {
 		struct sampler_options o = options((enum sampler_mode)mode);
-		int calls = mode == SAMPLE_IMAGE ? -6 : 0;   /* in the second group */
+		/* in the second group: one call for the prompts, then one for each look */
+		int calls = mode == SAMPLE_IMAGE ? 1 - (int)(5 / s->steps_ahead + 1) : 0;
 		struct sampler_watch watch = { stop_at_third, &calls };
 
 		err_clear(&e);
@@ -329,6 +365,7 @@ int main(void)
 		cmocka_unit_test(test_free_sequences_do_not_disturb_each_other),
 		cmocka_unit_test(test_bf16_draws_near_f32),
 		cmocka_unit_test(test_greedy_takes_the_likeliest_and_a_tiny_nucleus_is_greedy),
+		cmocka_unit_test(test_running_ahead_changes_nothing),
 		cmocka_unit_test(test_stopping_leaves_nothing_behind),
 		cmocka_unit_test(test_wrong_options_are_refused),
 		cmocka_unit_test(test_wrong_prompts_are_refused),

@@ -262,23 +262,26 @@ void LOOP(add_noise)(struct kernels *k, struct tensor out, struct tensor x, stru
 
 void LOOP(denoise)(struct kernels *k, const struct denoise *d)
 {
-	float invert = 1.0f / d->sqrt_abar, back = 1.0f / d->sqrt_one_minus_abar;
+	float abar = d->step[DENOISE_SQRT_ABAR], rest = d->step[DENOISE_SQRT_ONE_MINUS_ABAR];
+	float c_x0 = d->step[DENOISE_X0], c_eps = d->step[DENOISE_EPS], c_x = d->step[DENOISE_X];
+	float sigma = d->noise ? d->step[DENOISE_SIGMA] : 0;
+	float invert = 1.0f / abar, back = 1.0f / rest;
 
 	(void)k;
-	CHECK(d->sqrt_abar > 0 && (d->sigma == 0 || d->noise));
+	CHECK(abar > 0);
 #pragma omp simd
 	for (int64_t i = 0; i < d->n; i++) {
 		float eps = d->eps_c[i], x = d->x[i], x0;
 
 		if (d->eps_u)
 			eps = d->eps_u[i] + d->guidance * (eps - d->eps_u[i]);
-		x0 = (x - d->sqrt_one_minus_abar * eps) * invert;
+		x0 = (x - rest * eps) * invert;
 		if (d->clamp > 0) {
 			x0 = x0 > d->clamp ? d->clamp : x0 < -d->clamp ? -d->clamp : x0;
-			eps = (x - d->sqrt_abar * x0) * back;
+			eps = (x - abar * x0) * back;
 		}
-		x = d->c_x0 * x0 + d->c_eps * eps + d->c_x * x;
-		d->x[i] = d->sigma != 0 ? x + d->sigma * d->noise[i] : x;
+		x = c_x0 * x0 + c_eps * eps + c_x * x;
+		d->x[i] = sigma != 0 ? x + sigma * d->noise[i] : x;
 	}
 }
 

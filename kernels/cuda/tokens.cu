@@ -1,0 +1,262 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * What lets sampling run on without the host: rows taken by a counter, tokens drawn, and drawn
+ * tokens fed back. */
+#include "kernels/cuda/philox.cuh"
+
+__global__ void take_row(float *out, const float *table, int32_t *counter, int64_t rows,
+			 int64_t width)
+{
+	int32_t row = *counter;
+
+	__syncthreads();
+	if (threadIdx.x == 0)
+		*counter = row + 1;
+	row = row < 0 ? 0 : row < rows ? row : (int32_t)(rows - 1);
+	for (int64_t c = threadIdx.x; c < width; c += blockDim.x)
+		out[c] = table[row * width + c];
+}
+
+void cuda_next_row(struct kernels *k, struct tensor out, struct tensor table, struct tensor counter)
+{
+	struct cuda_state *s = state_of(k);
+
+	CHECK(out.type == DT_F32 && table.type == DT_F32 && counter.type == DT_I32);
+	CHECK(table.rank == 2 && table.dim[0] > 0 && tensor_count(&out) == table.dim[1] &&
+	      tensor_count(&counter) == 1);
+	take_row<<<1, 256, 0, s->stream>>>((float *)out.data, (const float *)table.data,
+					   (int32_t *)counter.data, table.dim[0], table.dim[1]);
+	LAUNCHED();
+}
+
+__global__ void advance_rows(struct token_rows t)
+{
+	int32_t step = *t.counter;
+
+	__syncthreads();
+	for (int64_t i = threadIdx.x; i < t.n; i += blockDim.x) {
+		t.token[i] = t.drawn[i];
+		if (step >= 0 && step < t.steps)
+			t.history[step * t.n + i] = t.drawn[i];
+		if (t.limit[i] >= 0) {
+			t.limit[i]++;
+			t.position[i]++;
+			t.at[i]++;
+		}
+	}
+	if (threadIdx.x == 0)
+		*t.counter = step + 1;
+}
+
+void cuda_advance_tokens(struct kernels *k, const struct token_rows *t)
+{
+	struct cuda_state *s = state_of(k);
+
+	advance_rows<<<1, 64, 0, s->stream>>>(*t);
+	LAUNCHED();
+}
+
+/* ---- drawing: tokens are weighed in whole numbers, so that sums are exact in any order, and found
+ * by their place in the order likeliest first, digit by digit of the logit's bits */
+#define THREADS 1024
+#define DIGITS 256
+#define LIKELIEST 1099511627776.0f   /* 2^40: the weight of the likeliest token */
+
+typedef unsigned long long weight_t;
+
+/* One row's logits and what turns them into weights. */
+template <typename T> struct lot {
+	const T *logits;
+	int vocab;
+	float most, temperature;
+};
+
+/* Keeps the order of floats. */
+static __device__ __forceinline__ uint32_t key_of(float x)
+{
+	uint32_t bits = __float_as_uint(x + 0.0f);
+
+	return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+static __device__ __forceinline__ float logit_of(uint32_t key)
+{
+	return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
+}
+
+template <typename T>
+static __device__ __forceinline__ weight_t weight_of(const lot<T> &l, float logit)
+{
+	return (weight_t)(expf((logit - l.most) / l.temperature) * LIKELIEST);
+}
+
+/* The sum of all weights, the same in every thread. */
+template <typename T> static __device__ weight_t total_of(const lot<T> &l)
+{
+	__shared__ weight_t total;
+	weight_t mine = 0;
+
+	if (threadIdx.x == 0)
+		total = 0;
+	__syncthreads();
+	for (int i = (int)threadIdx.x; i < l.vocab; i += THREADS)
+		mine += weight_of(l, to_float(l.logits[i]));
+	atomicAdd(&total, mine);
+	__syncthreads();
+	return total;
+}
+
+struct found {
+	uint32_t key;
+	weight_t before;   /* of the keys above it */
+};
+
+/* The digit, from the highest down, at which `before` and the sums in `digit` reach the target;
+ * called by the first warp. */
+static __device__ void find_digit(const weight_t digit[DIGITS], weight_t target, struct found *f,
+				  int shift)
+{
+	const int each = DIGITS / 32;
+	int lane = (int)threadIdx.x;
+	weight_t sum = 0, upto, before = f->before;
+
+	for (int i = 0; i < each; i++)
+		sum += digit[DIGITS - 1 - lane * each - i];
+	upto = sum;
+	for (int i = 1; i < 32; i *= 2) {
+		weight_t other = __shfl_up_sync(0xffffffffu, upto, i);
+
+		if (lane >= i)
+			upto += other;
+	}
+	__syncwarp();
+	if (before + upto < target || before + upto - sum >= target)
+		return;
+	before += upto - sum;
+	for (int i = 0; i < each; i++) {
+		int d = DIGITS - 1 - lane * each - i;
+
+		if (before + digit[d] >= target) {
+			f->key |= (uint32_t)d << shift;
+			f->before = before;
+			return;
+		}
+		before += digit[d];
+	}
+}
+
+/* The key at which the weights, likeliest first, add up to the target (1 .. total). */
+template <typename T>
+static __device__ struct found find_weight(const lot<T> &l, weight_t target)
+{
+	__shared__ weight_t digit[DIGITS];
+	__shared__ struct found f;
+	uint32_t above = 0;
+
+	if (threadIdx.x == 0) {
+		f.key = 0;
+		f.before = 0;
+	}
+	for (int shift = 24; shift >= 0; shift -= 8) {
+		if (threadIdx.x < DIGITS)
+			digit[threadIdx.x] = 0;
+		__syncthreads();
+		for (int i = (int)threadIdx.x; i < l.vocab; i += THREADS) {
+			float x = to_float(l.logits[i]);
+			uint32_t key = key_of(x);
+
+			if ((key & above) == (f.key & above))
+				atomicAdd(&digit[key >> shift & (DIGITS - 1)], weight_of(l, x));
+		}
+		__syncthreads();
+		if (threadIdx.x < 32)
+			find_digit(digit, target, &f, shift);
+		above |= (uint32_t)(DIGITS - 1) << shift;
+		__syncthreads();
+	}
+	return f;
+}
+
+/* The token that is number `place` (from 1) of those with the key, by index; in thread order. */
+template <typename T>
+static __device__ void put_place(int32_t *out, const lot<T> &l, uint32_t key, weight_t place)
+{
+	__shared__ int warp_count[THREADS / 32];
+	int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
+
+	for (int first = 0; first < l.vocab; first += THREADS) {
+		int i = first + (int)threadIdx.x;
+		bool mine = i < l.vocab && key_of(to_float(l.logits[i])) == key;
+		unsigned here = __ballot_sync(0xffffffffu, mine);
+		weight_t all = (weight_t)__syncthreads_count(mine), rank;
+
+		if (place > all) {
+			place -= all;
+			continue;
+		}
+		if (lane == 0)
+			warp_count[warp] = __popc(here);
+		__syncthreads();
+		rank = (weight_t)__popc(here & ((1u << lane) - 1));
+		for (int w = 0; w < warp; w++)
+			rank += (weight_t)warp_count[w];
+		if (mine && rank == place - 1)
+			*out = i;
+		return;
+	}
+}
+
+static __device__ __forceinline__ weight_t divide_up(weight_t a, weight_t b)
+{
+	return (a + b - 1) / b;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(THREADS)
+	draw_rows(int32_t *out, const T *logits, int64_t width, int vocab, float temperature,
+		  float top_p, uint32_t key0, uint32_t key1, const int64_t *index,
+		  const int32_t *position)
+{
+	lot<T> l = { logits + (int64_t)blockIdx.x * width, vocab, -INFINITY, temperature };
+	uint64_t at = (uint64_t)index[blockIdx.x];
+	uint32_t c[4] = { (uint32_t)position[blockIdx.x] + 1, 0, (uint32_t)at,
+			  (uint32_t)(at >> 32) };
+	weight_t total, kept, each, target;
+	struct found f;
+
+	for (int i = (int)threadIdx.x; i < vocab; i += THREADS)
+		l.most = fmaxf(l.most, to_float(l.logits[i]));
+	l.most = block_max(l.most);
+	total = total_of(l);
+	target = (weight_t)ceil((double)top_p * (double)total);
+	target = target < 1 ? 1 : target > total ? total : target;
+	f = find_weight(l, target);
+	each = weight_of(l, logit_of(f.key));
+	kept = f.before + divide_up(target - f.before, each) * each;
+	philox(c, key0, key1);
+	target = (weight_t)((double)(c[0] >> 8) * 0x1p-24 * (double)kept) + 1;
+	__syncthreads();
+	f = find_weight(l, target);
+	each = weight_of(l, logit_of(f.key));
+	put_place(out + blockIdx.x, l, f.key, divide_up(target - f.before, each));
+}
+
+void cuda_draw_tokens(struct kernels *k, struct tensor out, struct tensor logits, int64_t vocab,
+		      float temperature, float top_p, uint64_t seed, struct tensor index,
+		      struct tensor position)
+{
+	struct cuda_state *s = state_of(k);
+	int64_t rows = tensor_count(&out);
+
+	CHECK(out.type == DT_I32 && logits.rank == 2 && logits.dim[0] == rows && vocab > 0 &&
+	      vocab <= logits.dim[1] && vocab < 1 << 22);
+	CHECK(index.type == DT_I64 && tensor_count(&index) == rows && position.type == DT_I32 &&
+	      tensor_count(&position) == rows && temperature > 0);
+	if (!rows)
+		return;
+	ACT(logits.type, draw_rows<<<(unsigned)rows, THREADS, 0, s->stream>>>(
+				 (int32_t *)out.data, (const T *)logits.data, logits.dim[1],
+				 (int)vocab, temperature, top_p, (uint32_t)seed,
+				 philox_key(seed, PHILOX_TEXT), (const int64_t *)index.data,
+				 (const int32_t *)position.data));
+	LAUNCHED();
+}
