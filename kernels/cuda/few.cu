@@ -7,10 +7,9 @@
  * bits. */
 #include "kernels/cuda/few.cuh"
 
-#define WARPS 8
 #define TILE 16   /* rows of the weights a block takes */
 #define UNIT 64   /* elements of the depth a warp takes at a time: 128 bytes of a row */
-#define BATCH 4   /* units in flight */
+#define BATCH 2   /* units a warp has in flight */
 
 /* Sixteen bytes that are read once: not kept in the first cache. Never moved by the compiler. */
 static __device__ __forceinline__ uint4 read_weights(const bf16 *p)
@@ -35,6 +34,7 @@ static __device__ __forceinline__ void multiply(float c[4], uint32_t a0, uint32_
 
 /* The weights of a warp's next BATCH units: rows `low` and `high` of the tile, two chunks of 32
  * elements a unit. */
+template <int WARPS>
 static __device__ __forceinline__ void read_batch(uint4 to[BATCH][2][2], const bf16 *low,
 						  const bf16 *high, int unit, int k)
 {
@@ -74,7 +74,8 @@ static __device__ __forceinline__ uint4 read_input(const struct few &f, const fl
 }
 
 /* rstd[m] of every input row, a warp a row; all threads call it. */
-static __device__ void norm_inputs(const struct few &f, float *rstd)
+template <int WARPS>
+static __device__ __forceinline__ void norm_inputs(const struct few &f, float *rstd)
 {
 	int lane = (int)threadIdx.x % 32;
 
@@ -98,17 +99,18 @@ static __device__ void norm_inputs(const struct few &f, float *rstd)
 }
 
 /* The sum over the warps, in order, of a place in the tile: weights' row r, input row m. */
-static __device__ __forceinline__ float add_warps(const float *part, int halves, int r, int m)
+template <int WARPS, int HALVES>
+static __device__ __forceinline__ float add_warps(const float *part, int r, int m)
 {
 	float sum = 0.0f;
 
 #pragma unroll
 	for (int w = 0; w < WARPS; w++)
-		sum += part[((w * halves + m / 8) * TILE + r) * 8 + m % 8];
+		sum += part[((w * HALVES + m / 8) * TILE + r) * 8 + m % 8];
 	return sum;
 }
 
-template <int HALVES, typename T>
+template <int WARPS, int HALVES, typename T>
 static __device__ __forceinline__ void finish_tile(const struct few &f, const float *part)
 {
 	const int columns = f.swiglu ? TILE / 2 : TILE;
@@ -120,9 +122,10 @@ static __device__ __forceinline__ void finish_tile(const struct few &f, const fl
 
 		if (m >= f.m || n >= f.n)
 			continue;
-		v = add_warps(part, HALVES, r, m);
+		v = add_warps<WARPS, HALVES>(part, r, m);
 		if (f.swiglu)
-			v = add_warps(part, HALVES, r + TILE / 2, m) * v / (1.0f + __expf(-v));
+			v = add_warps<WARPS, HALVES>(part, r + TILE / 2, m) * v /
+			    (1.0f + __expf(-v));
 		if (f.bias)
 			v += f.bias[n];
 		if (f.add)
@@ -143,9 +146,11 @@ static __device__ __forceinline__ const bf16 *tile_row(const struct few &f, int 
 	return f.w + (int64_t)row * f.k;
 }
 
-/* HALVES: eights of input rows. */
-template <int HALVES, typename T>
-__global__ void __launch_bounds__(WARPS * 32, 2) few_rows(struct few f)
+/* WARPS: 8, or 16 where tiles are few. HALVES: eights of input rows. The registers left to a thread
+ * let a multiprocessor hold 1024 of them (768), so that most products are one wave of blocks. */
+template <int WARPS, int HALVES, typename T>
+__global__ void __launch_bounds__(WARPS * 32, (HALVES == 1 ? 1024 : 768) / (WARPS * 32))
+	few_rows(struct few f)
 {
 	__shared__ float part[WARPS * HALVES * TILE * 8], rstd[FEW_ROWS];
 	int warp = (int)threadIdx.x / 32, g = (int)threadIdx.x % 32 / 4, t = (int)threadIdx.x % 4;
@@ -155,13 +160,13 @@ __global__ void __launch_bounds__(WARPS * 32, 2) few_rows(struct few f)
 	uint4 w[BATCH][2][2];
 
 	let_kernel_behind_start();
-	read_batch(w, low, high, warp, f.k);
+	read_batch<WARPS>(w, low, high, warp, f.k);
 	wait_for_kernel_ahead();
 	if (f.norm)
-		norm_inputs(f, rstd);
+		norm_inputs<WARPS>(f, rstd);
 	for (int unit = warp; unit < units; unit += BATCH * WARPS) {
 		if (unit != warp)
-			read_batch(w, low, high, unit, f.k);
+			read_batch<WARPS>(w, low, high, unit, f.k);
 #pragma unroll
 		for (int u = 0; u < BATCH * 2; u++) {
 			int at = (unit + u / 2 * WARPS) * UNIT + u % 2 * 32 + t * 8;
@@ -183,7 +188,7 @@ __global__ void __launch_bounds__(WARPS * 32, 2) few_rows(struct few f)
 			part[((warp * HALVES + h) * TILE + g + i / 2 * 8) * 8 + 2 * t + i % 2] =
 				sum[h][i];
 	__syncthreads();
-	finish_tile<HALVES, T>(f, part);
+	finish_tile<WARPS, HALVES, T>(f, part);
 }
 
 bool few_fits(const struct few *f)
@@ -193,16 +198,26 @@ bool few_fits(const struct few *f)
 	       (!f->norm || aligned16(f->norm));
 }
 
-void few_run(struct cuda_state *s, const struct few *f, bool early)
+template <int WARPS>
+static void run(struct cuda_state *s, const struct few *f, unsigned tiles, bool early)
 {
 	cudaLaunchAttribute room;
-	unsigned tiles = (unsigned)div_up(f->n, f->swiglu ? TILE / 2 : TILE);
 	cudaLaunchConfig_t shape = launch_shape(s, dim3(tiles), WARPS * 32, early, &room);
 
-	CHECK(few_fits(f));
 	if (f->m <= 8)
-		ACT(f->type, CUDA(cudaLaunchKernelEx(&shape, few_rows<1, T>, *f)));
+		ACT(f->type, CUDA(cudaLaunchKernelEx(&shape, few_rows<WARPS, 1, T>, *f)));
 	else
-		ACT(f->type, CUDA(cudaLaunchKernelEx(&shape, few_rows<2, T>, *f)));
+		ACT(f->type, CUDA(cudaLaunchKernelEx(&shape, few_rows<WARPS, 2, T>, *f)));
 	LAUNCHED();
+}
+
+void few_run(struct cuda_state *s, const struct few *f, bool early)
+{
+	unsigned tiles = (unsigned)div_up(f->n, f->swiglu ? TILE / 2 : TILE);
+
+	CHECK(few_fits(f));
+	if (tiles <= 2 * (unsigned)s->processors)
+		run<16>(s, f, tiles, early);
+	else
+		run<8>(s, f, tiles, early);
 }
