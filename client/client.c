@@ -2,6 +2,7 @@
  * Asking the daemon, and what an error means for the exit status. */
 #include "config.h"
 #include "client/client.h"
+#include "client/line.h"
 #include "lib/mem.h"
 
 #include <signal.h>
@@ -24,18 +25,18 @@ bool client_interrupted(void)
 int client_connect(struct client *c, struct err *e)
 {
 	struct sigaction action = { .sa_handler = interrupt };
-	struct connection_options o = { 0 };
+	struct place_given given = { args_text(&c->args, OPTION_ENDPOINT),
+				     args_text(&c->args, OPTION_KEY),
+				     args_text(&c->args, OPTION_SERVER_KEY) };
+	int rc;
 
 	if (c->connection)
 		return 0;
-	TRY(place_find(&c->args, &c->place, e));
-	o.endpoint = c->place.endpoint;
-	o.server_key = c->place.server_key;
-	o.keys = c->place.keys;
-	o.key_file = c->place.key_file;
-	o.as_user = args_text(&c->args, OPTION_AS);
-	TRY(connection_open(&o, &c->connection, e));
-	key_pair_wipe(&o.keys);
+	transfuse_close(c->line); /* of a try that failed */
+	rc = line_open(&given, args_text(&c->args, OPTION_AS), &c->line, e);
+	c->place = &c->line->place;
+	TRY(rc);
+	c->connection = c->line->connection;
 	connection_set_interrupt(c->connection, client_interrupted);
 	sigaction(SIGINT, &action, NULL);
 	return 0;
@@ -43,34 +44,20 @@ int client_connect(struct client *c, struct err *e)
 
 void client_release(struct client *c)
 {
-	connection_close(c->connection);
-	place_release(&c->place);
+	transfuse_close(c->line);
 }
 
-static void note_refusal(struct client *c, int rc)
+int client_note(struct client *c, int rc)
 {
 	c->refused = rc < 0 && rc != TF_ENODAEMON && rc != TF_ETIMEOUT && rc != TF_ECANCELLED;
-}
-
-static int wrong_answer(struct err *e)
-{
-	return err_set(e, TF_EINTERNAL, "the daemon gave an answer of another kind than asked for");
+	return rc;
 }
 
 int client_ask_for(struct client *c, Tf__Request *r, Tf__Reply__BodyCase want, int64_t timeout_ms,
 		   Tf__Reply **out, struct err *e)
 {
-	int rc;
-
 	TRY(client_connect(c, e));
-	rc = connection_call(c->connection, r, timeout_ms, out, e);
-	note_refusal(c, rc);
-	if (rc == 0 && (*out)->body_case != want) {
-		tf__reply__free_unpacked(*out, NULL);
-		*out = NULL;
-		rc = wrong_answer(e);
-	}
-	return rc;
+	return client_note(c, line_ask(c->line, r, want, timeout_ms, out, e));
 }
 
 int client_ask(struct client *c, Tf__Request *r, Tf__Reply__BodyCase want, Tf__Reply **out,
@@ -81,12 +68,9 @@ int client_ask(struct client *c, Tf__Request *r, Tf__Reply__BodyCase want, Tf__R
 
 int client_check(struct client *c, const Tf__Reply *reply, Tf__Reply__BodyCase want, struct err *e)
 {
-	if (reply->has_code && reply->code != 0) {
-		note_refusal(c, reply->code);
-		return err_set(e, reply->code < 0 ? reply->code : TF_EINTERNAL, "%s",
-			       reply->text && *reply->text ? reply->text : err_text(reply->code));
-	}
-	return reply->body_case == want ? 0 : wrong_answer(e);
+	int rc = line_check(reply, want, e);
+
+	return reply->has_code && reply->code != 0 ? client_note(c, rc) : rc;
 }
 
 enum status status_of(const struct client *c, int code)

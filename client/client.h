@@ -6,6 +6,8 @@
 #ifndef CLIENT_CLIENT_H
 #define CLIENT_CLIENT_H
 
+#include "client/place.h"
+#include "client/transfuse.h"
 #include "lib/buf.h"
 #include "lib/err.h"
 #include "proto/connection.h"
@@ -95,26 +97,14 @@ const char *suggest_verb(const char *text);
 const char *suggest_sub(const char *word, const char *text);
 const char *suggest_option(const struct verb *v, const char *text);
 
-/* ---- finding and asking the daemon (place.c, client.c) */
-
-struct place {
-	char *endpoint, *key_file;
-	char server_key[KEY_CHARS + 1];
-	struct key_pair keys;
-	const char *found_by;     /* "--endpoint", "TRANSFUSE_STATE", ... */
-};
-/* --endpoint, TRANSFUSE_ENDPOINT, the daemon of TRANSFUSE_STATE, the one of `transfuse login`,
- * the system's; with the keys for it. */
-int place_find(const struct args *a, struct place *out, struct err *e);
-void place_release(struct place *p);
-char *place_own_file(const char *name); /* ~/.config/transfused/NAME; free it. NULL: no home */
-char *place_own_key(void);        /* its client.key */
+/* ---- asking the daemon (client.c) */
 
 struct client {
 	const struct verb *verb;
 	struct args args;
-	struct place place;
-	struct connection *connection;
+	struct transfuse *line;   /* NULL: client_connect was not called */
+	const struct place *place; /* of the line */
+	struct connection *connection; /* of the line */
 	bool refused;             /* the last error was the daemon's no */
 };
 
@@ -128,6 +118,8 @@ int client_ask(struct client *c, Tf__Request *r, Tf__Reply__BodyCase want, Tf__R
 /* The same, given up after timeout_ms. */
 int client_ask_for(struct client *c, Tf__Request *r, Tf__Reply__BodyCase want, int64_t timeout_ms,
 		   Tf__Reply **out, struct err *e);
+/* Notes whether an error was the daemon's, for the exit status; returns rc. */
+int client_note(struct client *c, int rc);
 /* An answer taken out of several outstanding ones: its error, if it is one. */
 int client_check(struct client *c, const Tf__Reply *reply, Tf__Reply__BodyCase want, struct err *e);
 enum status status_of(const struct client *c, int code);

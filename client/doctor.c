@@ -152,8 +152,8 @@ static int look_at_place(struct doctor *d, struct err *e)
 		bad(d, "endpoint", advice_for(rc), "%s", e->text);
 		return rc;
 	}
-	good("endpoint", "%s (by %s)", d->client->place.endpoint, d->client->place.found_by);
-	good("keys", "%s, only yours to read", d->client->place.key_file);
+	good("endpoint", "%s (by %s)", d->client->place->endpoint, d->client->place->found_by);
+	good("keys", "%s, only yours to read", d->client->place->key_file);
 	return 0;
 }
 

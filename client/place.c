@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Where the daemon is and with which keys it is spoken to. */
 #include "config.h"
-#include "client/client.h"
+#include "client/place.h"
 #include "lib/files.h"
 #include "lib/mem.h"
 #include "lib/yaml.h"
+#include "proto/connection.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -64,10 +65,10 @@ static int read_keys(struct place *p, const char *server_file, char *key_file, s
 }
 
 /* The keys for an endpoint that was named: given ones, else the state folder's, else the user's. */
-static int named_keys(const struct args *a, struct place *p, struct err *e)
+static int named_keys(const struct place_given *given, struct place *p, struct err *e)
 {
-	const char *state = variable("TRANSFUSE_STATE"), *key = args_text(a, OPTION_KEY);
-	const char *server = args_text(a, OPTION_SERVER_KEY);
+	const char *state = variable("TRANSFUSE_STATE"), *key = given->key_file;
+	const char *server = given->server_key_file;
 	char *server_file = server ? xstrdup(server)
 				   : state ? xasprintf("%s/keys/server.pub", state)
 					   : place_own_file("server.pub");
@@ -84,7 +85,8 @@ static int named_keys(const struct args *a, struct place *p, struct err *e)
 	return rc;
 }
 
-static int private_daemon(const struct args *a, const char *state, struct place *p, struct err *e)
+static int private_daemon(const struct place_given *given, const char *state, struct place *p,
+			  struct err *e)
 {
 	int rc = endpoint_read(state, &p->endpoint, NULL);
 
@@ -92,17 +94,17 @@ static int private_daemon(const struct args *a, const char *state, struct place 
 	if (rc < 0)
 		return err_set(e, TF_ENODAEMON, "no daemon has run with the state folder %s (of "
 			       "TRANSFUSE_STATE); start one: transfused --state %s", state, state);
-	return named_keys(a, p, e);
+	return named_keys(given, p, e);
 }
 
 /* What a client.yaml says; server: where the daemon's key is unless the file names another. */
-static int filed_daemon(const struct args *a, const char *file, const char *server, struct place *p,
-			struct err *e)
+static int filed_daemon(const struct place_given *given, const char *file, const char *server,
+			struct place *p, struct err *e)
 {
 	struct system_file s = { 0 };
 	struct buf text = BUF_INIT;
 	struct yaml y = { 0 };
-	const char *key = args_text(a, OPTION_KEY), *given = args_text(a, OPTION_SERVER_KEY);
+	const char *key = given->key_file, *other = given->server_key_file;
 	int rc = 0;
 
 	p->found_by = file;
@@ -114,7 +116,7 @@ static int filed_daemon(const struct args *a, const char *file, const char *serv
 		rc = yaml_fields_read(&y, system_fields, ARRAY_LEN(system_fields), &s, e);
 	if (rc == 0) {
 		p->endpoint = xstrdup(s.endpoint);
-		rc = read_keys(p, given ? given : *s.server_key ? s.server_key : server,
+		rc = read_keys(p, other ? other : *s.server_key ? s.server_key : server,
 			       key ? xstrdup(key) : *s.key ? xstrdup(s.key) : place_own_key(), e);
 		yaml_fields_release(system_fields, ARRAY_LEN(system_fields), &s);
 	}
@@ -124,23 +126,24 @@ static int filed_daemon(const struct args *a, const char *file, const char *serv
 }
 
 /* The one of `transfuse login`; *found says whether there was a login. */
-static int own_daemon(const struct args *a, bool *found, struct place *p, struct err *e)
+static int own_daemon(const struct place_given *given, bool *found, struct place *p, struct err *e)
 {
 	char *file = place_own_file("client.yaml"), *server = place_own_file("server.pub");
 	int rc = 0;
 
 	*found = file && file_exists(file);
 	if (*found)
-		rc = filed_daemon(a, file, file_exists(server) ? server : SYSTEM_SERVER_KEY, p, e);
+		rc = filed_daemon(given, file, file_exists(server) ? server : SYSTEM_SERVER_KEY, p,
+				  e);
 	p->found_by = "transfuse login";
 	xfree(file);
 	xfree(server);
 	return rc;
 }
 
-int place_find(const struct args *a, struct place *p, struct err *e)
+int place_find(const struct place_given *given, struct place *p, struct err *e)
 {
-	const char *option = args_text(a, OPTION_ENDPOINT);
+	const char *option = given->endpoint;
 	const char *endpoint = option ? option : variable("TRANSFUSE_ENDPOINT");
 	const char *state = variable("TRANSFUSE_STATE");
 	bool own = false;
@@ -148,17 +151,17 @@ int place_find(const struct args *a, struct place *p, struct err *e)
 	if (endpoint) {
 		p->found_by = option ? "--endpoint" : "TRANSFUSE_ENDPOINT";
 		p->endpoint = xstrdup(endpoint);
-		return named_keys(a, p, e);
+		return named_keys(given, p, e);
 	}
 	if (state)
-		return private_daemon(a, state, p, e);
-	TRY(own_daemon(a, &own, p, e));
+		return private_daemon(given, state, p, e);
+	TRY(own_daemon(given, &own, p, e));
 	if (own)
 		return 0;
 	FAIL_IF(!file_exists(SYSTEM_FILE) && !file_exists(SYSTEM_SERVER_KEY), e, TF_ENODAEMON,
 		"no daemon is known: set TRANSFUSE_STATE to the state folder of a private one, or "
 		"`transfuse login ENDPOINT KEY`, or give --endpoint (there is no " SYSTEM_FILE ")");
-	return filed_daemon(a, SYSTEM_FILE, SYSTEM_SERVER_KEY, p, e);
+	return filed_daemon(given, SYSTEM_FILE, SYSTEM_SERVER_KEY, p, e);
 }
 
 void place_release(struct place *p)

@@ -3,28 +3,20 @@
  * message sent again after a lost connection is the same job. */
 #include "config.h"
 #include "client/client.h"
+#include "client/line.h"
 #include "client/submit.h"
 #include "lib/clock.h"
 #include "lib/mem.h"
 #include "lib/quantity.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/random.h>
 #include <time.h>
 
 #define POLL_MS 10000 /* one question about a job waits so long for news */
 
 static uint64_t after[LIMIT_AFTER]; /* of the one spec a process submits */
-
-int random_token(uint8_t token[16], struct err *e)
-{
-	if (getrandom(token, 16, 0) != 16)
-		return err_errno(e, "random bytes");
-	return 0;
-}
 
 static int read_size(const struct args *a, enum option_id o, uint64_t *out, struct err *e)
 {
@@ -132,18 +124,8 @@ int submit_check(struct client *c, Tf__JobSpec *spec, struct err *e)
 static int send_submit(struct client *c, Tf__JobSpec *spec, bool dry, Tf__Reply **out,
 		       struct err *e)
 {
-	Tf__Request r = TF__REQUEST__INIT;
-	Tf__Submit m = TF__SUBMIT__INIT;
-	uint8_t token[16];
-
-	TRY(random_token(token, e));
-	m.token.data = token;
-	m.token.len = sizeof token;
-	m.spec = spec;
-	m.has_dry_run = m.dry_run = dry;
-	r.body_case = TF__REQUEST__BODY_SUBMIT;
-	r.submit = &m;
-	return client_ask(c, &r, TF__REPLY__BODY_SUBMITTED, out, e);
+	TRY(client_connect(c, e));
+	return client_note(c, line_submit(c->line, spec, dry, out, e));
 }
 
 /* ---- dry run */
@@ -219,21 +201,8 @@ static enum status status_of_job(const Tf__Job *j)
 
 static int ask_news(struct client *c, uint64_t id, uint64_t since, Tf__Reply **out, struct err *e)
 {
-	Tf__Request r = TF__REQUEST__INIT;
-	Tf__JobWait m = TF__JOB_WAIT__INIT;
-
-	m.job = id;
-	m.has_since = m.has_timeout_ms = 1;
-	m.since = since;
-	m.timeout_ms = POLL_MS;
-	r.body_case = TF__REQUEST__BODY_JOB_WAIT;
-	r.job_wait = &m;
-	TRY(client_ask_for(c, &r, TF__REPLY__BODY_JOBS, POLL_MS + ASK_MS, out, e));
-	if ((*out)->jobs->n_job == 1)
-		return 0;
-	tf__reply__free_unpacked(*out, NULL);
-	*out = NULL;
-	return err_set(e, TF_EINTERNAL, "the daemon answered with no job");
+	TRY(client_connect(c, e));
+	return client_note(c, line_news(c->line, id, since, POLL_MS, out, e));
 }
 
 static void say_how_to_go_on(uint64_t id)

@@ -7,6 +7,5 @@
 
 /* Puts the common options into the spec and checks it all, before anything is sent. */
 int submit_check(struct client *c, Tf__JobSpec *spec, struct err *e);
-int random_token(uint8_t token[16], struct err *e);
 
 #endif

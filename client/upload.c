@@ -4,7 +4,7 @@
  * token says where to go on. */
 #include "config.h"
 #include "client/client.h"
-#include "client/submit.h"
+#include "client/line.h"
 #include "lib/mem.h"
 
 #include <inttypes.h>

@@ -22,7 +22,7 @@ int verb_ping(struct client *c, struct err *e)
 	TRY(client_connect(c, e));
 	start = clock_mono_ns();
 	TRY(client_ask(c, &r, TF__REPLY__BODY_OK, &reply, e));
-	printf("the daemon at %s answers in %.1f ms\n", c->place.endpoint,
+	printf("the daemon at %s answers in %.1f ms\n", c->place->endpoint,
 	       (double)(clock_mono_ns() - start) / 1e6);
 	tf__reply__free_unpacked(reply, NULL);
 	return STATUS_DONE;
@@ -168,7 +168,7 @@ int verb_status(struct client *c, struct err *e)
 	} else {
 		format_age(s->started, age);
 		user = text_safe(s->user);
-		printf("daemon %u at %s, up %s; you are %s (%s)%s%s\n", s->pid, c->place.endpoint,
+		printf("daemon %u at %s, up %s; you are %s (%s)%s%s\n", s->pid, c->place->endpoint,
 		       age, user, s->role, s->draining ? "; draining" : "",
 		       s->read_only ? "; READ-ONLY, see its log" : "");
 		xfree(user);

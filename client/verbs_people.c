@@ -111,7 +111,7 @@ static void say_what_to_do(const struct client *c, const char *public_key, bool 
 	if (!known_daemon)
 		puts("and tells you the line `transfuse login ENDPOINT 'KEY'` for their daemon.");
 	else
-		printf("at %s; then say `transfuse login` again.\n", c->place.endpoint);
+		printf("at %s; then say `transfuse login` again.\n", c->place->endpoint);
 }
 
 /* Who the daemon takes us for, or what is missing for it to know us. */
@@ -128,7 +128,7 @@ static int introduce(struct client *c, const char *public_key, struct err *e)
 	if (rc == 0) {
 		user = text_safe(reply->status->user);
 		printf("you are %s (%s) at %s, with the key %s\n", user, reply->status->role,
-		       c->place.endpoint, c->place.key_file);
+		       c->place->endpoint, c->place->key_file);
 		xfree(user);
 		tf__reply__free_unpacked(reply, NULL);
 		return STATUS_DONE;
@@ -161,8 +161,8 @@ int verb_login(struct client *c, struct err *e)
 /* The line a newcomer enters, as far as it is known here. */
 static void say_how_to_come(const struct client *c)
 {
-	printf("they reach this daemon with\n    transfuse login %s '%s'\n", c->place.endpoint,
-	       c->place.server_key);
+	printf("they reach this daemon with\n    transfuse login %s '%s'\n", c->place->endpoint,
+	       c->place->server_key);
 }
 
 static int ask_ok(struct client *c, Tf__Request *r, struct err *e)

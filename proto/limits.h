@@ -21,6 +21,7 @@
 #define LIMIT_SOURCES 4096u                   /* paths or uploads of an import */
 #define LIMIT_JOB_REFS 256u                   /* jobs named in one request */
 #define LIMIT_BATCH_JOBS 1000u                /* jobs of one submit_batch */
+#define LIMIT_BATCH_BYTES (64u << 20)         /* a file of jobs that a client submits */
 #define LIMIT_AFTER 256u                      /* dependencies of a job */
 #define LIMIT_JOBS_QUEUED 1000000u
 #define LIMIT_JOBS_LISTED 10000u              /* in one reply */
