@@ -5,6 +5,7 @@
 #include "lib/log.h"
 #include "lib/mem.h"
 #include "proto/spec.h"
+#include "worker/kept.h"
 #include "worker/link.h"
 #include "worker/report.h"
 #include "worker/worker.h"
@@ -46,7 +47,7 @@ int job_init(struct job *job, const Tf__Assignment *assignment, struct link *lin
 
 void job_release(struct job *job)
 {
-	if (job->kernels)
+	if (job->kernels && !job->kept)
 		kernels_close(job->kernels);
 	report_free(job->state);
 	xfree_((void *)job->results);
@@ -57,7 +58,10 @@ int job_kernels(struct job *job, struct err *e)
 {
 	if (job->kernels)
 		return 0;
-	TRY(kernels_open(job->device, job->threads, &job->kernels, e));
+	if (job->kept)
+		TRY(kept_kernels(job->kept, job->device, job->threads, &job->kernels, e));
+	else
+		TRY(kernels_open(job->device, job->threads, &job->kernels, e));
 	log_info("kernels %s: %s", job->kernels->backend, kernels_describe(job->kernels));
 	return 0;
 }

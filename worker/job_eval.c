@@ -130,6 +130,9 @@ int job_eval(struct job *job, struct err *e)
 	json_decref(ev.report);
 	if (ev.data)
 		dataset_close(ev.data);
-	opened_release(&ev.o);
+	if (rc == 0)
+		opened_leave(&ev.o, job);
+	else
+		opened_release(&ev.o);
 	return rc;
 }

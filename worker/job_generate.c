@@ -173,6 +173,9 @@ int job_generate(struct job *job, struct err *e)
 	xfree(g.result);
 	xfree(g.request);
 	xfree(g.latent);
-	opened_release(&g.o);
+	if (rc == 0)
+		opened_leave(&g.o, job);
+	else
+		opened_release(&g.o);
 	return rc;
 }

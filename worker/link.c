@@ -2,7 +2,8 @@
  * The line to the daemon; see link.h. One request is open at a time. The thread alone touches the
  * socket; the fields under `lock` are how the main thread and it meet. An answer that does not
  * come in time means that the daemon is away: the socket is made anew and hello is said until one
- * answers. */
+ * answers. Between two jobs (link_next) a daemon that is away ends the wait: nothing is lost then,
+ * and no later daemon knows of this process. */
 #include "config.h"
 #include "worker/link.h"
 #include "lib/clock.h"
@@ -44,16 +45,21 @@ struct link {
 
 	pthread_t thread;
 	int wake_fd;     /* eventfd: something is to be sent, or the thread should end */
-	atomic_int stop; /* Tf__StopReason */
+	atomic_int stop; /* Tf__StopReason; of this job */
+	atomic_bool leaving; /* SIGTERM came */
 	_Atomic int64_t peak_rss_anon;
 
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
-	Tf__Reply *assigned; /* the first answer to hello; stays until link_close */
+	Tf__Reply *assigned; /* what the job is of; stays until the next job or link_close */
 	struct message progress;
 	bool progress_is_new;
 	struct message done;
 	bool acknowledged;
+	struct message next;
+	bool next_is_new;
+	bool idle;      /* link_next waits; ended by an Assignment */
+	bool dismissed; /* none will come */
 	bool closing;
 	char trouble[ERR_TEXT_MAX]; /* what the daemon last answered instead of an assignment */
 	uint64_t last_id;
@@ -63,7 +69,7 @@ struct link {
 	struct message hello;
 	bool known;       /* this daemon has answered our hello */
 	uint64_t open_id; /* the request whose answer is awaited; 0: none */
-	enum { OPEN_HELLO, OPEN_REPORT, OPEN_DONE } open_kind;
+	enum { OPEN_HELLO, OPEN_REPORT, OPEN_DONE, OPEN_NEXT } open_kind;
 	int64_t sent_ms, heard_ms, next_hello_ms, pause_ms;
 };
 
@@ -95,6 +101,20 @@ static void pack_hello(struct link *l)
 	r.body_case = TF__REQUEST__BODY_WORKER_HELLO;
 	r.worker_hello = &hello;
 	pack_request(l, &r, &l->hello);
+}
+
+static void pack_next(struct link *l)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__WorkerNext next = TF__WORKER_NEXT__INIT;
+
+	next.job = l->job;
+	next.attempt = l->attempt;
+	next.pid = (uint32_t)getpid();
+	r.body_case = TF__REQUEST__BODY_WORKER_NEXT;
+	r.worker_next = &next;
+	pack_request(l, &r, &l->next);
+	l->next_is_new = true;
 }
 
 static void wake(struct link *l)
@@ -129,10 +149,26 @@ static int open_socket(struct link *l, struct err *e)
 	return wire_dealer(l->context, l->endpoint, l->server_key, &l->keys, &l->socket, NULL, e);
 }
 
+/* Ends a wait for another job; false when there is none. */
+static bool dismiss(struct link *l, const char *why)
+{
+	bool idle;
+
+	pthread_mutex_lock(&l->lock);
+	idle = l->idle;
+	if (idle && !l->dismissed) {
+		l->dismissed = true;
+		snprintf(l->trouble, sizeof l->trouble, "%s", why);
+		pthread_cond_broadcast(&l->changed);
+	}
+	pthread_mutex_unlock(&l->lock);
+	return idle;
+}
+
 /* Nobody answers: a new socket, and hello after a pause. */
 static void lose(struct link *l, int64_t now)
 {
-	if (l->known)
+	if (l->known && !dismiss(l, "the daemon does not answer"))
 		log_warn("the daemon does not answer; the job goes on");
 	l->known = false;
 	l->open_id = 0;
@@ -151,8 +187,9 @@ static void send_message(struct link *l, const struct message *m, int kind, int6
 	l->sent_ms = now;
 }
 
-/* Sends what matters most, when no answer is awaited. */
-static void send_next(struct link *l, int64_t now)
+/* Sends what matters most, when no answer is awaited. Nothing is said of a job whose outcome was
+ * acknowledged. */
+static void send_most(struct link *l, int64_t now)
 {
 	if (!l->known) {
 		if (now >= l->next_hello_ms) {
@@ -166,6 +203,11 @@ static void send_next(struct link *l, int64_t now)
 	pthread_mutex_lock(&l->lock);
 	if (l->done.bytes.len > 0 && !l->acknowledged) {
 		send_message(l, &l->done, OPEN_DONE, now);
+	} else if (l->acknowledged) {
+		if (l->idle && (l->next_is_new || now - l->heard_ms > KEEPALIVE_MS)) {
+			send_message(l, &l->next, OPEN_NEXT, now);
+			l->next_is_new = l->next_is_new && !l->open_id;
+		}
 	} else if (l->progress_is_new ||
 		   (l->progress.bytes.len > 0 && now - l->heard_ms > KEEPALIVE_MS)) {
 		send_message(l, &l->progress, OPEN_REPORT, now);
@@ -187,6 +229,31 @@ static void take_stop(struct link *l, Tf__StopReason reason)
 	if (reason != TF__STOP_REASON__STOP_NONE &&
 	    atomic_compare_exchange_strong(&l->stop, &none, (int)reason))
 		log_info("told to stop, reason=%d", (int)reason);
+}
+
+/* Another job, for a worker that asked for one: from here on the line is that job's. */
+static bool take_next(struct link *l, Tf__Reply *reply)
+{
+	const Tf__Assignment *a = reply->assignment;
+	bool taken;
+
+	pthread_mutex_lock(&l->lock);
+	taken = l->idle && !l->dismissed && (a->job != l->job || a->attempt != l->attempt);
+	if (taken) {
+		l->job = a->job;
+		l->attempt = a->attempt;
+		tf__reply__free_unpacked(l->assigned, NULL);
+		l->assigned = reply;
+		atomic_store(&l->stop, a->has_stop ? (int)a->stop : 0);
+		atomic_store(&l->peak_rss_anon, 0);
+		buf_clear(&l->progress.bytes);
+		buf_clear(&l->done.bytes);
+		l->progress_is_new = l->acknowledged = l->idle = l->next_is_new = false;
+		pack_hello(l);
+		pthread_cond_broadcast(&l->changed);
+	}
+	pthread_mutex_unlock(&l->lock);
+	return taken;
 }
 
 /* Takes the reply when it is kept. */
@@ -229,15 +296,21 @@ static void take_trouble(struct link *l, const Tf__Reply *reply, int64_t now)
 static bool take_reply(struct link *l, Tf__Reply *reply, int64_t now)
 {
 	l->heard_ms = now;
-	if (reply->body_case == TF__REPLY__BODY_ORDER && reply->order->job == l->job)
+	if (reply->body_case == TF__REPLY__BODY_ORDER && reply->order->job == l->job &&
+	    !dismiss(l, "the daemon needs this worker no more"))
 		take_stop(l, reply->order->stop);
+	if (reply->id == 0 && reply->body_case == TF__REPLY__BODY_ASSIGNMENT)
+		return take_next(l, reply);
 	if (reply->id == 0 || reply->id != l->open_id)
 		return false;
 	l->open_id = 0;
 	if (reply->has_code && reply->code != 0) {
-		take_trouble(l, reply, now);
+		if (!dismiss(l, reply->text ? reply->text : ""))
+			take_trouble(l, reply, now);
 		return false;
 	}
+	if (l->open_kind == OPEN_NEXT)
+		return reply->body_case == TF__REPLY__BODY_ASSIGNMENT && take_next(l, reply);
 	if (l->open_kind == OPEN_HELLO)
 		return take_assignment(l, reply);
 	if (l->open_kind == OPEN_DONE) {
@@ -318,13 +391,15 @@ static void *run_thread(void *arg)
 			if (l->open_id && now - l->sent_ms > ANSWER_MS)
 				lose(l, now);
 			if (l->socket && !l->open_id)
-				send_next(l, now);
+				send_most(l, now);
 			if (l->socket)
 				wait_for_something(l);
 		}
 		pthread_mutex_lock(&l->lock);
 		closing = l->closing;
 		pthread_mutex_unlock(&l->lock);
+		if (atomic_load(&l->leaving))
+			dismiss(l, "SIGTERM");
 	}
 	return NULL;
 }
@@ -356,6 +431,7 @@ static void release(struct link *l)
 	buf_release(&l->hello.bytes);
 	buf_release(&l->progress.bytes);
 	buf_release(&l->done.bytes);
+	buf_release(&l->next.bytes);
 	pthread_cond_destroy(&l->changed);
 	pthread_mutex_destroy(&l->lock);
 	key_pair_wipe(&l->keys);
@@ -472,16 +548,46 @@ int link_done(struct link *l, const struct buf *outcome, int64_t timeout_ms, str
 	return rc;
 }
 
+int link_next(struct link *l, int64_t timeout_ms, const Tf__Assignment **out, struct err *e)
+{
+	struct timespec until = deadline_after(timeout_ms);
+	int rc = 0;
+
+	pthread_mutex_lock(&l->lock);
+	CHECK(l->acknowledged && !l->idle);
+	l->idle = true;
+	l->dismissed = false;
+	pack_next(l);
+	wake(l);
+	while (l->idle && !l->dismissed && rc == 0)
+		rc = pthread_cond_timedwait(&l->changed, &l->lock, &until);
+	if (!l->idle)
+		*out = l->assigned->assignment;
+	else
+		err_set(e, TF_ECANCELLED, "no other job: %s",
+			l->dismissed ? l->trouble : "none came in time");
+	rc = l->idle ? TF_ECANCELLED : 0;
+	l->dismissed = true; /* whatever comes later is not taken */
+	pthread_mutex_unlock(&l->lock);
+	return rc;
+}
+
 Tf__StopReason link_stop(const struct link *l)
 {
-	return (Tf__StopReason)atomic_load(&l->stop);
+	int stop = atomic_load(&l->stop);
+
+	if (stop == TF__STOP_REASON__STOP_NONE && atomic_load(&l->leaving))
+		return TF__STOP_REASON__STOP_SHUTDOWN;
+	return (Tf__StopReason)stop;
 }
 
 void link_leave(struct link *l)
 {
-	int none = TF__STOP_REASON__STOP_NONE;
+	uint64_t one = 1;
 
-	atomic_compare_exchange_strong(&l->stop, &none, (int)TF__STOP_REASON__STOP_SHUTDOWN);
+	atomic_store(&l->leaving, true);
+	if (write(l->wake_fd, &one, sizeof one) < 0)
+		return; /* it is awake, or looks around soon */
 }
 
 int64_t link_peak_rss_anon(const struct link *l)

@@ -29,7 +29,7 @@ int link_open(const struct link_options *o, struct link **out, struct err *e);
 /* Ends the thread; what was not sent is dropped. NULL is fine. */
 void link_close(struct link *l);
 
-/* Waits for the Assignment, which lives until link_close. TF_ENODAEMON after timeout_ms. */
+/* Waits for the Assignment, which lives until link_next or link_close. TF_ENODAEMON after timeout_ms. */
 int link_assignment(struct link *l, int64_t timeout_ms, const Tf__Assignment **out, struct err *e);
 /* Sends this progress (copied) as soon as the daemon listens; an earlier one not sent yet is
  * dropped. */
@@ -37,6 +37,11 @@ void link_progress(struct link *l, const Tf__Progress *progress);
 /* Tells the outcome (packed) and waits until the daemon has it on disk. TF_ETIMEOUT after
  * timeout_ms. */
 int link_done(struct link *l, const struct buf *outcome, int64_t timeout_ms, struct err *e);
+
+/* Once the outcome was acknowledged: asks for another job and waits for it. 0: the line is that
+ * job's from now on, and the earlier Assignment is gone. TF_ECANCELLED: none will come (the daemon
+ * said so or is away, SIGTERM, or the time is up); the process has nothing left to do. */
+int link_next(struct link *l, int64_t timeout_ms, const Tf__Assignment **out, struct err *e);
 
 /* Why the job should leave; STOP_NONE: it need not. */
 Tf__StopReason link_stop(const struct link *l);

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * transfuse-worker: one process runs one attempt of one job. The daemon starts it; it says hello,
- * gets its Assignment, runs the job's function, writes the outcome, tells the daemon and exits.
+ * transfuse-worker: one process runs one attempt of one job at a time. The daemon starts it; it says
+ * hello, gets its Assignment, runs the job's function, writes the outcome and tells the daemon. Where
+ * the Assignment says so it then waits for another job, keeping the model (kept.h); else it exits.
+ * Each job has the log, the folder and the reports of its own.
  *
  * The main thread runs the job; link.c has a thread for the daemon's messages. SIGTERM asks the
  * job to leave in order. worker.h lists the exit statuses. */
@@ -9,12 +11,14 @@
 #include "lib/log.h"
 #include "lib/mem.h"
 #include "proto/keys.h"
+#include "worker/kept.h"
 #include "worker/link.h"
 #include "worker/plan.h"
 #include "worker/report.h"
 #include "worker/worker.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <pthread.h>
 #include <signal.h>
@@ -25,6 +29,7 @@
 
 #define HELLO_MS 60000 /* how long an assignment is waited for */
 #define DONE_MS 180000 /* how long a daemon is waited for once the outcome is on disk */
+#define WARM_MORE_MS 60000 /* the daemon ends a wait for another job; this is for when it forgets */
 
 static struct link *line; /* for the signal handler */
 static struct {
@@ -45,9 +50,9 @@ static const struct {
 static const char usage[] =
 	"Usage: transfuse-worker --endpoint E --server-key KEY --job N --attempt N --key-fd FD\n"
 	"       transfuse-worker --plan\n"
-	"Runs one attempt of one job; started by transfused. With --plan: reads an experiment as "
-	"JSON\n"
-	"from stdin and answers with its sizes and memory as JSON.\n\n"
+	"Runs one attempt of a job, and further ones while it is warm; started by transfused.\n"
+	"With --plan: reads an experiment as JSON from stdin and answers with its sizes and memory "
+	"as JSON.\n\n"
 	"  --endpoint E        where the daemon listens\n"
 	"  --server-key KEY    its public key, Z85\n"
 	"  --job N             the job\n"
@@ -206,7 +211,8 @@ static int run(struct job *job, struct err *e)
 		       (int)job->spec->kind);
 }
 
-static int finish(struct job *job, int rc, const struct err *why)
+/* Writes the outcome and tells it; *told when the daemon has it. */
+static int finish(struct job *job, int rc, const struct err *why, bool *told)
 {
 	struct buf packed = BUF_INIT;
 	struct err e = ERR_INIT;
@@ -219,22 +225,21 @@ static int finish(struct job *job, int rc, const struct err *why)
 	if (leave_outcome(job, rc, rc == 0 ? NULL : text, is_worth_a_retry(rc), &packed, &e) < 0)
 		log_error("the outcome cannot be written: %s", e.text);
 	err_clear(&e);
-	if (link_done(line, &packed, DONE_MS, &e) < 0)
+	*told = link_done(line, &packed, DONE_MS, &e) == 0;
+	if (!*told)
 		log_warn("%s", e.text);
 	buf_release(&packed);
 	return rc == 0 ? WORKER_DONE : rc == TF_ECANCELLED ? WORKER_STOPPED : WORKER_FAILED;
 }
 
-static int work(void)
+/* Runs the job; *stay when the process is fit for another: it did what it was told, in order. */
+static int work_on(const Tf__Assignment *assignment, struct kept *kept, bool *stay)
 {
-	const Tf__Assignment *assignment = NULL;
 	struct err e = ERR_INIT;
 	struct job job;
-	int rc;
+	int rc = job_init(&job, assignment, line, &e), status;
 
-	if (link_assignment(line, HELLO_MS, &assignment, &e) < 0)
-		die(WORKER_NO_DAEMON, "%s", e.text);
-	rc = job_init(&job, assignment, line, &e);
+	job.kept = kept;
 	if (rc == 0) {
 		dying.job = &job;
 		rc = run(&job, &e);
@@ -243,9 +248,58 @@ static int work(void)
 	pthread_mutex_lock(&dying.lock);
 	dying.job = NULL;
 	pthread_mutex_unlock(&dying.lock);
-	rc = finish(&job, rc, &e);
+	status = finish(&job, rc, &e, stay);
+	*stay = *stay && (rc == 0 || rc == TF_ECANCELLED);
 	job_release(&job);
-	return rc;
+	return status;
+}
+
+static void write_to(const char *path, int flags)
+{
+	int fd = open(path, flags | O_WRONLY | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
+
+	fflush(stdout);
+	if (fd < 0 || dup2(fd, STDOUT_FILENO) < 0 || dup2(fd, STDERR_FILENO) < 0)
+		die(WORKER_FAILED, "%s: %s", path, strerror(errno));
+	close(fd);
+}
+
+/* Waits for another job; then log and folder are its own. False: there is none. */
+static bool another(int64_t warm_ms, const Tf__Assignment **out)
+{
+	struct err e = ERR_INIT;
+	char *log;
+
+	write_to("/dev/null", 0); /* the log of the job that is over is not ours any more */
+	log_set_job(0);
+	if (link_next(line, warm_ms + WARM_MORE_MS, out, &e) < 0)
+		return false;
+	log = job_path((*out)->job_folder, "log");
+	write_to(log, O_CREAT);
+	xfree(log);
+	log_set_job((*out)->job);
+	if (chdir((*out)->attempt_folder) < 0)
+		die(WORKER_FAILED, "%s: %s", (*out)->attempt_folder, strerror(errno));
+	return true;
+}
+
+static int work(void)
+{
+	const Tf__Assignment *assignment = NULL;
+	struct kept kept = { 0 };
+	struct err e = ERR_INIT;
+	int64_t warm_ms;
+	bool stay;
+	int status;
+
+	if (link_assignment(line, HELLO_MS, &assignment, &e) < 0)
+		die(WORKER_NO_DAEMON, "%s", e.text);
+	do {
+		warm_ms = assignment->has_warm_seconds ? assignment->warm_seconds * 1000LL : 0;
+		status = work_on(assignment, warm_ms ? &kept : NULL, &stay);
+	} while (warm_ms && stay && another(warm_ms, &assignment));
+	kept_release(&kept);
+	return status;
 }
 
 int main(int argc, char **argv)

@@ -6,9 +6,11 @@
 #include "lib/log.h"
 #include "lib/mem.h"
 #include "store/checkpoints.h"
+#include "worker/kept.h"
 
 #include <inttypes.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #define ROWS_CUDA 1024 /* one graph for each capacity: few of them */
 #define ROWS_CPU 64    /* one set of products for each shape */
@@ -152,17 +154,105 @@ static int open_model(struct opened *o, struct job *job, const Tf__Input *in, in
 	return rc;
 }
 
-int opened_init(struct opened *o, struct job *job, int64_t B, struct err *e)
+/* ---- kept from job to job */
+
+static int add_file(struct buf *key, const char *path, struct err *e)
+{
+	struct stat st;
+
+	if (stat(path, &st) < 0)
+		return err_errno(e, "%s", path);
+	buf_printf(key, " %s %llu:%llu %lld %lld.%09ld", path, (unsigned long long)st.st_dev,
+		   (unsigned long long)st.st_ino, (long long)st.st_size,
+		   (long long)st.st_mtim.tv_sec, st.st_mtim.tv_nsec);
+	return 0;
+}
+
+static int add_model(struct buf *key, const Tf__Input *in, struct err *e)
+{
+	bool average = in->has_ema && in->ema;
+	char name[CHECKPOINT_NAME_MAX], *path;
+	uint64_t step;
+	int rc;
+
+	TRY(checkpoints_find(in->path, in->step, &step, e));
+	checkpoint_name(step, name);
+	path = job_path(in->path, "%s/%s", name, average ? CHECKPOINT_AVERAGE : CHECKPOINT_WEIGHTS);
+	buf_printf(key, "%s%s", in->name, average ? "@ema" : "");
+	rc = add_file(key, path, e);
+	xfree(path);
+	return rc;
+}
+
+static int add_part(struct buf *key, const Tf__Input *in, bool vae, struct err *e)
+{
+	char *path = NULL;
+	int rc = 0;
+
+	if (!in)
+		return 0;
+	if (vae)
+		rc = vae_path(in, &path, e);
+	else
+		path = job_path(in->path, SPM_FILE);
+	buf_printf(key, "\n%s %s", in->name, in->hash ? in->hash : "");
+	if (rc == 0)
+		rc = add_file(key, path, e);
+	xfree(path);
+	return rc;
+}
+
+int opened_key(const struct job *job, int64_t B, char **out, struct err *e)
+{
+	struct buf key = BUF_INIT;
+	const Tf__Input *in = NULL;
+	int rc = job_need_input(job, "model", &in, e);
+
+	buf_printf(&key, "%s %d %" PRId64 "\n", job->device, job->threads, B);
+	if (rc == 0)
+		rc = add_model(&key, in, e);
+	if (rc == 0)
+		rc = add_part(&key, job_input(job, "tokenizer", 0), false, e);
+	if (rc == 0)
+		rc = add_part(&key, job_input(job, "vae", 0), true, e);
+	*out = rc == 0 ? buf_detach(&key) : NULL;
+	buf_release(&key);
+	return rc;
+}
+
+void opened_leave(struct opened *o, struct job *job)
+{
+	if (job->kept && o->key)
+		kept_put(job->kept, o);
+	else
+		opened_release(o);
+}
+
+static int open_all(struct opened *o, struct job *job, int64_t B, struct err *e)
 {
 	const Tf__Input *in = NULL;
+
+	TRY(job_need_input(job, "model", &in, e));
+	TRY(open_model(o, job, in, B, e));
+	return open_parts(o, job, e);
+}
+
+int opened_init(struct opened *o, struct job *job, int64_t B, struct err *e)
+{
+	char *key = NULL;
 	int rc;
 
 	memset(o, 0, sizeof *o);
-	TRY(job_need_input(job, "model", &in, e));
 	TRY(job_kernels(job, e));
-	rc = open_model(o, job, in, B, e);
-	if (rc == 0)
-		rc = open_parts(o, job, e);
+	if (job->kept)
+		TRY(opened_key(job, B, &key, e));
+	if (key && kept_take(job->kept, key, o)) {
+		log_info("model=%s, kept from the job before", o->name);
+		xfree(key);
+		return 0;
+	}
+	rc = open_all(o, job, B, e);
+	o->key = key;
 	if (rc < 0)
 		opened_release(o);
 	else
@@ -181,5 +271,6 @@ void opened_release(struct opened *o)
 	train_experiment_release(&o->x);
 	model_facts_release(&o->facts);
 	xfree(o->name);
+	xfree(o->key);
 	memset(o, 0, sizeof *o);
 }

@@ -32,11 +32,18 @@ struct opened {
 	struct vae *vae; /* NULL: a model of text alone */
 	uint64_t step;
 	char *name; /* "NAME:step" or "NAME:step@ema", for people */
+	char *key;  /* opened_key, when the job may keep it; NULL: it may not */
 };
 
 /* Opens the job's inputs "model", "tokenizer" and "vae" (with kernels). B: sequences of a pass
- * that is to be run over it; 0: some. TF_EMISMATCH when they do not belong together. */
+ * that is to be run over it; 0: some. TF_EMISMATCH when they do not belong together. A model kept
+ * from an earlier job is used when opened_key is the same. */
 int opened_init(struct opened *o, struct job *job, int64_t B, struct err *e);
+/* Names what opened_init would read: artefacts, step, average, B, and the files with their inode,
+ * size and time of change. Two jobs with one key read the same bytes. The caller frees *out. */
+int opened_key(const struct job *job, int64_t B, char **out, struct err *e);
+/* After a job that went well: kept for the next one where the job has a keeper, else released. */
+void opened_leave(struct opened *o, struct job *job);
 void opened_release(struct opened *o);
 
 #endif

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The vocabulary of transfuse-worker: one process runs one attempt of one job.
+ * The vocabulary of transfuse-worker: one process runs one attempt of one job at a time, mostly one
+ * in all.
  *
  * main.c says hello to the daemon, fills struct job from the Assignment and calls the job's
  * function (proto/jobs.def has a row for each kind; its work is job_<kind>.c). The function
  * returns 0 when the work is done, TF_ECANCELLED when it left because job_should_stop said so, or
- * another TF_E* with a sentence. main.c then writes the outcome, tells the daemon and exits.
+ * another TF_E* with a sentence. main.c then writes the outcome, tells the daemon and exits, or asks
+ * for another job: then it is warm, and kept.h says what it keeps.
  *
  * A job's function runs in the main thread. A thread of its own (link.c) speaks with the daemon,
  * so that no function of this header ever waits for the daemon. */
@@ -30,6 +32,7 @@ enum worker_exit {
 	WORKER_DEVICE = KERNEL_EXIT_DEVICE, /* a device error */
 };
 
+struct kept;
 struct link;
 struct report;
 
@@ -47,6 +50,7 @@ struct job {
 	struct kernels *kernels;          /* NULL until job_kernels */
 	struct link *link;                /* NULL in tests: reports go nowhere */
 	struct report *state;             /* of report.c */
+	struct kept *kept;                /* what may outlive the job (kept.h); NULL: nothing */
 };
 
 /* One function for each row of jobs.def. */
@@ -59,7 +63,7 @@ struct job {
 /* Makes a job of an Assignment (borrowed; it must outlive the job). link may be NULL. Makes
  * results/. */
 int job_init(struct job *job, const Tf__Assignment *assignment, struct link *link, struct err *e);
-/* Closes metrics and kernels. */
+/* Closes metrics, and kernels that are not kept. */
 void job_release(struct job *job);
 
 /* Opens the kernels of the job's device once; job->kernels then. Logs what they are. */

@@ -22,8 +22,10 @@ static void count(struct fake *f, const Tf__Request *q)
 {
 	switch (q->body_case) {
 	case TF__REQUEST__BODY_WORKER_HELLO:
-		assert_int_equal(q->worker_hello->job, JOB);
-		assert_int_equal(q->worker_hello->attempt, ATTEMPT);
+		if (f->nexts == 0) {
+			assert_int_equal(q->worker_hello->job, JOB);
+			assert_int_equal(q->worker_hello->attempt, ATTEMPT);
+		}
 		f->hellos++;
 		break;
 	case TF__REQUEST__BODY_WORKER_REPORT:
@@ -34,6 +36,7 @@ static void count(struct fake *f, const Tf__Request *q)
 		f->last_done_code = q->worker_done->outcome->code;
 		f->dones++;
 		break;
+	case TF__REQUEST__BODY_WORKER_NEXT: f->nexts++; break;
 	default: fail_msg("request %d", (int)q->body_case);
 	}
 }
@@ -46,7 +49,8 @@ static void answer(struct fake *f, zmq_msg_t *route, const Tf__Request *q)
 	r.version = TF_PROTOCOL_VERSION;
 	r.id = q->id;
 	r.has_code = true;
-	r.code = f->answer;
+	r.code = q->body_case == TF__REQUEST__BODY_WORKER_NEXT && f->next_answer ? f->next_answer
+										 : f->answer;
 	r.text = r.code ? "as the test wants" : NULL;
 	if (r.code == 0 && q->body_case == TF__REQUEST__BODY_WORKER_HELLO) {
 		r.body_case = TF__REPLY__BODY_ASSIGNMENT;
@@ -55,6 +59,20 @@ static void answer(struct fake *f, zmq_msg_t *route, const Tf__Request *q)
 		r.body_case = TF__REPLY__BODY_OK;
 		r.ok = &ok;
 	}
+	reply(f, route, &r);
+}
+
+/* Another job for the worker that asked, as the daemon gives it: unasked, id 0. */
+static void push(struct fake *f, zmq_msg_t *route, const Tf__Request *q)
+{
+	Tf__Reply r = TF__REPLY__INIT;
+
+	if (q->body_case != TF__REQUEST__BODY_WORKER_NEXT || !f->next || f->answer)
+		return;
+	r.version = TF_PROTOCOL_VERSION;
+	r.body_case = TF__REPLY__BODY_ASSIGNMENT;
+	r.assignment = (Tf__Assignment *)f->next;
+	f->next = NULL;
 	reply(f, route, &r);
 }
 
@@ -96,6 +114,7 @@ static void *serve(void *arg)
 			f->silent--;
 		} else {
 			answer(f, &route, q);
+			push(f, &route, q);
 			order(f, &route);
 		}
 		tf__request__free_unpacked(q, NULL);

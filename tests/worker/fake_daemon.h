@@ -29,10 +29,12 @@ struct fake {
 	pthread_t thread;
 	void *context, *socket;
 	atomic_bool closing;
-	atomic_int hellos, reports, dones, last_done_code;
+	atomic_int hellos, reports, dones, nexts, last_done_code;
 	atomic_llong progress; /* `done` of the last report */
 	atomic_int order;      /* sent to the worker after the next request, then 0 */
 	atomic_int answer;     /* code of every answer */
+	const Tf__Assignment *next; /* what follows a WorkerNext, unasked; NULL: nothing */
+	atomic_int next_answer; /* code of the answer to WorkerNext */
 	atomic_int silent;     /* requests to leave unanswered */
 };
 

@@ -7,6 +7,7 @@
 #include "lib/mem.h"
 #include "lib/safetensors.h"
 #include "tests/worker/toy.h"
+#include "worker/kept.h"
 
 #include <jansson.h>
 #include <png.h>
@@ -237,6 +238,90 @@ static void a_picture_depends_on_seed_and_index_alone(void **state)
 	xfree(b);
 }
 
+static void draw_some(const char *job, uint64_t seed)
+{
+	Tf__GenerateSpec g = TF__GENERATE_SPEC__INIT;
+	char *prompt[] = { "a red disc of size 3", "a blue disc of size 4" };
+	struct err e = ERR_INIT;
+
+	g.n_prompt = 2;
+	g.prompt = prompt;
+	g.steps = 3;
+	g.seed = seed;
+	assert_ok(generate(job, &g, &e), &e);
+}
+
+static bool same_file(const char *job, const char *other, const char *name)
+{
+	char *a = result_path(job, name), *b = result_path(other, name);
+	struct buf x = BUF_INIT, y = BUF_INIT;
+	struct err e = ERR_INIT;
+	bool same;
+
+	assert_ok(file_read(a, 1 << 20, &x, &e), &e);
+	assert_ok(file_read(b, 1 << 20, &y, &e), &e);
+	same = x.len == y.len && memcmp(x.data, y.data, x.len) == 0;
+	buf_release(&x);
+	buf_release(&y);
+	xfree(a);
+	xfree(b);
+	return same;
+}
+
+/* Whatever a process did before, a job gives the bits of a fresh process. */
+static void a_warm_job_gives_the_bits_of_a_cold_one(void **state)
+{
+	struct kept kept = { 0 };
+	struct err e = ERR_INIT;
+
+	(void)state;
+	toy.device = "cpu";
+	draw_some("cold", 11);
+	assert_ok(evaluate("cold-loss", "loss", "heldout", toy.data, false, &e), &e);
+	toy.kept = &kept;
+	draw_some("warm-1", 11);
+	assert_non_null(kept.opened.key);
+	draw_some("warm-2", 12);
+	draw_some("warm-3", 11);
+	assert_ok(evaluate("warm-loss", "loss", "heldout", toy.data, false, &e), &e);
+	assert_ok(evaluate("warm-loss-2", "loss", "heldout", toy.data, false, &e), &e);
+	assert_int_not_equal(evaluate("no", "speed", "heldout", toy.data, false, &e), 0);
+	err_clear(&e);
+	draw_some("warm-4", 11);
+	toy.kept = NULL;
+	toy.device = NULL;
+	assert_true(same_file("cold", "warm-1", "00001.png"));
+	assert_false(same_file("cold", "warm-2", "00001.png"));
+	assert_true(same_file("cold", "warm-3", "00001.png"));
+	assert_true(same_file("cold", "warm-4", "00001.png"));
+	assert_true(same_file("cold-loss", "warm-loss", "report.json"));
+	assert_true(same_file("cold-loss", "warm-loss-2", "report.json"));
+	kept_release(&kept);
+}
+
+/* The same name and step with other weights is another model. */
+static void a_kept_model_is_used_for_its_files_alone(void **state)
+{
+	static const char *const other[] = { "train.lr=1e-2", "train.seed=5" };
+	struct kept kept = { 0 };
+	struct err e = ERR_INIT;
+
+	(void)state;
+	toy.kept = &kept;
+	draw_some("first", 11);
+	assert_ok(dir_remove(toy.model, &e), &e);
+	assert_ok(dir_make(toy.model, 0700, &e), &e);
+	toy.kept = NULL;
+	assert_ok(toy_train(&toy, "train-other", toy.model, other, ARRAY_LEN(other), &e), &e);
+	draw_some("other-cold", 11);
+	toy.kept = &kept;
+	draw_some("other", 11);
+	toy.kept = NULL;
+	assert_true(same_file("other-cold", "other", "00001.png"));
+	assert_false(same_file("first", "other", "00001.png"));
+	kept_release(&kept);
+}
+
 static int set_up(void **state)
 {
 	struct err e = ERR_INIT;
@@ -264,6 +349,9 @@ int main(void)
 		cmocka_unit_test(drawings_say_how_they_were_made),
 		cmocka_unit_test(text_and_free_and_mistakes),
 		cmocka_unit_test(a_picture_depends_on_seed_and_index_alone),
+		cmocka_unit_test(a_warm_job_gives_the_bits_of_a_cold_one),
+		/* the last: it trains the model anew */
+		cmocka_unit_test(a_kept_model_is_used_for_its_files_alone),
 	};
 	return cmocka_run_group_tests_name("jobs", jobs, set_up, tear_down);
 }

@@ -23,6 +23,7 @@ static char server_public[41], server_secret[41], worker_public[41], worker_secr
 static Tf__NoopSpec noop;
 static Tf__JobSpec spec;
 static Tf__Assignment assignment;
+static uint32_t warm_seconds; /* of the next begin */
 
 static void begin(struct fake *f, double seconds, const char *fail)
 {
@@ -43,6 +44,9 @@ static void begin(struct fake *f, double seconds, const char *fail)
 	f->endpoint = endpoint;
 	f->secret_key = server_secret;
 	f->assignment = &assignment;
+	assignment.has_warm_seconds = warm_seconds > 0;
+	assignment.warm_seconds = warm_seconds;
+	warm_seconds = 0;
 	fake_start(f);
 }
 
@@ -119,6 +123,84 @@ static void a_job_is_done(void **state)
 	tf__outcome__free_unpacked(o, NULL);
 	fake_stop(&f);
 	xfree(echo);
+}
+
+static int64_t line_count(const char *path, const char *word)
+{
+	struct buf b = BUF_INIT;
+	int64_t n = 0;
+
+	if (file_read(path, 1 << 20, &b, NULL) == 0)
+		for (const char *p = b.data; p && (p = strstr(p, word)); p++)
+			n++;
+	buf_release(&b);
+	return n;
+}
+
+/* A second job in the same process: its log, folder and echo are its own, and the first one's log
+ * gets no line more. Then the daemon orders the idle worker to leave. */
+static void a_warm_worker_takes_another_job(void **state)
+{
+	char *second = xasprintf("%s/8", folder), *attempt = xasprintf("%s/8/attempt-1", folder);
+	char *log = xasprintf("%s/log", second), *echo = xasprintf("%s/results/echo.txt", second);
+	char *outcome = xasprintf("%s/outcome.pb", attempt);
+	Tf__Assignment next = TF__ASSIGNMENT__INIT;
+	struct err e = ERR_INIT;
+	struct fake f;
+	pid_t pid;
+
+	(void)state;
+	assert_ok(dir_make(attempt, 0700, &e), &e);
+	warm_seconds = 60;
+	begin(&f, 0, NULL);
+	next = assignment;
+	next.job = 8;
+	next.attempt = 1;
+	next.job_folder = second;
+	next.attempt_folder = attempt;
+	f.next = &next;
+	pid = start_worker();
+	wait_for(f.dones, 2);
+	wait_for(f.nexts, 2);
+	assert_int_equal(file_size(echo), 5);
+	assert_true(file_size(outcome) > 0);
+	assert_true(line_count(log, "job=8") >= 2); /* begin and done */
+	assert_int_equal(line_count(log, "job=7"), 0);
+	assert_int_equal(kill(pid, 0), 0);
+	kill(pid, SIGTERM);
+	assert_int_equal(exit_status(pid), WORKER_DONE);
+	fake_stop(&f);
+	xfree(outcome);
+	xfree(echo);
+	xfree(log);
+	xfree(attempt);
+	xfree(second);
+}
+
+/* The daemon's no to the question for another job. */
+static void a_worker_that_is_not_needed_leaves(void **state)
+{
+	struct fake f;
+
+	(void)state;
+	warm_seconds = 60;
+	begin(&f, 0, NULL);
+	f.next_answer = TF_EFENCED;
+	assert_int_equal(exit_status(start_worker()), WORKER_DONE);
+	assert_int_equal(f.nexts, 1);
+	fake_stop(&f);
+}
+
+static void a_failed_job_is_the_last(void **state)
+{
+	struct fake f;
+
+	(void)state;
+	warm_seconds = 60;
+	begin(&f, 0, "error");
+	assert_int_equal(exit_status(start_worker()), WORKER_FAILED);
+	assert_int_equal(f.nexts, 0);
+	fake_stop(&f);
 }
 
 static void a_failure_has_a_reason(void **state)
@@ -258,6 +340,9 @@ int main(void)
 {
 	const struct CMUnitTest process[] = {
 		cmocka_unit_test(a_job_is_done),
+		cmocka_unit_test(a_warm_worker_takes_another_job),
+		cmocka_unit_test(a_worker_that_is_not_needed_leaves),
+		cmocka_unit_test(a_failed_job_is_the_last),
 		cmocka_unit_test(a_failure_has_a_reason),
 		cmocka_unit_test(sigterm_and_orders_end_it_in_order),
 		cmocka_unit_test(the_outcome_waits_for_a_daemon),

@@ -266,10 +266,11 @@ int toy_run(const struct toy *t, const char *name, Tf__JobSpec *spec, const char
 	a.spec = spec;
 	a.job_folder = a.attempt_folder = folder;
 	a.output_folder = (char *)output;
-	a.device = "ref";
+	a.device = (char *)(t->device ? t->device : "ref");
 	a.n_input = ARRAY_LEN(inputs);
 	a.input = inputs;
 	rc = job_init(&job, &a, NULL, e);
+	job.kept = t->kept;
 	if (rc == 0)
 		rc = spec->kind == TF__JOB_KIND__TRAIN  ? job_train(&job, e)
 		     : spec->kind == TF__JOB_KIND__EVAL ? job_eval(&job, e)

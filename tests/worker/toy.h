@@ -14,10 +14,14 @@
 #define TOY_PICTURES 24
 #define TOY_HELDOUT 4 /* the last ones */
 
+struct kept;
+
 struct toy {
 	char *folder;
 	char *data, *text_data, *tokenizer, *vae; /* folders */
 	char *model;                              /* where toy_train makes its model */
+	const char *device;                       /* of toy_run; NULL: "ref" */
+	struct kept *kept;                        /* what toy_run's jobs may leave behind; NULL */
 };
 
 int toy_init(struct toy *t);
