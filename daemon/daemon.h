@@ -117,7 +117,12 @@ struct worker {
 	bool ended;              /* its outcome was applied; only the process remains */
 	bool terminated, killed; /* SIGTERM, SIGKILL were sent */
 	bool warned;             /* its walltime ends soon */
-	int64_t hello_by_ms;     /* monotonic; 0: it said hello */
+	bool warm;               /* it may stay when its job has ended */
+	bool idle;               /* ended, and waits for another job (warm.c) */
+	bool unsaid;             /* its next assignment waits for the commit */
+	char *model;             /* what its last job had open; NULL: nothing */
+	int64_t idle_ms;         /* since when, monotonic */
+	int64_t hello_by_ms;     /* monotonic; 0: it was heard of */
 	int64_t stop_at_ms;      /* when it was told to leave; 0: it was not */
 	uint8_t route[ROUTE_BYTES_MAX];
 	size_t route_len; /* 0: not connected */
@@ -351,6 +356,30 @@ int worker_adopt(struct daemon *d, const Tf__AttemptRecord *r, struct err *e);
 void worker_drop_unborn(struct daemon *d);
 void worker_forget_all(struct daemon *d); /* closes descriptors; processes go on */
 
+/* Folders and spec of the attempt, synced: before it is put on record. */
+int worker_prepare(struct daemon *d, struct worker *w, struct err *e);
+/* Puts the attempt on record and its job into `starting`. */
+int worker_record(struct daemon *d, struct worker *w, struct err *e);
+
+/* ---- warm.c: workers that wait for another job ---- */
+/* How long a worker may stay after a job of this kind; 0: it may not. */
+uint32_t warm_seconds(const struct daemon *d, Tf__JobKind kind);
+/* What a job's worker has open afterwards, for comparing; the caller's. NULL: nothing. */
+char *warm_model(const Tf__SpecRecord *spec);
+enum warm {
+	WARM_COLD,  /* a new process; list[i] may have got another place */
+	WARM_HERE,  /* *out is to have it */
+	WARM_LATER, /* an idle worker leaves first */
+};
+/* How the i-th of n decisions is carried out, the earlier ones being carried out already. */
+enum warm warm_look(struct daemon *d, struct decision *list, size_t n, size_t i,
+		    struct worker **out);
+/* Gives the job to the idle worker, whose assignment leaves with the commit. */
+int warm_start(struct daemon *d, struct worker *w, const struct decision *decision, struct err *e);
+void warm_drop(struct worker *w, const char *why); /* the idle worker is to leave */
+void warm_drop_all(struct daemon *d, const char *why);
+void warm_tick(struct daemon *d); /* those nobody needed for long; all when memory is short */
+
 /* ---- spawn.c ---- */
 struct spawn {
 	char *const *argv; /* argv[0]: the program's path */
@@ -486,6 +515,10 @@ void tasks_close(struct daemon *d); /* finishes what was begun */
 void task_start(struct daemon *d, void (*run)(void *), void (*done)(struct daemon *, void *),
 		void *arg);
 void tasks_finish(struct daemon *d); /* task_fd became readable */
+
+/* ---- handle_worker.c ---- */
+/* Answers r, or says unasked (r NULL), what the worker's job is; its job is running then. */
+int worker_assign(struct daemon *d, struct worker *w, struct request *r, struct err *e);
 
 /* ---- handle_*.c: one function a row of requests.def ---- */
 /* Puts a reply and returns 0; or returns an error with r->err set; or sees that it comes later. */

@@ -196,6 +196,8 @@ static struct slot_rows *slot_rows_new(struct daemon *d)
 	for (size_t i = 0; i < d->workers; i++) {
 		const struct holding *h = &d->worker[i]->holding;
 
+		if (d->worker[i]->idle)
+			continue;
 		if (h->slot >= 0)
 			add_holder(&s->row[h->slot], h);
 		for (size_t g = 0; g < m->gpus; g++)
@@ -271,6 +273,7 @@ int handle_drain(struct daemon *d, struct request *r)
 		d->draining = d->leave_when_idle = false;
 	} else {
 		TRY(stop_all(d, &r->err));
+		warm_drop_all(d, "the daemon drains");
 		d->draining = true;
 		d->leave_when_idle = m->stop_daemon;
 	}

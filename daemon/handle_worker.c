@@ -11,7 +11,7 @@
 
 static int check_attempt(struct daemon *d, struct request *r, uint64_t job, uint32_t attempt)
 {
-	const struct worker *w = r->worker;
+	struct worker *w = r->worker;
 	const struct job *j = live_find(&d->live, job);
 
 	FAIL_IF(w->job != job || w->attempt != attempt, &r->err, TF_EFENCED,
@@ -19,6 +19,8 @@ static int check_attempt(struct daemon *d, struct request *r, uint64_t job, uint
 		w->attempt, (unsigned long long)w->job, attempt, (unsigned long long)job);
 	FAIL_IF(w->ended || !j || j->attempt != attempt, &r->err, TF_EFENCED,
 		"attempt %u of job %llu is over", attempt, (unsigned long long)job);
+	if (w->route_len)
+		w->hello_by_ms = 0; /* it has the assignment */
 	return 0;
 }
 
@@ -97,6 +99,8 @@ static int fill(struct daemon *d, const struct worker *w, struct assignment *a, 
 	m->threads = s->threads > 0 ? s->threads : (int32_t)worker_threads(d, w);
 	m->map_bytes = (uint64_t)d->options.data_map_mib << 20;
 	m->stop = a->job->job->stopping;
+	m->warm_seconds = warm_seconds(d, s->kind);
+	m->has_warm_seconds = m->warm_seconds > 0;
 	m->has_stop = m->stop != TF__STOP_REASON__STOP_NONE;
 	if (s->spec_case == TF__JOB_SPEC__SPEC_INGEST)
 		TRY(add_sources(d, a, s->ingest->path, s->ingest->n_path, s->ingest->upload,
@@ -107,34 +111,46 @@ static int fill(struct daemon *d, const struct worker *w, struct assignment *a, 
 	return make_output(d, a, e);
 }
 
+int worker_assign(struct daemon *d, struct worker *w, struct request *r, struct err *e)
+{
+	struct assignment a = { .message = TF__ASSIGNMENT__INIT };
+	struct request unasked = { .route_len = w->route_len };
+	Tf__Reply reply = TF__REPLY__INIT;
+	int rc = fill(d, w, &a, e);
+
+	if (rc == 0 && live_find(&d->live, w->job)->state == TF__JOB_STATE__STARTING)
+		rc = job_change(d, w->job, EVENT_HELLO, NULL, e);
+	if (rc == 0) {
+		memcpy(unasked.route, w->route, w->route_len);
+		w->warm = a.message.warm_seconds > 0;
+		xfree(w->model);
+		w->model = w->warm ? warm_model(a.spec) : NULL;
+		reply.body_case = TF__REPLY__BODY_ASSIGNMENT;
+		reply.assignment = &a.message;
+		reply_put(d, r ? r : &unasked, &reply);
+	}
+	if (rc == 0 && r) {
+		w->hello_by_ms = 0;
+		w->route_len = r->route_len;
+		memcpy(w->route, r->route, r->route_len);
+	}
+	assignment_release(&a);
+	return rc;
+}
+
 int handle_worker_hello(struct daemon *d, struct request *r)
 {
 	const Tf__WorkerHello *m = r->message->worker_hello;
-	struct assignment a = { .message = TF__ASSIGNMENT__INIT };
-	Tf__Reply reply = TF__REPLY__INIT;
 	struct worker *w = r->worker;
-	int rc;
 
 	TRY(check_attempt(d, r, m->job, m->attempt));
 	FAIL_IF((pid_t)m->pid != w->pid, &r->err, TF_EFENCED,
 		"attempt %u of job %llu is process %d, not %u", w->attempt,
 		(unsigned long long)w->job, (int)w->pid, m->pid);
-	rc = fill(d, w, &a, &r->err);
-	if (rc == 0 && live_find(&d->live, w->job)->state == TF__JOB_STATE__STARTING)
-		rc = job_change(d, w->job, EVENT_HELLO, NULL, &r->err);
-	else if (rc == 0)
+	if (live_find(&d->live, w->job)->state != TF__JOB_STATE__STARTING && !w->route_len)
 		log_line(LOG_INFO, w->job, "attempt=%u is adopted, pid=%d", w->attempt,
 			 (int)w->pid);
-	if (rc == 0) {
-		w->hello_by_ms = 0;
-		w->route_len = r->route_len;
-		memcpy(w->route, r->route, r->route_len);
-		reply.body_case = TF__REPLY__BODY_ASSIGNMENT;
-		reply.assignment = &a.message;
-		reply_put(d, r, &reply);
-	}
-	assignment_release(&a);
-	return rc;
+	return worker_assign(d, w, r, &r->err);
 }
 
 /* ---------------------------------------------------------------- report, done */

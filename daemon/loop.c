@@ -245,4 +245,5 @@ void loop_run(struct daemon *d)
 	/* what came in before the end is answered */
 	server_receive(d);
 	loop_commit(d);
+	warm_drop_all(d, "the daemon leaves");
 }

@@ -166,14 +166,16 @@ static void view_of(const struct daemon *d, const struct worker *w, bool guess, 
 static void queue_view(const struct daemon *d, bool guess, struct queue_view *out)
 {
 	int64_t now = clock_wall_ms();
+	size_t n = 0;
 
 	CHECK(d->workers <= LIMIT_WORKERS);
 	for (size_t i = 0; i < d->workers; i++)
-		view_of(d, d->worker[i], guess, now, &out->running[i]);
+		if (!d->worker[i]->idle) /* what a warm worker holds is free */
+			view_of(d, d->worker[i], guess, now, &out->running[n++]);
 	out->in = (struct schedule_input){
 		.machine = &d->machine,
 		.running = out->running,
-		.runnings = d->workers,
+		.runnings = n,
 		.shares = &d->live.shares,
 		.rules = { .aging_ms = d->options.aging_hours * HOUR_MS,
 			   .preempt_after_ms = d->options.preempt_after_seconds * 1000 },
@@ -201,7 +203,7 @@ size_t queue_decide(struct daemon *d, struct decision out[LIMIT_WORKERS])
 
 	d->schedule_due = false;
 	queue_view(d, false, &view);
-	n = schedule_decide(&view.in, out, LIMIT_WORKERS - d->workers, &d->first);
+	n = schedule_decide(&view.in, out, LIMIT_WORKERS - view.in.runnings, &d->first);
 	for (size_t i = 0; i < n; i++) {
 		struct err e = ERR_INIT;
 		char reason[80];

@@ -47,6 +47,7 @@ static void worker_free(struct worker *w)
 	if (w->pidfd >= 0)
 		close(w->pidfd);
 	explicit_bzero(w->secret, sizeof w->secret);
+	xfree(w->model);
 	xfree(w);
 }
 
@@ -222,7 +223,7 @@ static int run_program(struct daemon *d, struct worker *w, const char *folder, i
 	return rc;
 }
 
-static int put_on_record(struct daemon *d, struct worker *w, struct err *e)
+int worker_record(struct daemon *d, struct worker *w, struct err *e)
 {
 	Tf__AttemptRecord r = TF__ATTEMPT_RECORD__INIT;
 	char slot[HOLDING_TEXT_MAX];
@@ -257,10 +258,11 @@ void worker_drop_unborn(struct daemon *d)
 	for (size_t i = d->workers; i > 0; i--) {
 		struct worker *w = d->worker[i - 1];
 
-		if (w->key_pipe < 0)
+		if (w->key_pipe < 0 && !w->unsaid)
 			continue;
 		kill(w->pid, SIGKILL);
-		waitpid(w->pid, NULL, 0);
+		if (w->child)
+			waitpid(w->pid, NULL, 0);
 		worker_remove(d, w);
 	}
 }
@@ -289,7 +291,7 @@ static int start_one(struct daemon *d, const struct decision *decision, struct e
 	if (rc == 0 && fault_hit("spawned"))
 		rc = err_set(e, TF_EIO, "fault after the start");
 	if (rc == 0)
-		rc = put_on_record(d, w, e);
+		rc = worker_record(d, w, e);
 	if (log >= 0)
 		close(log);
 	xfree(folder);
@@ -320,6 +322,32 @@ static int ready_inputs(struct daemon *d, uint64_t job, struct err *e)
 	return rc;
 }
 
+int worker_prepare(struct daemon *d, struct worker *w, struct err *e)
+{
+	char *folder = NULL;
+	int log = -1, rc = make_folders(d, w, &folder, &log, e);
+
+	if (log >= 0)
+		close(log);
+	xfree(folder);
+	if (rc == 0)
+		rc = write_spec(d, w->job, e);
+	return rc == 0 ? sync_folders(d, w, e) : rc;
+}
+
+/* Carries out the i-th decision; 1: it waits until a warm worker has left. */
+static int start_decided(struct daemon *d, struct decision *list, size_t n, size_t i,
+			 struct err *e)
+{
+	struct worker *idle = NULL;
+
+	switch (warm_look(d, list, n, i, &idle)) {
+	case WARM_HERE: return warm_start(d, idle, &list[i], e);
+	case WARM_LATER: return 1;
+	default: return start_one(d, &list[i], e);
+	}
+}
+
 /* The secret is a line of the pipe; with it the worker may begin. */
 static void release_keys(struct daemon *d)
 {
@@ -327,6 +355,7 @@ static void release_keys(struct daemon *d)
 		struct worker *w = d->worker[i];
 		char line[KEY_CHARS + 2];
 
+		w->unsaid = false; /* its assignment has left */
 		if (w->key_pipe < 0)
 			continue;
 		snprintf(line, sizeof line, "%s\n", w->secret);
@@ -365,7 +394,7 @@ void worker_start_all(struct daemon *d)
 
 		if (ready_inputs(d, decision[i].job, &e) < 0)
 			continue;
-		if (start_one(d, &decision[i], &e) < 0) {
+		if (start_decided(d, decision, n, i, &e) < 0) {
 			start_failed(d, decision[i].job, &e);
 			break;
 		}
@@ -445,8 +474,10 @@ void worker_tick(struct daemon *d)
 
 	for (size_t i = 0; i < d->workers; i++) {
 		escalate(d, d->worker[i], now);
-		bound_log(d, d->worker[i]);
+		if (!d->worker[i]->idle)
+			bound_log(d, d->worker[i]);
 	}
+	warm_tick(d);
 }
 
 /* ---------------------------------------------------------------- ending */
@@ -535,6 +566,8 @@ int worker_adopt(struct daemon *d, const Tf__AttemptRecord *r, struct err *e)
 		w->hello_by_ms = w->ended ? 0 : clock_mono_ms() + d->options.hello_seconds * 1000;
 		w->stop_at_ms = w->ended || j->stopping ? clock_mono_ms() : 0;
 		worker_add(d, w);
+		if (w->ended)
+			warm_drop(w, "its job had ended when this daemon came");
 		return 0;
 	}
 	rc = settle(d, w, "the worker ended while no daemon ran, without an outcome", e);

@@ -19,6 +19,7 @@ struct job_kind {
 	Tf__JobSpec__SpecCase spec;
 	Tf__ArtefactKind makes;         /* 0: nothing */
 	bool resumable;
+	bool warm;                      /* one process may run several */
 	const char *help;
 };
 extern const struct job_kind job_kinds[];

@@ -42,7 +42,7 @@ static const struct {
 	const char *name;
 	int (*run)(struct job *job, struct err *e);
 } kinds[] = {
-#define J(id, ENUM, field, artefact, resumable, help) { TF__JOB_KIND__##ENUM, #id, job_##id },
+#define J(id, ENUM, field, artefact, resumable, warm, help) { TF__JOB_KIND__##ENUM, #id, job_##id },
 #include "proto/jobs.def"
 #undef J
 };

@@ -54,7 +54,8 @@ struct job {
 };
 
 /* One function for each row of jobs.def. */
-#define J(id, ENUM, field, artefact, resumable, help) int job_##id(struct job *job, struct err *e);
+#define J(id, ENUM, field, artefact, resumable, warm, help)                                         \
+	int job_##id(struct job *job, struct err *e);
 #include "proto/jobs.def"
 #undef J
 

@@ -10,7 +10,7 @@ _transfuse() {
 	model) subs='list show delete export' ;;
 	esac
 	if [ "$COMP_CWORD" -eq 1 ]; then
-		words='ping version status doctor key login user audit noop data tokenizer vae check train generate eval jobs show logs wait cancel fetch models model usage drain'
+		words='ping version status doctor key login user audit noop data tokenizer vae check train generate eval jobs submit show logs wait cancel fetch models model usage drain'
 	elif [ "$COMP_CWORD" -eq 2 ] && [ -n "$subs" ]; then
 		words=$subs
 	else

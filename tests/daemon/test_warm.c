@@ -1,0 +1,329 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Warm workers under a live daemon, with the real worker: one process runs several jobs, and
+ * nothing is lost, repeated or stuck when it, the daemon or the disk fails in between. */
+#include "tests/daemon/harness.h"
+#include "lib/buf.h"
+#include "lib/clock.h"
+#include "lib/files.h"
+#include "lib/mem.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define PATIENCE_MS 60000
+
+static char *program;
+
+static void begin(struct harness *h, const char *slots, const char *fault)
+{
+	harness_init(h);
+	h->worker = program;
+	h->slots = slots;
+	h->fault = fault;
+	harness_start(h);
+}
+
+static char *daemon_log(const struct harness *h)
+{
+	char *path = xasprintf("%s/daemon.log", h->folder);
+	struct buf b = BUF_INIT;
+
+	file_read(path, 4 << 20, &b, NULL);
+	xfree(path);
+	buf_text(&b, "");
+	return buf_detach(&b);
+}
+
+static int count_in_log(const struct harness *h, const char *word)
+{
+	char *log = daemon_log(h);
+	int n = 0;
+
+	for (const char *p = log; (p = strstr(p, word)) != NULL; p++)
+		n++;
+	xfree(log);
+	return n;
+}
+
+static void until_log(const struct harness *h, const char *word, int times)
+{
+	int64_t until = clock_mono_ms() + PATIENCE_MS;
+
+	while (count_in_log(h, word) < times) {
+		if (clock_mono_ms() > until)
+			fail_msg("no %s in the daemon's log", word);
+		clock_sleep_ms(10);
+	}
+}
+
+/* The process the last job went to. */
+static pid_t warm_pid(const struct harness *h)
+{
+	char *log = daemon_log(h);
+	pid_t pid = 0;
+
+	for (const char *p = log; (p = strstr(p, "goes to the warm worker pid=")) != NULL; p++)
+		pid = (pid_t)atoi(p + strlen("goes to the warm worker pid="));
+	xfree(log);
+	assert_true(pid > 0);
+	return pid;
+}
+
+static uint64_t noop(struct harness *h, double seconds, uint32_t cpus)
+{
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	Tf__NoopSpec n = TF__NOOP_SPEC__INIT;
+	Tf__Demand demand = TF__DEMAND__INIT;
+	struct err e = ERR_INIT;
+	uint64_t id = 0;
+
+	n.has_seconds = true;
+	n.seconds = seconds;
+	n.echo = (char *)"echo";
+	demand.has_cpus = true;
+	demand.cpus = cpus;
+	spec.kind = TF__JOB_KIND__NOOP;
+	spec.spec_case = TF__JOB_SPEC__SPEC_NOOP;
+	spec.noop = &n;
+	spec.demand = cpus ? &demand : NULL;
+	assert_ok(harness_submit(h->line, &spec, NULL, false, &id, &e), &e);
+	return id;
+}
+
+/* Its log begins with the job's own first line and holds no other job's. */
+static void check_log(struct harness *h, uint64_t id)
+{
+	char *log = harness_log(h, id), own[40];
+	const char *p = log;
+
+	snprintf(own, sizeof own, "job=%llu ", (unsigned long long)id);
+	assert_non_null(strstr(log, "done"));
+	for (; (p = strstr(p, "job=")) != NULL; p++)
+		assert_memory_equal(p, own, strlen(own));
+	xfree(log);
+}
+
+static void one_process_runs_many_jobs(void **state)
+{
+	struct harness h;
+	uint64_t id[20];
+
+	(void)state;
+	begin(&h, "1", NULL);
+	for (int i = 0; i < 20; i++)
+		id[i] = noop(&h, 0, 0);
+	for (int i = 0; i < 20; i++) {
+		char *echo = xasprintf("jobs/%llu/results/echo.txt", (unsigned long long)id[i]);
+		uint32_t attempt;
+
+		harness_until(&h, id[i], TF__JOB_STATE__DONE);
+		xfree_(harness_reason(&h, id[i], &attempt));
+		assert_int_equal(attempt, 1);
+		assert_true(harness_exists(&h, echo));
+		check_log(&h, id[i]);
+		xfree(echo);
+	}
+	assert_int_equal(count_in_log(&h, "goes to the warm worker"), 19);
+	harness_stop(&h); /* and the idle worker goes with the daemon */
+}
+
+static void a_cancelled_job_leaves_the_worker_warm(void **state)
+{
+	struct err e = ERR_INIT;
+	struct harness h;
+	uint64_t first, second;
+
+	(void)state;
+	begin(&h, "1", NULL);
+	first = noop(&h, 600, 0);
+	second = noop(&h, 0, 0);
+	harness_until(&h, first, TF__JOB_STATE__RUNNING);
+	assert_ok(harness_cancel(h.line, first, &e), &e);
+	harness_until(&h, first, TF__JOB_STATE__CANCELLED);
+	harness_until(&h, second, TF__JOB_STATE__DONE);
+	assert_int_equal(count_in_log(&h, "goes to the warm worker"), 1);
+	second = noop(&h, 600, 0); /* the order was for the job alone */
+	harness_until(&h, second, TF__JOB_STATE__RUNNING);
+	clock_sleep_ms(100);
+	assert_int_equal(harness_state(&h, second), TF__JOB_STATE__RUNNING);
+	harness_stop(&h);
+}
+
+static void another_shape_takes_its_place(void **state)
+{
+	struct harness h;
+	uint64_t id;
+
+	(void)state;
+	begin(&h, "1", NULL);
+	harness_until(&h, noop(&h, 0, 0), TF__JOB_STATE__DONE);
+	id = noop(&h, 0, 1); /* one counted processor: not what the worker was started with */
+	harness_until(&h, id, TF__JOB_STATE__DONE);
+	assert_int_equal(count_in_log(&h, "another job needs its place"), 1);
+	assert_int_equal(count_in_log(&h, "goes to the warm worker"), 0);
+	harness_stop(&h);
+}
+
+static void a_free_place_is_taken_first(void **state)
+{
+	struct harness h;
+
+	(void)state;
+	begin(&h, "2", NULL);
+	harness_until(&h, noop(&h, 0, 0), TF__JOB_STATE__DONE);
+	harness_until(&h, noop(&h, 0, 1), TF__JOB_STATE__DONE);
+	harness_until(&h, noop(&h, 0, 0), TF__JOB_STATE__DONE);
+	assert_int_equal(count_in_log(&h, "another job needs its place"), 0);
+	assert_int_equal(count_in_log(&h, "goes to the warm worker"), 1);
+	harness_stop(&h);
+}
+
+static void killed_idle_or_busy_it_is_replaced(void **state)
+{
+	struct harness h;
+	uint32_t attempt;
+	uint64_t id;
+
+	(void)state;
+	begin(&h, "1", NULL);
+	harness_until(&h, noop(&h, 0, 0), TF__JOB_STATE__DONE);
+	harness_until(&h, noop(&h, 0, 0), TF__JOB_STATE__DONE);
+	kill(warm_pid(&h), SIGKILL); /* idle */
+	id = noop(&h, 0, 0);
+	harness_until(&h, id, TF__JOB_STATE__DONE);
+	id = noop(&h, 600, 0);
+	harness_until(&h, id, TF__JOB_STATE__RUNNING);
+	kill(warm_pid(&h), SIGKILL); /* at work: the attempt is lost, a new process takes the next */
+	until_log(&h, "state=queued attempt=1 reason=", 1);
+	harness_until(&h, id, TF__JOB_STATE__RUNNING);
+	xfree_(harness_reason(&h, id, &attempt));
+	assert_int_equal(attempt, 2);
+	harness_stop(&h);
+}
+
+/* The daemon is killed with a worker idle and another at work: the next one adopts the job and
+ * lets the idle process go. */
+static void a_new_daemon_adopts_the_job_and_not_the_idle(void **state)
+{
+	struct harness h;
+	uint64_t running, id;
+	uint32_t attempt;
+
+	(void)state;
+	begin(&h, "2", NULL);
+	id = noop(&h, 0.2, 0);
+	harness_until(&h, noop(&h, 0, 0), TF__JOB_STATE__DONE);
+	running = noop(&h, 1.5, 0); /* on the warm worker */
+	harness_until(&h, id, TF__JOB_STATE__DONE);
+	harness_until(&h, running, TF__JOB_STATE__RUNNING);
+	assert_int_equal(count_in_log(&h, "goes to the warm worker"), 1);
+	harness_kill(&h, SIGKILL);
+	harness_start(&h);
+	until_log(&h, "its job had ended when this daemon came", 1);
+	harness_until(&h, running, TF__JOB_STATE__DONE);
+	xfree_(harness_reason(&h, running, &attempt));
+	assert_int_equal(attempt, 1);
+	harness_until(&h, noop(&h, 0, 0), TF__JOB_STATE__DONE);
+	harness_stop(&h);
+}
+
+/* The n-th commit and what is around it, as the daemon dies there or the disk refuses it. */
+static void every_commit_may_be_the_last(void **state)
+{
+	static const char *const faults[] = { "store-committed:7!", "store-committed:8!",
+					      "store-committed:9!", "store-commit:8",
+					      "store-commit:9" };
+
+	(void)state;
+	for (size_t k = 0; k < ARRAY_LEN(faults); k++) {
+		uint64_t id[4] = { 0 };
+		struct harness h;
+
+		begin(&h, "1", faults[k]);
+		for (int i = 0; i < 4; i++) {
+			Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+			Tf__NoopSpec n = TF__NOOP_SPEC__INIT;
+
+			spec.kind = TF__JOB_KIND__NOOP;
+			spec.spec_case = TF__JOB_SPEC__SPEC_NOOP;
+			spec.noop = &n;
+			if (kill(h.pid, 0) == 0 && waitpid(h.pid, NULL, WNOHANG) == 0)
+				harness_submit(h.line, &spec, NULL, false, &id[i], NULL);
+		}
+		harness_kill(&h, SIGKILL);
+		h.fault = NULL;
+		harness_start(&h);
+		for (int i = 0; i < 4; i++)
+			if (id[i]) /* acknowledged */
+				harness_until(&h, id[i], TF__JOB_STATE__DONE);
+		harness_stop(&h);
+	}
+}
+
+static void zero_seconds_is_off(void **state)
+{
+	struct harness h;
+
+	(void)state;
+	harness_init(&h);
+	h.worker = program;
+	h.extra[0] = "--warm-seconds";
+	h.extra[1] = "0";
+	harness_start(&h);
+	harness_until(&h, noop(&h, 0, 0), TF__JOB_STATE__DONE);
+	harness_until(&h, noop(&h, 0, 0), TF__JOB_STATE__DONE);
+	assert_int_equal(count_in_log(&h, "warm worker"), 0);
+	harness_stop(&h);
+}
+
+static void an_idle_worker_leaves_in_time(void **state)
+{
+	struct harness h;
+
+	(void)state;
+	harness_init(&h);
+	h.worker = program;
+	h.extra[0] = "--warm-seconds";
+	h.extra[1] = "1";
+	harness_start(&h);
+	harness_until(&h, noop(&h, 0, 0), TF__JOB_STATE__DONE);
+	until_log(&h, "leaves: no job came", 1);
+	harness_until(&h, noop(&h, 0, 0), TF__JOB_STATE__DONE);
+	harness_stop(&h);
+}
+
+static int set_up(void **state)
+{
+	const char *build = getenv("TF_BUILD");
+
+	(void)state;
+	program = xasprintf("%s/transfuse-worker", build ? build : ".");
+	return 0;
+}
+
+static int tear_down(void **state)
+{
+	(void)state;
+	xfree(program);
+	return 0;
+}
+
+int main(void)
+{
+	const struct CMUnitTest warm[] = {
+		cmocka_unit_test(one_process_runs_many_jobs),
+		cmocka_unit_test(a_cancelled_job_leaves_the_worker_warm),
+		cmocka_unit_test(another_shape_takes_its_place),
+		cmocka_unit_test(a_free_place_is_taken_first),
+		cmocka_unit_test(killed_idle_or_busy_it_is_replaced),
+		cmocka_unit_test(a_new_daemon_adopts_the_job_and_not_the_idle),
+		cmocka_unit_test(every_commit_may_be_the_last),
+		cmocka_unit_test(zero_seconds_is_off),
+		cmocka_unit_test(an_idle_worker_leaves_in_time),
+	};
+	return cmocka_run_group_tests_name("warm", warm, set_up, tear_down);
+}
