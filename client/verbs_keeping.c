@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Verbs about what was used and what is kept: usage. */
+ * Verbs about what was used and what is kept: usage, gc. */
 #include "config.h"
 #include "client/client.h"
 #include "lib/mem.h"
@@ -180,4 +180,66 @@ int verb_usage(struct client *c, struct err *e)
 	xfree(sums.row);
 	tf__reply__free_unpacked(reply, NULL);
 	return STATUS_DONE;
+}
+
+/* ---- gc */
+
+static int ask_gc(struct client *c, bool dry_run, const char *from, Tf__Reply **out, struct err *e)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__Gc m = TF__GC__INIT;
+
+	m.has_dry_run = m.dry_run = dry_run;
+	m.from = (char *)from;
+	r.body_case = TF__REQUEST__BODY_GC;
+	r.gc = &m;
+	return client_ask(c, &r, TF__REPLY__BODY_GC, out, e);
+}
+
+static json_t *json_of_item(const Tf__GcItem *item)
+{
+	json_t *o = json_object();
+
+	json_object_set_new(o, "path", json_string(item->path));
+	json_object_set_new(o, "bytes", json_integer((json_int_t)item->bytes));
+	json_object_set_new(o, "why", json_string(item->why));
+	return o;
+}
+
+int verb_gc(struct client *c, struct err *e)
+{
+	bool dry_run = args_has(&c->args, OPTION_DRY_RUN), json = args_has(&c->args, OPTION_JSON);
+	json_t *list = json_array();
+	uint64_t bytes = 0, items = 0;
+	char *from = xstrdup(""), size[FORMAT_MAX];
+	int rc = 0;
+
+	while (rc == 0 && from) {
+		Tf__Reply *reply = NULL;
+
+		rc = ask_gc(c, dry_run, from, &reply, e);
+		xfree(from);
+		for (size_t i = 0; rc == 0 && i < reply->gc->n_item; i++) {
+			const Tf__GcItem *item = reply->gc->item[i];
+
+			format_bytes(item->bytes, size);
+			if (json)
+				json_array_append_new(list, json_of_item(item));
+			else
+				printf("%10s  %s  %s\n", size, item->path, item->why);
+			items++;
+			bytes += item->bytes;
+		}
+		from = rc == 0 ? xstrdup(reply->gc->next) : NULL;
+		if (reply)
+			tf__reply__free_unpacked(reply, NULL);
+	}
+	format_bytes(bytes, size);
+	if (rc == 0 && json)
+		json_print(json_incref(list));
+	else if (rc == 0)
+		printf("%" PRIu64 " files and folders %s, %s\n", items,
+		       dry_run ? "would go" : "go", size);
+	json_decref(list);
+	return rc;
 }

@@ -186,6 +186,16 @@ static Tf__Artefact finished(struct daemon *d, const Tf__Artefact *old, const Tf
 	return a;
 }
 
+/* What the record said before is in the user's sum already. */
+static int fits_quota(struct daemon *d, const Tf__Artefact *old, const Tf__Artefact *new,
+		      struct err *e)
+{
+	uint64_t before = old->has_bytes ? old->bytes : 0;
+
+	return new->user && new->bytes > before ? quota_check(d, new->user, new->bytes - before, e)
+						: 0;
+}
+
 int artefact_publish(struct daemon *d, const Tf__JobRecord *r, const Tf__Outcome *outcome,
 		     struct err *e)
 {
@@ -208,7 +218,9 @@ int artefact_publish(struct daemon *d, const Tf__JobRecord *r, const Tf__Outcome
 		rc = put_in_place(d, old->artefact, e);
 	if (rc == 0) {
 		a = finished(d, old->artefact, outcome->artefact, spec);
-		rc = artefact_put(d->state, &a, e);
+		rc = fits_quota(d, old->artefact, &a, e);
+		if (rc == 0)
+			rc = artefact_put(d->state, &a, e);
 	}
 	record_free(spec);
 	record_free(old);

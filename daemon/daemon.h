@@ -59,6 +59,8 @@ int options_read(int argc, char **argv, struct options *out, enum options_result
 		 struct err *e);
 void options_release(struct options *o);
 void options_help(struct buf *out);
+/* The number of a level's name (NULL: only whether there is one). */
+int log_level_find(const char *name, int *level, struct err *e);
 /* The state folder they mean: the option, TRANSFUSE_STATE, or the system's. Borrowed. */
 const char *options_state(const struct options *o);
 
@@ -217,6 +219,8 @@ struct tasks;  /* task.c */
 /* ---------------------------------------------------------------- the daemon */
 
 struct daemon {
+	int argc; /* what it was started with */
+	char **argv;
 	struct options options;
 	char *folder;  /* of the state, absolute */
 	char *runtime; /* of the sockets, short */
@@ -261,6 +265,8 @@ struct daemon {
 	int signal_fd, task_fd;
 	bool leaving;                          /* SIGTERM came */
 	int64_t minute_ms, second_ms, tick_ms; /* next housekeeping, monotonic */
+	int64_t gc_at_ms;                      /* next round of gc.c, monotonic */
+	char gc_next[LIMIT_NAME_BYTES + 32];   /* where the round goes on */
 };
 
 /* ---- main.c ---- */
@@ -340,6 +346,24 @@ bool job_filter_takes(const struct job_filter *f, const Tf__Job *j);
 /* ---- usage.c: who used how much ---- */
 /* Adds what the attempt had to the sums; j as it was before the end was applied. */
 int usage_attempt_ended(struct daemon *d, const struct worker *w, const Tf__Job *j, struct err *e);
+
+/* ---- reload.c ---- */
+void options_reload(struct daemon *d); /* SIGHUP */
+
+/* ---- gc.c: what the options no longer keep ---- */
+void gc_tick(struct daemon *d); /* a pass, if one is due */
+
+/* ---- quota.c: disk by user ---- */
+/* Of a user (NULL: only whether all are well formed); 0: none. */
+int quota_limit(const struct options *o, const char *user, uint64_t *bytes, struct err *e);
+int quota_used(struct daemon *d, const char *user, uint64_t *bytes, struct err *e);
+/* TF_ELIMIT when the user has no room for `more` bytes. */
+int quota_check(struct daemon *d, const char *user, uint64_t more, struct err *e);
+/* Counts the folder of a job that ended; puts the record. */
+int quota_job_ended(struct daemon *d, Tf__JobRecord *r, struct err *e);
+/* Those of the items that lie in the job's folder go. */
+int quota_job_shrank(struct daemon *d, uint64_t id, Tf__GcItem *const *item, size_t items,
+		     struct err *e);
 
 /* ---- worker.c: processes of attempts ---- */
 void worker_start_all(struct daemon *d); /* asks the scheduler, spawns, commits */

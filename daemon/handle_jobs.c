@@ -200,6 +200,7 @@ int submit_one(struct daemon *d, const struct request *r, const Tf__Submit *m,
 	FAIL_IF(d->live.count - d->live.holes >= LIMIT_JOBS_QUEUED, e, TF_ELIMIT,
 		"%u jobs are queued, the limit", LIMIT_JOBS_QUEUED);
 	TRY(disk_check(d, e));
+	TRY(quota_check(d, r->user, 0, e));
 	TRY(spec_check(m->spec, e));
 	TRY(check_demand(d, m->spec, e));
 	TRY(queue_admit(d, r, m->spec, e));

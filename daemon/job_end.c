@@ -259,6 +259,8 @@ static int follow_up(struct daemon *d, uint64_t id, struct err *e)
 	CHECK(job_state_is_end(r->job->state));
 	if (r->artefact && r->job->state != TF__JOB_STATE__DONE)
 		rc = artefact_unmake(d, r->artefact, e);
+	if (rc == 0)
+		rc = quota_job_ended(d, r, e);
 	record_free(r);
 	if (rc == 0)
 		rc = drop_uses(d, id, e);

@@ -10,6 +10,7 @@
 #include "lib/mem.h"
 
 #include <zmq.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
@@ -165,6 +166,10 @@ static void take_signal(struct daemon *d)
 	struct signalfd_siginfo info;
 
 	while (read(d->signal_fd, &info, sizeof info) == sizeof info) {
+		if (info.ssi_signo == SIGHUP) {
+			options_reload(d);
+			continue;
+		}
 		log_info("signal %u: leaving; workers stay for the next daemon", info.ssi_signo);
 		d->leaving = true;
 	}
@@ -212,6 +217,7 @@ static void housekeeping(struct daemon *d)
 		if (!d->read_only) {
 			state_reader_check(d->state);
 			upload_collect(d);
+			gc_tick(d);
 		}
 	}
 }

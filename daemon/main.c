@@ -63,16 +63,6 @@ void ready_say(struct daemon *d)
 		 d->machine.gpus, (unsigned long long)state_count(d->state, STATE_LIVE));
 }
 
-static enum log_level log_level_parse(const char *name)
-{
-	static const char *const names[] = { "debug", "info", "warn", "error" };
-
-	for (size_t i = 0; i < ARRAY_LEN(names); i++)
-		if (strcmp(names[i], name) == 0)
-			return (enum log_level)i;
-	die(2, "log_level '%s': expected debug, info, warn or error", name);
-}
-
 /* The parent waits for the newline of readiness; the child goes on in a session of its own. */
 static void go_to_background(struct daemon *d)
 {
@@ -128,6 +118,7 @@ int main(int argc, char **argv)
 	static struct daemon d;
 	enum options_result result;
 	struct err e = ERR_INIT;
+	int level;
 
 	die_set_program("transfused");
 	fill_descriptors();
@@ -139,7 +130,11 @@ int main(int argc, char **argv)
 		die(2, "%s", e.text);
 	if (result == OPTIONS_EXIT)
 		return 0;
-	log_init("transfused", log_level_parse(d.options.log_level));
+	if (log_level_find(d.options.log_level, &level, &e) < 0)
+		die(2, "%s", e.text);
+	log_init("transfused", (enum log_level)level);
+	d.argc = argc;
+	d.argv = argv;
 	if (d.options.background)
 		go_to_background(&d);
 	if (daemon_open(&d, &e) < 0)

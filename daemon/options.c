@@ -47,6 +47,19 @@ static const struct {
 	{ "version", "the program's version" },
 };
 
+int log_level_find(const char *name, int *level, struct err *e)
+{
+	static const char *const names[] = { "debug", "info", "warn", "error" };
+
+	for (int i = 0; i < (int)ARRAY_LEN(names); i++)
+		if (strcmp(names[i], name) == 0) {
+			if (level)
+				*level = i;
+			return 0;
+		}
+	return err_set(e, TF_EINVALID, "log_level '%s': expected debug, info, warn or error", name);
+}
+
 #define SYSTEM_STATE "/var/lib/transfused"
 
 const char *options_state(const struct options *o)

@@ -366,6 +366,7 @@ static int upgrade(struct daemon *d, struct err *e)
 int daemon_open(struct daemon *d, struct err *e)
 {
 	char *store;
+	uint64_t quota;
 	int rc;
 
 	umask(077);
@@ -379,6 +380,7 @@ int daemon_open(struct daemon *d, struct err *e)
 	TRY(find_worker(d, e));
 	TRY(open_signals(d, e));
 	TRY(tasks_open(d, e));
+	TRY(quota_limit(&d->options, NULL, &quota, e));
 	store = daemon_path(d, "store");
 	rc = state_open(store, (uint64_t)d->options.map_mib << 20, &d->state, e);
 	xfree(store);

@@ -139,6 +139,7 @@ static int start(struct daemon *d, const struct request *r, const Tf__UploadOpen
 
 	upload_id(m->token.data, id);
 	if (rc == TF_ENOTFOUND) {
+		TRY(quota_check(d, r->user, m->size, e));
 		fresh.id = id;
 		fresh.name = m->name;
 		fresh.size = m->size;

@@ -186,12 +186,21 @@ static int remove_entry(void *arg, const char *name)
 	return rc;
 }
 
+bool dir_is(const char *path)
+{
+	struct stat st;
+
+	return lstat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
 int dir_remove(const char *path, struct err *e)
 {
 	struct walk w = { path, e, 0 };
 
 	if (!file_exists(path))
 		return 0;
+	if (!dir_is(path))
+		return unlink(path) < 0 && errno != ENOENT ? err_errno(e, "%s", path) : 0;
 	TRY(dir_each(path, remove_entry, &w, e));
 	if (rmdir(path) < 0 && errno != ENOENT)
 		return err_errno(e, "%s", path);

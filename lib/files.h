@@ -23,7 +23,9 @@ bool file_exists(const char *path);
 int64_t file_size(const char *path);                     /* -1 when it cannot be had */
 /* with its parents; exists is fine */
 int dir_make(const char *path, unsigned mode, struct err *e);
-int dir_remove(const char *path, struct err *e);         /* the whole tree, no link followed */
+bool dir_is(const char *path);                           /* a folder, no link */
+/* the whole tree or a file, no link followed */
+int dir_remove(const char *path, struct err *e);
 /* Makes the folder `to` (which may exist) like `from`: folders and regular files, no link followed.
  * share: hard links where the disk allows, for files that never change, and what is there already
  * stays; else copies with their modes. What vanishes meanwhile is left out,

@@ -42,6 +42,7 @@
 #define LIMIT_UPLOAD_BYTES (1ull << 42)
 #define LIMIT_ARTEFACTS 100000u
 #define LIMIT_USAGE_LISTED 10000u             /* sums of usage in one reply */
+#define LIMIT_GC_LISTED 1000u                 /* things to let go in one reply */
 #define LIMIT_RETRIES 10u
 #define LIMIT_SLOTS 64u                       /* of the processor */
 #define LIMIT_FAST_SLOTS 8u                   /* of the fast lane */

@@ -134,6 +134,13 @@ int artefacts_each(struct state *s, int kind, artefact_fn fn, void *arg, struct 
 	return state_each(s, STATE_ARTEFACTS, NULL, 0, false, walk_artefact, &w, e);
 }
 
+int artefacts_each_from(struct state *s, const char *id, artefact_fn fn, void *arg, struct err *e)
+{
+	struct walk w = { .artefact = fn, .arg = arg, .e = e };
+
+	return state_each(s, STATE_ARTEFACTS, id, strlen(id), false, walk_artefact, &w, e);
+}
+
 static size_t use_key(const char *id, char who, const char *name, char key[512])
 {
 	int n = snprintf(key, 512, "%s%c%c%s", id, 1, who, name);

@@ -28,6 +28,8 @@ int artefact_remove(struct state *s, const Tf__Artefact *artefact, struct err *e
 typedef int (*artefact_fn)(void *arg, const Tf__Artefact *artefact);
 /* Each artefact of a kind (0: all) by id. fn as in state_each. */
 int artefacts_each(struct state *s, int kind, artefact_fn fn, void *arg, struct err *e);
+/* Of all kinds, from an id on ("": the first). */
+int artefacts_each_from(struct state *s, const char *id, artefact_fn fn, void *arg, struct err *e);
 
 /* Who uses an artefact or upload: 'j' and a job's number, or 'a' and an artefact's id. */
 int use_put(struct state *s, const char *id, char who, const char *name, struct err *e);

@@ -235,37 +235,60 @@ int checkpoint_commit(const char *folder, uint64_t step, const char *path, doubl
 	return rc;
 }
 
-static int remove_one(const char *folder, uint64_t step, struct err *e)
+int checkpoint_set_aside(const char *folder, uint64_t step, char **aside, struct err *e)
 {
 	char name[CHECKPOINT_NAME_MAX];
-	char *from, *aside;
+	char *from;
 	int rc;
 
 	checkpoint_name(step, name);
 	from = xasprintf("%s/%s", folder, name);
-	aside = xasprintf("%s/" REPLACED_PREFIX "%s", folder, name);
-	rc = file_rename(from, aside, e); /* never half a checkpoint under its name */
-	if (rc == 0)
-		rc = dir_remove(aside, e);
-	xfree(aside);
+	*aside = xasprintf("%s/" REPLACED_PREFIX "%s", folder, name);
+	rc = file_rename(from, *aside, e);
+	if (rc < 0)
+		xfree(*aside);
 	xfree(from);
 	return rc;
 }
 
-int checkpoints_prune(const char *folder, int64_t keep_last, int64_t keep_every, struct err *e)
+/* Never half a checkpoint under its name. */
+static int remove_one(const char *folder, uint64_t step, struct err *e)
+{
+	char *aside = NULL;
+	int rc = checkpoint_set_aside(folder, step, &aside, e);
+
+	if (rc == 0)
+		rc = dir_remove(aside, e);
+	xfree(aside);
+	return rc;
+}
+
+int checkpoints_superfluous(const char *folder, int64_t keep_last, int64_t keep_every,
+			    uint64_t **step, size_t *count, struct err *e)
 {
 	struct checkpoint_entry *entry = NULL;
-	size_t count = 0, best;
-	int rc = 0;
+	size_t all = 0, best;
 
 	CHECK(keep_last >= 1 && keep_every >= 0);
-	TRY(checkpoints_list(folder, &entry, &count, e));
-	best = count ? best_of(entry, count) : 0;
-	for (size_t i = 0; rc == 0 && i + (size_t)keep_last < count; i++) {
-		if (i == best || (keep_every && entry[i].step % (uint64_t)keep_every == 0))
-			continue;
-		rc = remove_one(folder, entry[i].step, e);
-	}
+	*count = 0;
+	TRY(checkpoints_list(folder, &entry, &all, e));
+	*step = xcalloc(all + 1, sizeof **step);
+	best = all ? best_of(entry, all) : 0;
+	for (size_t i = 0; i + (size_t)keep_last < all; i++)
+		if (i != best && !(keep_every && entry[i].step % (uint64_t)keep_every == 0))
+			(*step)[(*count)++] = entry[i].step;
 	xfree(entry);
+	return 0;
+}
+
+int checkpoints_prune(const char *folder, int64_t keep_last, int64_t keep_every, struct err *e)
+{
+	uint64_t *step = NULL;
+	size_t count = 0;
+	int rc = checkpoints_superfluous(folder, keep_last, keep_every, &step, &count, e);
+
+	for (size_t i = 0; rc == 0 && i < count; i++)
+		rc = remove_one(folder, step[i], e);
+	xfree(step);
 	return rc;
 }

@@ -39,6 +39,13 @@ int checkpoint_begin(const char *folder, uint64_t step, char **path, struct err 
  * replaced. */
 int checkpoint_commit(const char *folder, uint64_t step, const char *path, double score,
 		      struct err *e);
+/* Takes its name from a checkpoint, so that nobody finds it any more; *aside (caller frees) is what
+ * is to be removed. */
+int checkpoint_set_aside(const char *folder, uint64_t step, char **aside, struct err *e);
+/* All but the newest keep_last, multiples of keep_every (0: none) and the one with the best score,
+ * by rising step; the caller frees *step with xfree. */
+int checkpoints_superfluous(const char *folder, int64_t keep_last, int64_t keep_every,
+			    uint64_t **step, size_t *count, struct err *e);
 /* Removes all but the newest keep_last, multiples of keep_every (0: none) and the one with the
  * best score. */
 int checkpoints_prune(const char *folder, int64_t keep_last, int64_t keep_every, struct err *e);

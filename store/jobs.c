@@ -140,6 +140,15 @@ int jobs_each(struct state *s, uint64_t before, job_fn fn, void *arg, struct err
 	return state_each(s, STATE_JOBS, key, before ? sizeof key : 0, true, walk_job, &w, e);
 }
 
+int jobs_each_upward(struct state *s, uint64_t from, job_fn fn, void *arg, struct err *e)
+{
+	struct walk w = { .state = s, .job = fn, .arg = arg, .e = e };
+	uint8_t key[8];
+
+	state_key(from, key);
+	return state_each(s, STATE_JOBS, key, sizeof key, false, walk_job, &w, e);
+}
+
 int jobs_each_live(struct state *s, uint64_t before, bool oldest_first, job_fn fn, void *arg,
 		   struct err *e)
 {

@@ -28,6 +28,8 @@ int job_by_token(struct state *s, const uint8_t token[JOB_TOKEN_BYTES], uint64_t
 typedef int (*job_fn)(void *arg, Tf__JobRecord *record); /* borrowed, for this call */
 /* Each job, newest first, from those below `before` (0: all). fn as in state_each. */
 int jobs_each(struct state *s, uint64_t before, job_fn fn, void *arg, struct err *e);
+/* Each job, oldest first, from number `from` on. */
+int jobs_each_upward(struct state *s, uint64_t from, job_fn fn, void *arg, struct err *e);
 /* Each job that has not ended: newest first below `before`, or oldest first. */
 int jobs_each_live(struct state *s, uint64_t before, bool oldest_first, job_fn fn, void *arg,
 		   struct err *e);

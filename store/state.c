@@ -16,6 +16,7 @@ static const char *const table_names[STATE_TABLES] = {
 	"meta",     "jobs",  "specs", "live",      "after", "tokens",
 	"attempts", "users", "names", "artefacts", "uses",  "uploads", "usage",
 	"shares",
+	"disk",
 };
 
 struct state {

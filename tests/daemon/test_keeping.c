@@ -427,6 +427,78 @@ static void months_are_kept_apart(void **state)
 	state_close(s);
 }
 
+/* ---------------------------------------------------------------- reload */
+
+static void configure(const char *path, const char *text)
+{
+	assert_ok(file_write(path, text, strlen(text), 0600, &e), &e);
+}
+
+/* Sends SIGHUP and waits until the log says so. */
+static void reload_until(const char *says)
+{
+	char *log = xasprintf("%s/daemon.log", h.folder);
+	bool there = false;
+
+	assert_int_equal(kill(h.pid, SIGHUP), 0);
+	for (int i = 0; i < 1000 && !there; i++) {
+		struct buf b = BUF_INIT;
+
+		clock_sleep_ms(10);
+		assert_ok(file_read(log, 1 << 20, &b, &e), &e);
+		there = strstr(b.data, says) != NULL;
+		buf_release(&b);
+	}
+	if (!there)
+		fail_msg("the log does not say '%s'", says);
+	xfree(log);
+}
+
+static int upload_of(uint64_t size)
+{
+	static uint8_t token[16];
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__UploadOpen m = TF__UPLOAD_OPEN__INIT;
+
+	token[0]++;
+	m.token.len = sizeof token;
+	m.token.data = token;
+	m.name = (char *)"file";
+	m.size = size;
+	r.body_case = TF__REQUEST__BODY_UPLOAD_OPEN;
+	r.upload_open = &m;
+	err_clear(&e);
+	return harness_call(h.line, &r, NULL, &e);
+}
+
+static void a_signal_reads_the_configuration_again(void **state)
+{
+	char *config = xasprintf("%s/config.yaml", h.folder);
+	uint64_t running;
+
+	(void)state;
+	configure(config, "quota: 1G\n");
+	h.extra[0] = "--config";
+	h.extra[1] = config;
+	harness_start(&h);
+	running = harness_noop(&h, "wait");
+	harness_until(&h, running, TF__JOB_STATE__RUNNING);
+	assert_ok(upload_of(1 << 20), &e);
+	configure(config, "quota: 2M\nmap_mib: 32\nlisten: ['tcp://127.0.0.1:1']\n");
+	reload_until("option quota: '1G' -> '2M'");
+	reload_until("option listen: 0 entries -> 1 entries takes a new daemon");
+	assert_int_equal(upload_of(2 << 20), TF_ELIMIT);
+	configure(config, "quota: 7X\n");
+	reload_until("the configuration stays as it was: quota");
+	configure(config, "quotas: 1\n");
+	reload_until("the configuration stays as it was: ");
+	assert_int_equal(upload_of(2 << 20), TF_ELIMIT);
+	assert_int_equal(harness_state(&h, running), TF__JOB_STATE__RUNNING);
+	assert_ok(harness_cancel(h.line, running, &e), &e);
+	harness_until(&h, running, TF__JOB_STATE__CANCELLED);
+	xfree(config);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -436,6 +508,8 @@ int main(void)
 						stop),
 		cmocka_unit_test_setup_teardown(only_a_whole_backup_is_restored, prepare, stop),
 		cmocka_unit_test_setup_teardown(usage_is_kept, prepare, stop),
+		cmocka_unit_test_setup_teardown(a_signal_reads_the_configuration_again, prepare,
+						stop),
 		cmocka_unit_test_setup_teardown(months_are_kept_apart, prepare, stop),
 	};
 
