@@ -10,7 +10,7 @@ _transfuse() {
 	model) subs='list show delete export' ;;
 	esac
 	if [ "$COMP_CWORD" -eq 1 ]; then
-		words='ping version status doctor key login user audit noop data tokenizer vae check train generate eval jobs submit show logs wait cancel fetch models model usage drain'
+		words='ping version status doctor key login user audit noop data tokenizer vae check train generate eval jobs submit show logs wait cancel fetch models model gc usage drain'
 	elif [ "$COMP_CWORD" -eq 2 ] && [ -n "$subs" ]; then
 		words=$subs
 	else
@@ -52,6 +52,7 @@ _transfuse() {
 	'generate') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries --output --count --seed --prompt --prompts --image --steps --guidance --temperature --top-p --sampler --mode --max-tokens --clamp' ;;
 	'eval') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries --limit --seed --steps --guidance --sampler --task --data --split --batch --sheet --dump' ;;
 	'jobs') words='--endpoint --key --server-key --as --help --json --name --all --limit --state --user --kind --counts' ;;
+	'submit') words='--endpoint --key --server-key --as --help --json --batch' ;;
 	'show') words='--endpoint --key --server-key --as --help --json' ;;
 	'logs') words='--endpoint --key --server-key --as --help --follow' ;;
 	'wait') words='--endpoint --key --server-key --as --help --json' ;;
@@ -62,6 +63,7 @@ _transfuse() {
 	'model show') words='--endpoint --key --server-key --as --help --json' ;;
 	'model delete') words='--endpoint --key --server-key --as --help --json' ;;
 	'model export') words='--endpoint --key --server-key --as --help --output' ;;
+	'gc') words='--endpoint --key --server-key --as --help --json --dry-run' ;;
 	'usage') words='--endpoint --key --server-key --as --help --json --user --by --since --until --csv' ;;
 	'drain') words='--endpoint --key --server-key --as --help --resume --stop' ;;
 	esac
