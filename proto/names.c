@@ -10,7 +10,7 @@
 #define NAME_CHARS "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
 
 const struct job_kind job_kinds[] = {
-#define J(id, kind, field, makes, resumable, warm, help)                                                \
+#define J(id, kind, field, makes, resumable, warm, help) \
 	{ #id, TF__JOB_KIND__##kind, (Tf__JobSpec__SpecCase)(TF__JOB_KIND__##kind + 9),            \
 	  (Tf__ArtefactKind)(makes), resumable, warm, help },
 #include "proto/jobs.def"

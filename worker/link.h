@@ -29,7 +29,8 @@ int link_open(const struct link_options *o, struct link **out, struct err *e);
 /* Ends the thread; what was not sent is dropped. NULL is fine. */
 void link_close(struct link *l);
 
-/* Waits for the Assignment, which lives until link_next or link_close. TF_ENODAEMON after timeout_ms. */
+/* Waits for the Assignment, which lives until link_next or link_close. TF_ENODAEMON after
+ * timeout_ms. */
 int link_assignment(struct link *l, int64_t timeout_ms, const Tf__Assignment **out, struct err *e);
 /* Sends this progress (copied) as soon as the daemon listens; an earlier one not sent yet is
  * dropped. */

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * transfuse-worker: one process runs one attempt of one job at a time. The daemon starts it; it says
- * hello, gets its Assignment, runs the job's function, writes the outcome and tells the daemon. Where
- * the Assignment says so it then waits for another job, keeping the model (kept.h); else it exits.
- * Each job has the log, the folder and the reports of its own.
+ * transfuse-worker: one process runs one attempt of one job at a time. The daemon starts it; it
+ * says hello, gets its Assignment, runs the job's function, writes the outcome, tells the daemon.
+ * Where the Assignment says so it then waits for another job, keeping the model (kept.h); else it
+ * exits. Each job has the log, the folder and the reports of its own.
  *
  * The main thread runs the job; link.c has a thread for the daemon's messages. SIGTERM asks the
  * job to leave in order. worker.h lists the exit statuses. */

@@ -5,7 +5,7 @@
  * main.c says hello to the daemon, fills struct job from the Assignment and calls the job's
  * function (proto/jobs.def has a row for each kind; its work is job_<kind>.c). The function
  * returns 0 when the work is done, TF_ECANCELLED when it left because job_should_stop said so, or
- * another TF_E* with a sentence. main.c then writes the outcome, tells the daemon and exits, or asks
+ * another TF_E* with a sentence. main.c then writes the outcome, tells the daemon and exits or asks
  * for another job: then it is warm, and kept.h says what it keeps.
  *
  * A job's function runs in the main thread. A thread of its own (link.c) speaks with the daemon,
@@ -54,7 +54,7 @@ struct job {
 };
 
 /* One function for each row of jobs.def. */
-#define J(id, ENUM, field, artefact, resumable, warm, help)                                         \
+#define J(id, ENUM, field, artefact, resumable, warm, help) \
 	int job_##id(struct job *job, struct err *e);
 #include "proto/jobs.def"
 #undef J

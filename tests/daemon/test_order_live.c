@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The queue's rules with a live daemon and fake workers: stepping back, walltimes, deadlines, begin,
+ * The rules with a live daemon and fake workers: stepping back, walltimes, deadlines, begin,
  * limits, roles, what is told, and shares that outlive the daemon. */
 #include "tests/daemon/harness.h"
 #include "lib/buf.h"
@@ -206,7 +206,8 @@ static void begins_and_deadlines_are_kept(void **state)
 
 static void limits_of_a_user_hold(void **state)
 {
-	static const char *const options[] = { "--limit-running", "1", "--limit-queued", "2", NULL };
+	static const char *const options[] = { "--limit-running", "1", "--limit-queued", "2",
+					       NULL };
 	Tf__Reply *reply;
 	const Tf__Job *j;
 	uint64_t running, waits, id;

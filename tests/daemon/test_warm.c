@@ -197,7 +197,7 @@ static void killed_idle_or_busy_it_is_replaced(void **state)
 	harness_until(&h, id, TF__JOB_STATE__DONE);
 	id = noop(&h, 600, 0);
 	harness_until(&h, id, TF__JOB_STATE__RUNNING);
-	kill(warm_pid(&h), SIGKILL); /* at work: the attempt is lost, a new process takes the next */
+	kill(warm_pid(&h), SIGKILL); /* at work: the attempt is lost, a new process follows */
 	until_log(&h, "state=queued attempt=1 reason=", 1);
 	harness_until(&h, id, TF__JOB_STATE__RUNNING);
 	xfree_(harness_reason(&h, id, &attempt));
