@@ -39,6 +39,7 @@ enum option_id {
 #undef O
 	OPTIONS
 };
+#define GLOBAL_OPTIONS 5 /* the first rows go with every verb */
 
 struct option_row {
 	const char *name;         /* without "--" */

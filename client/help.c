@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#define GLOBAL_OPTIONS 5 /* the first rows of options.def go with every verb */
 #define SUBMIT "wait json dry-run name after project threads device gpus gpu-mem cpus mem " \
 		"priority time begin deadline retries"
 #define WORD_MAX 32

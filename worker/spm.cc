@@ -74,10 +74,10 @@ int load(const char *path, spm *s, struct err *e)
 
 	if (rc < 0)
 		return rc;
-	auto status = s->model.LoadFromSerializedProto(
-		std::string_view(file.data ? file.data : "", file.len));
 	hash_hex(file.data, file.len, s->hash);
+	std::string model(file.data ? file.data : "", file.len); /* what follows may throw */
 	buf_release(&file);
+	auto status = s->model.LoadFromSerializedProto(model);
 	FAIL_IF(!status.ok(), e, TF_EINVALID, "%s: not a SentencePiece model: %s", path,
 		status.ToString().c_str());
 	int pieces = s->model.GetPieceSize(), bos = s->model.bos_id(), eos = s->model.eos_id();
