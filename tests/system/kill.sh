@@ -19,9 +19,9 @@ echo "# $kills kills, TF_SEED=$seed"
 
 work=$(mktemp -d)
 export TRANSFUSE_STATE=$work/state PATH=$build:$PATH
-daemon=0
+daemon=
 leave() {
-	kill -9 "$daemon" $(jobs -p) 2>/dev/null
+	kill -9 $daemon $(jobs -p) 2>/dev/null
 	pkill -9 -f "transfuse-worker .*$runtime" 2>/dev/null
 	[ -n "${TF_KEEP:-}" ] && echo "# kept $work" || rm -rf "$work"
 }
