@@ -150,11 +150,14 @@ static void fill_counts(struct daemon *d, struct facts *f)
 		 (unsigned long long)(state_count(d->state, STATE_JOBS) - live));
 }
 
-/* A row for each slot of the processor and each GPU, with the jobs that hold it. */
+#define SLOT_ROWS (LIMIT_SLOTS + LIMIT_GPUS + LIMIT_FAST_SLOTS)
+
+/* A row for each slot of the processor and each GPU, with the jobs that hold it; then those of the
+ * fast lane that are held. */
 struct slot_rows {
-	Tf__SlotState row[LIMIT_SLOTS + LIMIT_GPUS], *list[LIMIT_SLOTS + LIMIT_GPUS];
-	char name[LIMIT_SLOTS][16];
-	uint64_t jobs[LIMIT_SLOTS + LIMIT_GPUS][LIMIT_WORKERS];
+	Tf__SlotState row[SLOT_ROWS], *list[SLOT_ROWS];
+	char name[SLOT_ROWS][16];
+	uint64_t jobs[SLOT_ROWS][LIMIT_WORKERS];
 	size_t count;
 };
 
@@ -175,6 +178,17 @@ static void add_holder(Tf__SlotState *row, const struct holding *h)
 	row->job = row->n_jobs ? row->job : h->job;
 	row->jobs[row->n_jobs++] = h->job;
 	row->given += h->share;
+}
+
+/* The row of a worker's slot; the fast lane's are made as they come, one holder each. */
+static Tf__SlotState *slot_row(struct slot_rows *s, const struct holding *h)
+{
+	char *name = s->name[s->count];
+
+	if (h->slot < (int)LIMIT_SLOTS)
+		return &s->row[h->slot];
+	snprintf(name, sizeof s->name[0], "fast%d", h->slot - (int)LIMIT_SLOTS);
+	return add_slot(s, name, "cpu");
 }
 
 static struct slot_rows *slot_rows_new(struct daemon *d)
@@ -199,7 +213,7 @@ static struct slot_rows *slot_rows_new(struct daemon *d)
 		if (d->worker[i]->idle)
 			continue;
 		if (h->slot >= 0)
-			add_holder(&s->row[h->slot], h);
+			add_holder(slot_row(s, h), h);
 		for (size_t g = 0; g < m->gpus; g++)
 			if (h->gpus >> g & 1)
 				add_holder(&s->row[m->slots + g], h);

@@ -72,8 +72,10 @@ int load(const char *path, spm *s, struct err *e)
 	struct buf file = BUF_INIT;
 	int rc = file_read(path, LIMIT_TOKENIZER_BYTES, &file, e);
 
-	if (rc < 0)
+	if (rc < 0) {
+		buf_release(&file); /* what was read before it failed */
 		return rc;
+	}
 	hash_hex(file.data, file.len, s->hash);
 	std::string model(file.data ? file.data : "", file.len); /* what follows may throw */
 	buf_release(&file);
