@@ -271,6 +271,7 @@ static void bench_profile(struct bench *b)
 struct stopwatch {
 	const char *phase;
 	int64_t from, until;          /* steps of the phase */
+	int64_t began, ended;         /* the sampler's looks among them, every few steps */
 	int64_t began_ns, ended_ns;
 };
 
@@ -281,10 +282,14 @@ static bool on_step(void *arg, const char *phase, int64_t done, int64_t total)
 	(void)total;
 	if (strcmp(phase, w->phase) != 0)
 		return false;
-	if (done == w->from)
-		w->began_ns = clock_mono_ns();
-	if (done == w->until)
-		w->ended_ns = clock_mono_ns();
+	if (done < w->from || done > w->until)
+		return false;
+	w->ended = done;
+	w->ended_ns = clock_mono_ns();
+	if (w->began == 0) {
+		w->began = w->ended;
+		w->began_ns = w->ended_ns;
+	}
 	return false;
 }
 
@@ -301,6 +306,7 @@ static double time_sampling(struct bench *b, const struct sampler_options *o, in
 	struct sampler *s;
 	double ms;
 
+	w->began = w->ended = 0;
 	for (int64_t i = 0; i < b->batch; i++) {
 		token[i] = draw_tokens(i, length);
 		part[i] = (struct segment){ .kind = SEGMENT_TEXT, .count = length,
@@ -310,8 +316,8 @@ static double time_sampling(struct bench *b, const struct sampler_options *o, in
 	need(sampler_new(&b->m, b->batch, sampler_context(&b->dims, o, length + 1),
 			 o->guidance != 1, &s, &e), &e);
 	need(sampler_run(s, o, prompt, b->batch, &watch, result, &e), &e);
-	ms = w->ended_ns > w->began_ns && w->began_ns > 0
-		? (double)(w->ended_ns - w->began_ns) / 1e6 / (double)(w->until - w->from) : NAN;
+	ms = w->ended > w->began && w->began > 0
+		? (double)(w->ended_ns - w->began_ns) / 1e6 / (double)(w->ended - w->began) : NAN;
 	for (int64_t i = 0; i < b->batch; i++) {
 		sampler_result_release(&result[i]);
 		xfree(token[i]);
@@ -324,16 +330,23 @@ static double time_sampling(struct bench *b, const struct sampler_options *o, in
 	return ms;
 }
 
-/* Tokens around position --context of every sequence. */
+/* Tokens around position --context of every sequence: enough of them for the sampler to look at
+ * some while it runs ahead, and after what it does once. */
+#define TOKENS_LEAST 128
+
 static void bench_decode(struct bench *b)
 {
-	struct sampler_options o = { .mode = SAMPLE_TEXT, .guidance = 1, .max_tokens = b->steps + 8,
+	int64_t tokens = b->steps > TOKENS_LEAST ? b->steps : TOKENS_LEAST;
+	struct sampler_options o = { .mode = SAMPLE_TEXT, .guidance = 1, .max_tokens = tokens,
 				     .steps = 1, .clamp = 4, .top_p = 1, .seed = 1 };
-	struct stopwatch w = { .phase = "token", .from = 8, .until = b->steps };
+	struct stopwatch w = { .phase = "token", .from = 32, .until = tokens - 1 };
 	double ms;
 
+	if (b->context <= tokens / 2)
+		die(2, "--context %lld: expected more than half of %lld tokens",
+		    (long long)b->context, (long long)tokens);
 	open_model(b, false, 1);
-	ms = time_sampling(b, &o, b->context - b->steps / 2, &w);
+	ms = time_sampling(b, &o, b->context - tokens / 2, &w);
 	print_row(b);
 	printf(", \"context\": %lld, \"ms\": %.4f, \"tokens_s\": %.0f}\n", (long long)b->context,
 	       ms, (double)b->batch / ms * 1e3);
