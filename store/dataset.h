@@ -113,7 +113,8 @@ int dataset_info_json(const char *folder, struct buf *out, struct err *e);
 /* ---- writing ---- */
 
 /* Whether a name is held out: in the list (whole, or its last path component), or, when the
- * list is empty, xxh64(name) mod 10,000 < 100 x percent. */
+ * list is empty, xxh64(name) mod 10,000 < 100 x percent. A list none of whose names was added makes
+ * dataset_writer_finish fail with TF_EINVALID. */
 struct dataset_holdout {
 	double percent;              /* 0..100 */
 	char *const *name;           /* borrowed; sorted inside by the writer */

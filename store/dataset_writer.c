@@ -585,6 +585,16 @@ static int close_shard(struct dataset_writer *w, unsigned number, struct dataset
 				  : rc;
 }
 
+/* A list that names nobody would train on what was to be kept apart. */
+static int check_held(const struct dataset_writer *w, struct err *e)
+{
+	FAIL_IF(w->helds > 0 && w->now.total.samples[DATASET_HELDOUT] == 0, e, TF_EINVALID,
+		"held-out names: none of the %zu is a sample's, found '%.120s', expected names "
+		"as data sample shows them, without .png or the like",
+		w->helds, w->held[0]);
+	return 0;
+}
+
 int dataset_writer_finish(struct dataset_writer *w, struct dataset_info *info, struct err *e)
 {
 	struct dataset_manifest m = { .info = w->now.total };
@@ -592,6 +602,7 @@ int dataset_writer_finish(struct dataset_writer *w, struct dataset_info *info, s
 	char *path;
 	int rc;
 
+	TRY(check_held(w, e));
 	TRY(dataset_writer_sync(w, e));
 	dataset_map_close(&w->map);
 	manifest_hash(&m.info, w->now.chain, m.info.hash);

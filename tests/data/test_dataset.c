@@ -434,6 +434,21 @@ static void held_out_list(void **state)
 	remove_folder(folder);
 }
 
+static void held_out_names_of_nobody(void **state)
+{
+	char *names[] = { "sample-7.png", "sample-3.png" };
+	struct dataset_plan p = plan_of(DATASET_TEXT);
+	char *folder = new_folder();
+	struct err e = ERR_INIT;
+
+	(void)state;
+	p.holdout.name = names;
+	p.holdout.names = 2;
+	assert_int_equal(write_all(folder, &p, 40, NULL, &e), TF_EINVALID);
+	assert_non_null(strstr(e.text, "none of the 2 is a sample's, found 'sample-3.png'"));
+	remove_folder(folder);
+}
+
 static void words_about_it(void **state)
 {
 	struct dataset_plan p = plan_of(DATASET_PAIRS);
@@ -464,6 +479,7 @@ int main(void)
 		cmocka_unit_test(damaged_record_is_named),
 		cmocka_unit_test(held_out_rule),
 		cmocka_unit_test(held_out_list),
+		cmocka_unit_test(held_out_names_of_nobody),
 		cmocka_unit_test(words_about_it),
 	};
 
