@@ -127,6 +127,18 @@ enum status status_of(const struct client *c, int code);
 bool client_interrupted(void);    /* ctrl-C was pressed */
 int operand_job(const struct client *c, int i, uint64_t *id, struct err *e);
 
+/* ---- which jobs (selection.c) */
+
+struct selection {
+	uint64_t *id;
+	size_t count;
+};
+/* The jobs of the operands, or, oldest first, those with all of --tag and one of the states (none:
+ * any). TF_ENOTFOUND when there is none. Release it also after an error. */
+int selection_read(struct client *c, const Tf__JobState *state, size_t states,
+		   struct selection *out, struct err *e);
+void selection_release(struct selection *s);
+
 /* ---- for people (format.c) */
 
 struct table {

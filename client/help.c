@@ -8,8 +8,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#define SUBMIT "wait json dry-run name after project threads device gpus gpu-mem cpus mem " \
-		"priority time begin deadline retries"
+#define SUBMIT                                                                                     \
+	"wait json dry-run name tag after after-any after-failed hold project "                    \
+	"threads device gpus gpu-mem cpus mem priority time begin deadline retries"
 #define WORD_MAX 32
 #define HELP_COLUMN 28
 

@@ -99,6 +99,29 @@ static json_t *json_of_stops(const Tf__Job *j)
 	return list;
 }
 
+static json_t *json_of_ids(size_t n, const uint64_t *id)
+{
+	json_t *list = json_array();
+
+	for (size_t i = 0; i < n; i++)
+		json_array_append_new(list, json_integer((json_int_t)id[i]));
+	return list;
+}
+
+/* How it stands to other jobs. */
+static void add_order(json_t *o, const Tf__Job *j)
+{
+	json_t *tags = json_array();
+
+	for (size_t i = 0; i < j->n_tag; i++)
+		json_array_append_new(tags, json_string(j->tag[i]));
+	json_object_set_new(o, "tags", tags);
+	json_object_set_new(o, "after", json_of_ids(j->n_after, j->after));
+	json_object_set_new(o, "after_any", json_of_ids(j->n_after_any, j->after_any));
+	json_object_set_new(o, "after_failed", json_of_ids(j->n_after_failed, j->after_failed));
+	json_object_set_new(o, "requeued", json_integer(j->has_requeued ? j->requeued : 0));
+}
+
 json_t *json_of_job(const Tf__Job *j)
 {
 	json_t *o = json_object();
@@ -123,6 +146,7 @@ json_t *json_of_job(const Tf__Job *j)
 			    time_or_null(j->has_expected_start, j->expected_start));
 	json_object_set_new(o, "stops", json_of_stops(j));
 	json_object_set_new(o, "result", json_of_metrics(j->n_result, j->result));
+	add_order(o, j);
 	return o;
 }
 

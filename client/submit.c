@@ -16,8 +16,6 @@
 
 #define POLL_MS 10000 /* one question about a job waits so long for news */
 
-static uint64_t after[LIMIT_AFTER]; /* of the one spec a process submits */
-
 static int read_size(const struct args *a, enum option_id o, uint64_t *out, struct err *e)
 {
 	const char *text = args_text(a, o);
@@ -95,10 +93,42 @@ static int demand_read(const struct args *a, Tf__JobSpec *spec, struct err *e)
 	return 0;
 }
 
+/* The ids given by an option that is repeated; borrowed, of the one spec a process submits. */
+static int ids_read(const struct args *a, enum option_id o, uint64_t room[LIMIT_AFTER],
+		    uint64_t **out, size_t *count, struct err *e)
+{
+	const struct words *ids = &a->given[o];
+	int64_t id = 0;
+
+	FAIL_IF(ids->count > (int)LIMIT_AFTER, e, TF_EUSAGE,
+		"--%s is given %d times, at most %u are allowed", option_rows[o].name, ids->count,
+		LIMIT_AFTER);
+	for (int i = 0; i < ids->count; i++) {
+		TRY(text_to_int(option_rows[o].name, ids->word[i], 1, INT64_MAX, &id, e));
+		room[i] = (uint64_t)id;
+	}
+	*out = room;
+	*count = (size_t)ids->count;
+	return 0;
+}
+
+/* When it may start, and the words it is found by. */
+static int order_read(const struct args *a, Tf__JobSpec *s, struct err *e)
+{
+	static uint64_t room[3][LIMIT_AFTER];
+
+	TRY(ids_read(a, OPTION_AFTER, room[0], &s->after, &s->n_after, e));
+	TRY(ids_read(a, OPTION_AFTER_ANY, room[1], &s->after_any, &s->n_after_any, e));
+	TRY(ids_read(a, OPTION_AFTER_FAILED, room[2], &s->after_failed, &s->n_after_failed, e));
+	s->tag = a->given[OPTION_TAG].word;
+	s->n_tag = (size_t)a->given[OPTION_TAG].count;
+	s->has_hold = s->hold = args_has(a, OPTION_HOLD);
+	return 0;
+}
+
 int submit_check(struct client *c, Tf__JobSpec *spec, struct err *e)
 {
-	const struct words *ids = &c->args.given[OPTION_AFTER];
-	int64_t threads = 0, retries = 2, id;
+	int64_t threads = 0, retries = 2;
 
 	TRY(args_int(&c->args, OPTION_THREADS, 1, 1024, &threads, e));
 	TRY(args_int(&c->args, OPTION_RETRIES, 0, LIMIT_RETRIES, &retries, e));
@@ -110,14 +140,7 @@ int submit_check(struct client *c, Tf__JobSpec *spec, struct err *e)
 	spec->has_retries = 1;
 	spec->retries = (uint32_t)retries;
 	TRY(demand_read(&c->args, spec, e));
-	FAIL_IF(ids->count > (int)LIMIT_AFTER, e, TF_EUSAGE,
-		"--after is given %d times, at most %u are allowed", ids->count, LIMIT_AFTER);
-	for (int i = 0; i < ids->count; i++) {
-		TRY(text_to_int("--after", ids->word[i], 1, INT64_MAX, &id, e));
-		after[i] = (uint64_t)id;
-	}
-	spec->after = after;
-	spec->n_after = (size_t)ids->count;
+	TRY(order_read(&c->args, spec, e));
 	return spec_check(spec, e);
 }
 

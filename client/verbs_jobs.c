@@ -160,6 +160,8 @@ static int read_filters(const struct args *a, Tf__JobList *m, int64_t *limit, st
 	m->name = (char *)args_text(a, OPTION_JOB_NAME);
 	m->user = a->given[OPTION_USER].word;
 	m->n_user = (size_t)a->given[OPTION_USER].count;
+	m->tag = a->given[OPTION_TAG].word;
+	m->n_tag = (size_t)a->given[OPTION_TAG].count;
 	TRY(args_int(a, OPTION_LIMIT, 1, INT32_MAX, limit, e));
 	TRY(read_states(a, m, e));
 	return read_kinds(a, m, e);
@@ -200,7 +202,7 @@ int verb_jobs(struct client *c, struct err *e)
 	none = l.counts ? json_object_size(l.list) == 0 : l.table.rows == 1;
 	if (rc == 0 && args_has(&c->args, OPTION_JSON))
 		json_print(json_incref(l.list));
-	else if (rc == 0 && none && (m.n_state || m.n_user || m.n_kind || m.name))
+	else if (rc == 0 && none && (m.n_state || m.n_tag || m.n_user || m.n_kind || m.name))
 		puts("no such jobs");
 	else if (rc == 0 && none)
 		puts(m.all ? "no jobs yet" : "no jobs queued or running (--all shows ended ones)");
@@ -355,47 +357,6 @@ int verb_wait(struct client *c, struct err *e)
 								  : list));
 	json_decref(list);
 	return rc < 0 ? rc : worst;
-}
-
-/* A running job is cancelled once its worker has left: until then it is stopping. */
-static void print_cancelled(const struct client *c, const Tf__Jobs *jobs)
-{
-	json_t *list = json_array();
-
-	for (size_t i = 0; i < jobs->n_job; i++) {
-		const Tf__Job *j = jobs->job[i];
-
-		json_array_append_new(list, json_of_job(j));
-		if (!args_has(&c->args, OPTION_JSON))
-			printf("job %" PRIu64 " is %s\n", j->id,
-			       j->state == TF__JOB_STATE__STOPPING ? "being cancelled"
-								   : job_state_name(j->state));
-	}
-	if (args_has(&c->args, OPTION_JSON))
-		json_print(json_incref(list));
-	json_decref(list);
-}
-
-int verb_cancel(struct client *c, struct err *e)
-{
-	Tf__Request r = TF__REQUEST__INIT;
-	Tf__JobRefs m = TF__JOB_REFS__INIT;
-	uint64_t ids[LIMIT_JOB_REFS];
-	int n = c->args.operand.count;
-	Tf__Reply *reply;
-
-	FAIL_IF(n > (int)LIMIT_JOB_REFS, e, TF_EUSAGE, "%d jobs are named, at most %u are allowed",
-		n, LIMIT_JOB_REFS);
-	for (int i = 0; i < n; i++)
-		TRY(operand_job(c, i, &ids[i], e));
-	m.job = ids;
-	m.n_job = (size_t)n;
-	r.body_case = TF__REQUEST__BODY_JOB_CANCEL;
-	r.job_cancel = &m;
-	TRY(client_ask(c, &r, TF__REPLY__BODY_JOBS, &reply, e));
-	print_cancelled(c, reply->jobs);
-	tf__reply__free_unpacked(reply, NULL);
-	return STATUS_DONE;
 }
 
 int verb_fetch(struct client *c, struct err *e)

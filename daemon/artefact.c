@@ -144,6 +144,32 @@ int artefact_reserve(struct daemon *d, const Tf__JobSpec *spec, uint64_t job,
 	return rc;
 }
 
+int artefact_reserve_again(struct daemon *d, const Tf__JobSpec *spec, const Tf__JobRecord *r,
+			   const struct request *by, struct err *e)
+{
+	Tf__ArtefactRecord *old = NULL;
+	const char *name;
+	bool resume;
+	Tf__ArtefactKind kind = made_by(spec, &name, &resume);
+	char *id = NULL;
+	int rc;
+
+	if (!r->artefact)
+		return 0;
+	rc = artefact_find(d->state, kind, name, &old, e);
+	if (rc == TF_ENOTFOUND && !resume)
+		rc = reserve_new(d, kind, name, r->job->id, r->job->user, &id, e);
+	else if (rc == 0 && strcmp(old->artefact->id, r->artefact) == 0)
+		rc = take_up(d, old->artefact, r->job->id, by, false, &id, e);
+	else if (rc == 0)
+		rc = err_set(e, TF_EEXISTS, "another %s called '%s' exists by now",
+			     artefact_kind_name(kind), name);
+	CHECK(rc < 0 || strcmp(id, r->artefact) == 0);
+	record_free(old);
+	xfree(id);
+	return rc;
+}
+
 /* ---------------------------------------------------------------- publishing */
 
 static int put_in_place(struct daemon *d, const Tf__Artefact *a, struct err *e)

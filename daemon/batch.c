@@ -15,24 +15,36 @@ struct batch {
 	size_t new;
 };
 
+static void append(uint64_t **list, size_t *count, uint64_t id)
+{
+	*list = xrealloc(*list, *count + 1, sizeof **list);
+	(*list)[(*count)++] = id;
+}
+
 /* Names members as jobs, now that their numbers are known. */
 static int settle_members(const struct batch *b, Tf__Submit *m, struct err *e)
 {
 	Tf__JobSpec *s = m->spec;
 
-	if (m->n_after_member == 0)
-		return 0;
-	FAIL_IF(s->n_after + m->n_after_member > LIMIT_AFTER, e, TF_ELIMIT,
-		"after has %zu entries, at most %u are allowed", s->n_after + m->n_after_member,
+	FAIL_IF(m->n_after_member > LIMIT_AFTER, e, TF_ELIMIT,
+		"after_member has %zu entries, at most %u are allowed", m->n_after_member,
 		LIMIT_AFTER);
-	s->after = xrealloc(s->after, s->n_after + m->n_after_member, sizeof *s->after);
 	for (size_t i = 0; i < m->n_after_member; i++) {
 		uint32_t member = m->after_member[i]->member;
 
 		FAIL_IF(member >= b->count, e, TF_EINVALID,
 			"after_member is %u, expected a job before this one, 0 to %zu", member,
 			b->count - 1);
-		s->after[s->n_after++] = b->job[member];
+		switch (m->after_member[i]->when) {
+		case TF__AFTER_WHEN__AFTER_ANY:
+			append(&s->after_any, &s->n_after_any, b->job[member]);
+			break;
+		case TF__AFTER_WHEN__AFTER_FAILED:
+			append(&s->after_failed, &s->n_after_failed, b->job[member]);
+			break;
+		default:
+			append(&s->after, &s->n_after, b->job[member]);
+		}
 	}
 	return 0;
 }

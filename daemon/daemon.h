@@ -68,8 +68,8 @@ const char *options_state(const struct options *o);
 
 /* What can befall a job; job_state.c has the table next[state][event]. */
 enum job_event {
-	EVENT_READY,   /* all it waited for is done */
-	EVENT_UNREADY, /* something it waited for failed */
+	EVENT_READY,   /* all it waited for has come */
+	EVENT_UNREADY, /* something it waited for cannot come any more */
 	EVENT_HOLD,
 	EVENT_RELEASE,
 	EVENT_START, /* a worker was started for a new attempt */
@@ -79,6 +79,7 @@ enum job_event {
 	EVENT_DONE,
 	EVENT_FAIL,
 	EVENT_REQUEUE, /* the attempt ended without an end of the job */
+	EVENT_AGAIN,   /* it had ended; somebody wants it to run again */
 	JOB_EVENTS
 };
 
@@ -331,6 +332,16 @@ int job_outcome(struct daemon *d, struct worker *w, const Tf__Outcome *outcome, 
 int job_lost(struct daemon *d, struct worker *w, const char *why, struct err *e);
 /* Dependents, uses, uploads and half-made artefacts of the jobs that ended in this turn. */
 void job_follow_up(struct daemon *d);
+/* Settles a waiting or held job by how those stand that it waits for: ready, given up, or neither.
+ */
+int job_wake(struct daemon *d, uint64_t id, struct err *e);
+
+/* ---- after.c: what a job waits for ---- */
+/* 0: all has come; 1: not yet; TF_EREFUSED with a sentence: something cannot come any more;
+ * TF_ENOTFOUND: one of them is not on record. */
+int after_look(struct daemon *d, const Tf__Job *j, struct err *e);
+/* Notes for which jobs it waits: those that have not ended will wake it. */
+int after_put(struct daemon *d, const Tf__Job *j, struct err *e);
 /* The uploads a spec names; borrowed. Returns how many. */
 size_t spec_uploads(const Tf__JobSpec *spec, char ***out);
 
@@ -432,6 +443,9 @@ int artefact_may_change(const struct request *r, const Tf__Artefact *a, struct e
  * NULL when the kind makes nothing. */
 int artefact_reserve(struct daemon *d, const Tf__JobSpec *spec, uint64_t job,
 		     const struct request *r, bool dry_run, char **id, struct err *e);
+/* For a job that was put back: takes up what is left of what it made, or reserves it anew. */
+int artefact_reserve_again(struct daemon *d, const Tf__JobSpec *spec, const Tf__JobRecord *r,
+			   const struct request *by, struct err *e);
 int artefact_publish(struct daemon *d, const Tf__JobRecord *r, const Tf__Outcome *outcome,
 		     struct err *e);
 /* By kind and name, whatever step the name also says. */
@@ -464,6 +478,15 @@ int job_may_change(const struct request *r, const Tf__Job *j, struct err *e);
 /* Checks all of the submit, then makes the job. Resolved is the caller's when it succeeds. */
 int submit_one(struct daemon *d, const struct request *r, const Tf__Submit *m,
 	       struct submitted *out, struct err *e);
+/* The job uses these from now on: they cannot be deleted before it ends. */
+int submit_put_uses(struct daemon *d, uint64_t id, const Tf__JobSpec *s, Tf__Input *const *input,
+		    size_t inputs, struct err *e);
+/* What the artefact (NULL: none) is made from is known now: its record protects them. */
+int submit_put_made_from(struct daemon *d, const char *artefact, Tf__Input **input, size_t inputs,
+			 struct err *e);
+/* Applies fn to each job, all of which the user may change, and answers with them. */
+int handle_each(struct daemon *d, struct request *r, const Tf__JobRefs *m,
+		int (*fn)(struct daemon *, const struct request *, uint64_t, struct err *));
 
 /* ---- server.c: sockets, keys, dispatch ---- */
 int server_open(struct daemon *d, struct err *e);

@@ -13,24 +13,6 @@
 
 /* ---------------------------------------------------------------- submit */
 
-static int check_after(struct daemon *d, const Tf__JobSpec *spec, bool *waiting, struct err *e)
-{
-	*waiting = false;
-	for (size_t i = 0; i < spec->n_after; i++) {
-		Tf__JobRecord *other = NULL;
-		Tf__JobState state;
-
-		TRY(job_get(d->state, spec->after[i], &other, e));
-		state = other->job->state;
-		record_free(other);
-		FAIL_IF(state == TF__JOB_STATE__FAILED || state == TF__JOB_STATE__CANCELLED, e,
-			TF_EREFUSED, "job %llu is %s: nothing can wait for it",
-			(unsigned long long)spec->after[i], job_state_name(state));
-		*waiting |= state != TF__JOB_STATE__DONE;
-	}
-	return 0;
-}
-
 /* What can never run here is refused now. */
 static int check_demand(struct daemon *d, const Tf__JobSpec *spec, struct err *e)
 {
@@ -71,68 +53,74 @@ static int check_files(struct daemon *d, const struct request *r, const Tf__JobS
 	return 0;
 }
 
-static int put_uses(struct daemon *d, uint64_t id, const Tf__JobSpec *s, const struct resolved *v,
-		    struct err *e)
+int submit_put_uses(struct daemon *d, uint64_t id, const Tf__JobSpec *s, Tf__Input *const *input,
+		    size_t inputs, struct err *e)
 {
 	char job[24];
 	char **upload;
 	size_t uploads = spec_uploads(s, &upload);
 
 	snprintf(job, sizeof job, "%llu", (unsigned long long)id);
-	for (size_t i = 0; i < v->inputs; i++)
-		TRY(use_put(d->state, v->input[i]->id, 'j', job, e));
+	for (size_t i = 0; i < inputs; i++)
+		TRY(use_put(d->state, input[i]->id, 'j', job, e));
 	for (size_t i = 0; i < uploads; i++)
 		TRY(use_put(d->state, upload[i], 'j', job, e));
-	for (size_t i = 0; i < s->n_after; i++)
-		TRY(job_after_put(d->state, s->after[i], id, e));
 	return 0;
 }
 
-/* What a new artefact is made from is known now: its record protects them. */
-static int put_made_from(struct daemon *d, const char *artefact, const struct resolved *v,
+int submit_put_made_from(struct daemon *d, const char *artefact, Tf__Input **input, size_t inputs,
 			 struct err *e)
 {
 	Tf__ArtefactRecord *r = NULL;
 	Tf__Artefact a;
 	int rc;
 
-	if (!artefact || v->inputs == 0)
+	if (!artefact || inputs == 0)
 		return 0;
 	TRY(artefact_get(d->state, artefact, &r, e));
 	a = *r->artefact;
-	a.made_from = v->input;
-	a.n_made_from = v->inputs;
+	a.made_from = input;
+	a.n_made_from = inputs;
 	rc = artefact_put(d->state, &a, e);
 	record_free(r);
 	return rc;
 }
 
+/* The job that a submit describes, as clients see it; all its pointers are borrowed. */
+static void describe(const struct request *r, const Tf__JobSpec *s, Tf__Job *j)
+{
+	j->kind = s->kind;
+	j->name = s->name;
+	j->user = (char *)r->user;
+	j->project = s->project;
+	j->has_submitted = true;
+	j->submitted = clock_wall_ms();
+	j->n_after = s->n_after;
+	j->after = s->after;
+	j->n_after_any = s->n_after_any;
+	j->after_any = s->after_any;
+	j->n_after_failed = s->n_after_failed;
+	j->after_failed = s->after_failed;
+	j->n_tag = s->n_tag;
+	j->tag = s->tag;
+	j->demand = s->demand;
+}
+
 /* Everything was checked: from here on only the disk can fail. */
 static int create(struct daemon *d, const struct request *r, const Tf__Submit *m,
-		  const struct resolved *v, bool waiting, uint64_t *id, struct err *e)
+		  const struct resolved *v, Tf__Job *job, struct err *e)
 {
 	Tf__JobRecord record = TF__JOB_RECORD__INIT;
 	Tf__SpecRecord spec = TF__SPEC_RECORD__INIT;
-	Tf__Job job = TF__JOB__INIT;
 	int rc;
 
-	TRY(jobs_next_id(d->state, id, e));
-	rc = artefact_reserve(d, m->spec, *id, r, false, &record.artefact, e);
+	TRY(jobs_next_id(d->state, &job->id, e));
+	rc = artefact_reserve(d, m->spec, job->id, r, false, &record.artefact, e);
 	if (rc == 0)
-		rc = put_made_from(d, record.artefact, v, e);
-	job.id = *id;
-	job.kind = m->spec->kind;
-	job.name = m->spec->name;
-	job.user = (char *)r->user;
-	job.project = m->spec->project;
-	job.state = waiting ? TF__JOB_STATE__WAITING : TF__JOB_STATE__QUEUED;
-	job.has_submitted = job.has_seq = true;
-	job.submitted = clock_wall_ms();
-	job.seq = job_seq(d);
-	job.n_after = m->spec->n_after;
-	job.after = m->spec->after;
-	job.demand = m->spec->demand;
-	record.job = &job;
+		rc = submit_put_made_from(d, record.artefact, v->input, v->inputs, e);
+	job->has_seq = true;
+	job->seq = job_seq(d);
+	record.job = job;
 	record.token = m->token;
 	record.has_retries = true;
 	record.retries = m->spec->retries < LIMIT_RETRIES ? m->spec->retries : LIMIT_RETRIES;
@@ -141,9 +129,11 @@ static int create(struct daemon *d, const struct request *r, const Tf__Submit *m
 	spec.n_input = v->inputs;
 	spec.input = v->input;
 	if (rc == 0)
-		rc = job_spec_put(d->state, *id, &spec, e);
+		rc = job_spec_put(d->state, job->id, &spec, e);
 	if (rc == 0)
-		rc = put_uses(d, *id, m->spec, v, e);
+		rc = submit_put_uses(d, job->id, m->spec, v->input, v->inputs, e);
+	if (rc == 0)
+		rc = after_put(d, job, e);
 	if (rc == 0)
 		rc = job_put(d->state, &record, e);
 	if (rc == 0)
@@ -185,8 +175,8 @@ static int submitted_before(struct daemon *d, const struct request *r, uint64_t 
 int submit_one(struct daemon *d, const struct request *r, const Tf__Submit *m,
 	       struct submitted *out, struct err *e)
 {
+	Tf__Job job = TF__JOB__INIT;
 	char *none = NULL;
-	bool waiting = false;
 	int rc;
 
 	*out = (struct submitted){ 0 };
@@ -203,14 +193,19 @@ int submit_one(struct daemon *d, const struct request *r, const Tf__Submit *m,
 	TRY(quota_check(d, r->user, 0, e));
 	TRY(spec_check(m->spec, e));
 	TRY(check_demand(d, m->spec, e));
-	TRY(queue_admit(d, r, m->spec, e));
-	TRY(check_after(d, m->spec, &waiting, e));
+	TRY(queue_admit(d, r, r->user, m->spec, e));
+	describe(r, m->spec, &job);
+	TRY(rc = after_look(d, &job, e));
+	job.state = m->spec->hold ? TF__JOB_STATE__HELD
+		    : rc > 0      ? TF__JOB_STATE__WAITING
+				  : TF__JOB_STATE__QUEUED;
 	TRY(check_files(d, r, m->spec, e));
 	rc = resolve_spec(d, m->spec, &out->resolved, e);
 	if (rc == 0)
 		rc = artefact_reserve(d, m->spec, 0, r, true, &none, e);
 	if (rc == 0 && !m->dry_run)
-		rc = create(d, r, m, &out->resolved, waiting, &out->job, e);
+		rc = create(d, r, m, &out->resolved, &job, e);
+	out->job = job.id;
 	if (rc < 0)
 		resolved_release(&out->resolved);
 	xfree(none);
@@ -285,7 +280,7 @@ int handle_job_list(struct daemon *d, struct request *r)
 	if (m->has_limit && m->limit > 0 && m->limit < LIMIT_JOBS_LISTED)
 		l.limit = m->limit;
 	rc = l.filter.all ? jobs_each(d->state, m->before, list_job, &l, &r->err)
-		    : jobs_each_live(d->state, m->before, false, list_job, &l, &r->err);
+			  : jobs_each_live(d->state, m->before, false, list_job, &l, &r->err);
 	if (rc == 0)
 		reply_list(d, r, &l);
 	buf_release(&l.packed);
@@ -356,14 +351,14 @@ static int cancel_one(struct daemon *d, const struct request *r, uint64_t id, st
 	return 0;
 }
 
-int handle_job_cancel(struct daemon *d, struct request *r)
+int handle_each(struct daemon *d, struct request *r, const Tf__JobRefs *m,
+		int (*fn)(struct daemon *, const struct request *, uint64_t, struct err *))
 {
-	const Tf__JobRefs *m = r->message->job_cancel;
 	struct list l = { .d = d, .limit = LIMIT_JOBS_LISTED };
 	int rc = 0;
 
-	FAIL_IF(m->n_job == 0 || m->n_job > LIMIT_JOBS_LISTED, &r->err, TF_ELIMIT,
-		"%zu jobs to cancel: expected 1 to %u", m->n_job, LIMIT_JOBS_LISTED);
+	FAIL_IF(m->n_job == 0 || m->n_job > LIMIT_JOB_REFS, &r->err, TF_ELIMIT,
+		"%zu jobs are named: expected 1 to %u", m->n_job, LIMIT_JOB_REFS);
 	for (size_t i = 0; i < m->n_job; i++) {
 		Tf__JobRecord *record = NULL;
 
@@ -372,8 +367,11 @@ int handle_job_cancel(struct daemon *d, struct request *r)
 		record_free(record);
 		TRY(rc);
 	}
-	for (size_t i = 0; rc == 0 && i < m->n_job; i++)
-		rc = cancel_one(d, r, m->job[i], &r->err);
+	for (size_t i = 0; rc == 0 && i < m->n_job; i++) {
+		rc = fn(d, r, m->job[i], &r->err);
+		if (rc < 0 && i > 0)
+			err_prefix(&r->err, "after %zu of %zu jobs", i, m->n_job);
+	}
 	for (size_t i = 0; rc == 0 && i < m->n_job; i++) {
 		Tf__JobRecord *record = NULL;
 
@@ -386,4 +384,9 @@ int handle_job_cancel(struct daemon *d, struct request *r)
 		reply_list(d, r, &l);
 	buf_release(&l.packed);
 	return rc;
+}
+
+int handle_job_cancel(struct daemon *d, struct request *r)
+{
+	return handle_each(d, r, r->message->job_cancel, cancel_one);
 }

@@ -147,45 +147,24 @@ int job_lost(struct daemon *d, struct worker *w, const char *why, struct err *e)
 	return 0;
 }
 
-/* How the jobs stand that r waits for. */
-static int look_at_after(struct daemon *d, const Tf__JobRecord *r, bool *all_done,
-			 char **failed_text)
-{
-	*all_done = true;
-	for (size_t i = 0; i < r->job->n_after; i++) {
-		Tf__JobRecord *other = NULL;
-
-		TRY(job_get(d->state, r->job->after[i], &other, NULL));
-		if (other->job->state != TF__JOB_STATE__DONE)
-			*all_done = false;
-		if (job_state_is_end(other->job->state) && !*all_done && !*failed_text)
-			*failed_text = xasprintf("job %llu, which it waited for, is %s",
-						 (unsigned long long)other->job->id,
-						 job_state_name(other->job->state));
-		record_free(other);
-	}
-	return 0;
-}
-
-static int wake(struct daemon *d, uint64_t waiter, struct err *e)
+int job_wake(struct daemon *d, uint64_t id, struct err *e)
 {
 	Tf__JobRecord *r = NULL;
-	struct job_edit edit = { 0 };
-	char *failed_text = NULL;
-	bool all_done;
+	struct err why = ERR_INIT;
+	struct job_edit edit = { .reason = why.text };
+	Tf__JobState state;
 	int rc;
 
-	TRY(job_get(d->state, waiter, &r, e));
-	rc = job_state_is_end(r->job->state) ? 1 : look_at_after(d, r, &all_done, &failed_text);
+	TRY(job_get(d->state, id, &r, e));
+	state = r->job->state;
+	rc = job_state_is_end(state) ? 1 : after_look(d, r->job, &why);
 	record_free(r);
-	edit.reason = failed_text ? failed_text : "";
-	if (rc == 0 && failed_text)
-		rc = job_change(d, waiter, EVENT_UNREADY, &edit, e);
-	else if (rc == 0 && all_done &&
-		 live_find(&d->live, waiter)->state == TF__JOB_STATE__WAITING)
-		rc = job_change(d, waiter, EVENT_READY, &edit, e);
-	xfree(failed_text);
-	return rc < 0 ? rc : 0;
+	if (rc == TF_EREFUSED || rc == TF_ENOTFOUND)
+		return job_change(d, id, EVENT_UNREADY, &edit, e);
+	FAIL_IF(rc < 0, e, rc, "%s", why.text);
+	if (rc == 0 && state == TF__JOB_STATE__WAITING)
+		return job_change(d, id, EVENT_READY, NULL, e);
+	return 0;
 }
 
 static int wake_waiters(struct daemon *d, uint64_t id, struct err *e)
@@ -197,7 +176,7 @@ static int wake_waiters(struct daemon *d, uint64_t id, struct err *e)
 	for (size_t i = 0; rc == 0 && i < n; i++) {
 		rc = job_after_delete(d->state, id, waiter[i], e);
 		if (rc == 0)
-			rc = wake(d, waiter[i], e);
+			rc = job_wake(d, waiter[i], e);
 	}
 	xfree(waiter);
 	return rc;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Which jobs a list is asked for: of several states, users or kinds one must fit. */
+ * Which jobs a list is asked for: of several states, users or kinds one must fit, of
+ * several tags all. */
 #include "config.h"
 #include "daemon/daemon.h"
 #include "lib/mem.h"
@@ -14,7 +15,10 @@ int job_filter_init(struct job_filter *f, const Tf__JobList *m, struct err *e)
 	const struct {
 		const char *field;
 		size_t count;
-	} list[] = { { "state", m->n_state }, { "user", m->n_user }, { "kind", m->n_kind } };
+	} list[] = { { "state", m->n_state },
+		     { "user", m->n_user },
+		     { "kind", m->n_kind },
+		     { "tag", m->n_tag } };
 
 	*f = (struct job_filter){ .asked = m, .all = m->all };
 	for (size_t i = 0; i < ARRAY_LEN(list); i++)
@@ -41,6 +45,14 @@ static bool user_fits(const Tf__JobList *m, const char *user)
 	return m->n_user == 0;
 }
 
+static bool has_tag(const Tf__Job *j, const char *tag)
+{
+	for (size_t i = 0; i < j->n_tag; i++)
+		if (strcmp(j->tag[i], tag) == 0)
+			return true;
+	return false;
+}
+
 bool job_filter_takes(const struct job_filter *f, const Tf__Job *j)
 {
 	if ((f->states && !(f->states >> j->state & 1)) || (f->kinds && !(f->kinds >> j->kind & 1)))
@@ -49,5 +61,8 @@ bool job_filter_takes(const struct job_filter *f, const Tf__Job *j)
 		return true;
 	if (f->asked->name && fnmatch(f->asked->name, j->name ? j->name : "", 0) != 0)
 		return false;
+	for (size_t i = 0; i < f->asked->n_tag; i++)
+		if (!has_tag(j, f->asked->tag[i]))
+			return false;
 	return user_fits(f->asked, j->user);
 }

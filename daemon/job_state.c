@@ -21,20 +21,22 @@
 #define F TF__JOB_STATE__FAILED
 #define C TF__JOB_STATE__CANCELLED
 
-/* A stopping job that is cancelled stays stopping; its reason changes. An attempt may report its
- * outcome while still starting: the daemon that took its hello died before the commit. */
+/* A job that is released or put back waits first, and is made ready at once when it waits for
+ * nothing. A stopping job that is cancelled stays stopping; its reason changes. An attempt may
+ * report its outcome while still starting: the daemon that took its hello died before the commit.
+ */
 /* clang-format off */
 static const uint8_t next[TF__JOB_STATE__CANCELLED + 1][JOB_EVENTS] = {
-	/*       ready unready hold release start hello stop cancel done fail requeue */
-	[Q]  = { 0,    0,      H,   0,      S,    0,    0,   C,     0,   F,   0 },
-	[W]  = { Q,    C,      H,   0,      0,    0,    0,   C,     0,   0,   0 },
-	[H]  = { 0,    C,      0,   Q,      0,    0,    0,   C,     0,   0,   0 },
-	[S]  = { 0,    0,      0,   0,      0,    R_,   P,   P,     D,   F,   Q },
-	[R_] = { 0,    0,      0,   0,      0,    R_,   P,   P,     D,   F,   Q },
-	[P]  = { 0,    0,      0,   0,      0,    P,    P,   P,     D,   F,   Q },
+	/*       ready unready hold release start hello stop cancel done fail requeue again */
+	[Q]  = { 0,    0,      H,   0,      S,    0,    0,   C,     0,   F,   0,      0 },
+	[W]  = { Q,    C,      H,   0,      0,    0,    0,   C,     0,   0,   0,      0 },
+	[H]  = { 0,    C,      0,   W,      0,    0,    0,   C,     0,   0,   0,      0 },
+	[S]  = { 0,    0,      0,   0,      0,    R_,   P,   P,     D,   F,   Q,      0 },
+	[R_] = { 0,    0,      0,   0,      0,    R_,   P,   P,     D,   F,   Q,      0 },
+	[P]  = { 0,    0,      0,   0,      0,    P,    P,   P,     D,   F,   Q,      0 },
 	[D]  = { 0 },
-	[F]  = { 0 },
-	[C]  = { 0 },
+	[F]  = { 0,    0,      0,   0,      0,    0,    0,   0,     0,   0,   0,      W },
+	[C]  = { 0,    0,      0,   0,      0,    0,    0,   0,     0,   0,   0,      W },
 };
 /* clang-format on */
 
@@ -54,7 +56,7 @@ const char *job_event_name(enum job_event event)
 {
 	static const char *const names[JOB_EVENTS] = {
 		"made ready", "given up",  "held", "released", "started",      "greeted",
-		"stopped",    "cancelled", "done", "failed",   "queued again",
+		"stopped",    "cancelled", "done", "failed",   "queued again", "put back",
 	};
 
 	return names[event];
@@ -76,11 +78,17 @@ static void set_text(char **field, const char *text)
 	*field = text && *text ? xstrdup(text) : NULL;
 }
 
-static void set_results(Tf__Job *j, const Tf__Outcome *outcome)
+static void clear_results(Tf__Job *j)
 {
 	for (size_t i = 0; i < j->n_result; i++)
 		tf__metric__free_unpacked(j->result[i], NULL);
 	xfree(j->result);
+	j->n_result = 0;
+}
+
+static void set_results(Tf__Job *j, const Tf__Outcome *outcome)
+{
+	clear_results(j);
 	j->n_result = outcome->n_result < LIMIT_METRICS ? outcome->n_result : LIMIT_METRICS;
 	j->result = xcalloc(j->n_result + 1, sizeof *j->result);
 	for (size_t i = 0; i < j->n_result; i++) {
@@ -137,6 +145,26 @@ int job_resumed(struct daemon *d, struct job *j, struct err *e)
 	return rc;
 }
 
+/* As if it had not run; the attempts go on counting, so that none of the earlier ones is heard. */
+static void put_back(Tf__JobRecord *r)
+{
+	Tf__Job *j = r->job;
+
+	j->has_requeued = true;
+	j->requeued++;
+	r->has_crashes = r->has_ran_ms = r->has_resuming = false;
+	r->crashes = 0;
+	r->ran_ms = 0;
+	r->resuming = TF__STOP_REASON__STOP_NONE;
+	clear_results(j);
+	if (j->progress)
+		tf__progress__free_unpacked(j->progress, NULL);
+	j->progress = NULL;
+	j->has_started = false;
+	j->started = 0;
+	set_text(&j->slot, NULL);
+}
+
 /* Writes the new state and what goes with it into the record. */
 static void edit_record(struct daemon *d, Tf__JobRecord *r, Tf__JobState to, enum job_event event,
 			const struct job_edit *edit)
@@ -156,6 +184,8 @@ static void edit_record(struct daemon *d, Tf__JobRecord *r, Tf__JobState to, enu
 		set_text(&j->slot, edit->slot);
 		set_text(&j->reason, NULL);
 	}
+	if (event == EVENT_AGAIN)
+		put_back(r);
 	if (edit->crashed) {
 		r->has_crashes = true;
 		r->crashes++;
@@ -191,6 +221,8 @@ static void announce(struct daemon *d, const Tf__JobRecord *r)
 	struct job *j = live_find(&d->live, r->job->id);
 	bool ended = job_state_is_end(r->job->state);
 
+	if (!j && !ended)
+		j = live_add(&d->live, r); /* it was put back */
 	CHECK(j);
 	d->announced = d->schedule_due = true;
 	log_line(LOG_INFO, r->job->id, "state=%s attempt=%u%s%s", job_state_name(r->job->state),

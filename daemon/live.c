@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The jobs that have not ended, in memory: an array of pointers by rising id, which is the order of
- * the queue. New ids only grow, so adding is appending; an ended job leaves a hole, and when half
+ * the queue. New ids only grow, so adding is appending, but for a job that is put back; an ended
+ * job leaves a hole, and when half
  * are holes the array is closed up. */
 #include "config.h"
 #include "daemon/daemon.h"
@@ -81,6 +82,7 @@ static void take_times(struct job *j, const Tf__JobRecord *r)
 struct job *live_add(struct live *l, const Tf__JobRecord *r)
 {
 	struct job *j = xcalloc(1, sizeof *j);
+	size_t at, last = l->count;
 
 	j->id = r->job->id;
 	j->seq = r->job->seq;
@@ -97,12 +99,14 @@ struct job *live_add(struct live *l, const Tf__JobRecord *r)
 		l->room = l->room ? 2 * l->room : 64;
 		l->job = xrealloc(l->job, l->room, sizeof *l->job);
 	}
-	for (size_t i = l->count; i > 0; i--)
-		if (l->job[i - 1]) {
-			CHECK(l->job[i - 1]->id < j->id);
-			break;
-		}
-	l->job[l->count++] = j;
+	while (last > 0 && !l->job[last - 1])
+		last--;
+	at = l->count++;
+	if (last > 0 && l->job[last - 1]->id > j->id)
+		for (; at > 0 && (!l->job[at - 1] || l->job[at - 1]->id > j->id); at--)
+			l->job[at] = l->job[at - 1];
+	CHECK(at == 0 || !l->job[at - 1] || l->job[at - 1]->id < j->id);
+	l->job[at] = j;
 	l->deadlines += j->deadline_ms != 0;
 	if (j->state == TF__JOB_STATE__QUEUED)
 		line_add(j);

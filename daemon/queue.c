@@ -96,14 +96,15 @@ int queue_save(struct daemon *d, struct err *e)
 	return 0;
 }
 
-int queue_admit(struct daemon *d, const struct request *r, const Tf__JobSpec *spec, struct err *e)
+int queue_admit(struct daemon *d, const struct request *r, const char *owner,
+		const Tf__JobSpec *spec, struct err *e)
 {
 	static const bool admins_only[] = {
 #define P(id, kind, charge, admins, help) [TF__PRIORITY__##kind] = admins,
 #include "proto/priorities.def"
 #undef P
 	};
-	const struct user_share *u = shares_get(&d->live.shares, r->user);
+	const struct user_share *u = shares_get(&d->live.shares, owner);
 	const Tf__Demand *m = spec->demand;
 	uint32_t gpus = m ? m->gpus : 0;
 

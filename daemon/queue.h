@@ -20,8 +20,9 @@ void queue_describe(struct daemon *d, const struct job *j, Tf__Job *view, char w
 int queue_configure(struct daemon *d, struct err *e);
 int queue_load(struct daemon *d, struct err *e); /* the users' shares, as last saved */
 int queue_save(struct daemon *d, struct err *e); /* those that changed */
-/* May this user submit one more job of this kind? */
-int queue_admit(struct daemon *d, const struct request *r, const Tf__JobSpec *spec, struct err *e);
+/* May r have one more job of this kind queued, for the owner, whose limits count? */
+int queue_admit(struct daemon *d, const struct request *r, const char *owner,
+		const Tf__JobSpec *spec, struct err *e);
 void queue_tick(struct daemon *d); /* every second: walltimes and deadlines */
 /* The process is there; it is gone. */
 void queue_begin(struct daemon *d, struct worker *w);

@@ -54,6 +54,12 @@ static bool waits_for(const Tf__JobSpec *spec, uint64_t job)
 	for (size_t i = 0; i < spec->n_after; i++)
 		if (spec->after[i] == job)
 			return true;
+	for (size_t i = 0; i < spec->n_after_any; i++)
+		if (spec->after_any[i] == job)
+			return true;
+	for (size_t i = 0; i < spec->n_after_failed; i++)
+		if (spec->after_failed[i] == job)
+			return true;
 	return false;
 }
 

@@ -10,7 +10,7 @@
 
 #define LIMIT_MESSAGE_BYTES (4u << 20)        /* one frame, both ways (ZMQ_MAXMSGSIZE) */
 #define LIMIT_UNPACK_FACTOR 8u                /* unpacked size: at most so many times the message */
-#define LIMIT_UNPACK_REPLY_FACTOR 32u          /* a queued job: 24 bytes packed, 250 unpacked */
+#define LIMIT_UNPACK_REPLY_FACTOR 64u         /* a queued job: 12 bytes packed, 450 unpacked */
 #define LIMIT_NAME_BYTES 100u                 /* names of jobs, artefacts, users */
 #define LIMIT_PATH_BYTES 1024u
 #define LIMIT_TEXT_BYTES (64u << 10)          /* a prompt, a reason */
@@ -19,10 +19,11 @@
 #define LIMIT_IMAGES_PER_PROMPT 1024u
 #define LIMIT_HELDOUT_NAMES 20000u
 #define LIMIT_SOURCES 4096u                   /* paths or uploads of an import */
-#define LIMIT_JOB_REFS 256u                   /* jobs named in one request */
+#define LIMIT_JOB_REFS 10000u                 /* jobs named in one request */
 #define LIMIT_BATCH_JOBS 1000u                /* jobs of one submit_batch */
 #define LIMIT_BATCH_BYTES (64u << 20)         /* a file of jobs that a client submits */
-#define LIMIT_AFTER 256u                      /* dependencies of a job */
+#define LIMIT_AFTER 256u                      /* dependencies of a job, of each kind */
+#define LIMIT_TAGS 16u                        /* of a job */
 #define LIMIT_JOBS_QUEUED 1000000u
 #define LIMIT_JOBS_LISTED 10000u              /* in one reply */
 #define LIMIT_JOBS_PASSED 4096u               /* passed over for one reply, not being asked for */

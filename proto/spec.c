@@ -248,6 +248,14 @@ static int demand_check(const Tf__JobSpec *s, struct err *e)
 	return int_check("walltime", d->walltime, 0, WALLTIME_MOST, e);
 }
 
+static int after_check(const char *field, const uint64_t *job, size_t count, struct err *e)
+{
+	TRY(count_check(field, count, LIMIT_AFTER, e));
+	for (size_t i = 0; i < count; i++)
+		FAIL_IF(job[i] == 0, e, TF_EINVALID, "%s is 0, expected the id of a job", field);
+	return 0;
+}
+
 static int common_check(const Tf__JobSpec *s, struct err *e)
 {
 	if (s->name && *s->name)
@@ -259,9 +267,12 @@ static int common_check(const Tf__JobSpec *s, struct err *e)
 	if (s->device && *s->device)
 		TRY(word_check("device", s->device, "cpu|cuda", e));
 	TRY(demand_check(s, e));
-	TRY(count_check("after", s->n_after, LIMIT_AFTER, e));
-	for (size_t i = 0; i < s->n_after; i++)
-		FAIL_IF(s->after[i] == 0, e, TF_EINVALID, "after is 0, expected the id of a job");
+	TRY(after_check("after", s->after, s->n_after, e));
+	TRY(after_check("after_any", s->after_any, s->n_after_any, e));
+	TRY(after_check("after_failed", s->after_failed, s->n_after_failed, e));
+	TRY(count_check("tag", s->n_tag, LIMIT_TAGS, e));
+	for (size_t i = 0; i < s->n_tag; i++)
+		TRY(name_check("tag", s->tag[i], e));
 	return int_check("retries", s->retries, 0, LIMIT_RETRIES, e);
 }
 

@@ -10,7 +10,7 @@ _transfuse() {
 	model) subs='list show delete export' ;;
 	esac
 	if [ "$COMP_CWORD" -eq 1 ]; then
-		words='ping version status doctor key login user audit noop data tokenizer vae check train generate eval jobs submit show logs wait cancel fetch models model gc usage drain'
+		words='ping version status doctor key login user audit noop data tokenizer vae check train generate eval jobs submit show logs wait cancel hold release requeue fetch models model gc usage drain'
 	elif [ "$COMP_CWORD" -eq 2 ] && [ -n "$subs" ]; then
 		words=$subs
 	else
@@ -28,35 +28,38 @@ _transfuse() {
 	'user rotate') words='--endpoint --key --server-key --as --help' ;;
 	'user role') words='--endpoint --key --server-key --as --help' ;;
 	'audit') words='--endpoint --key --server-key --as --help --json --user --count --since' ;;
-	'noop') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries --seconds' ;;
-	'data import') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries --tokenizer --vae --size --holdout --heldout --on-server --format' ;;
+	'noop') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --after-any --after-failed --hold --tag --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries --seconds' ;;
+	'data import') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --after-any --after-failed --hold --tag --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries --tokenizer --vae --size --holdout --heldout --on-server --format' ;;
 	'data list') words='--endpoint --key --server-key --as --help --json' ;;
 	'data show') words='--endpoint --key --server-key --as --help --json' ;;
 	'data sample') words='--endpoint --key --server-key --as --help --json --count --seed' ;;
 	'data verify') words='--endpoint --key --server-key --as --help --json' ;;
 	'data delete') words='--endpoint --key --server-key --as --help --json' ;;
 	'data export') words='--endpoint --key --server-key --as --help --output' ;;
-	'tokenizer train') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries --on-server --from --from-data --pieces' ;;
-	'tokenizer import') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries' ;;
+	'tokenizer train') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --after-any --after-failed --hold --tag --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries --on-server --from --from-data --pieces' ;;
+	'tokenizer import') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --after-any --after-failed --hold --tag --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries' ;;
 	'tokenizer list') words='--endpoint --key --server-key --as --help --json' ;;
 	'tokenizer show') words='--endpoint --key --server-key --as --help --json' ;;
 	'tokenizer delete') words='--endpoint --key --server-key --as --help --json' ;;
 	'tokenizer export') words='--endpoint --key --server-key --as --help --output' ;;
-	'vae train') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries --set --resume' ;;
+	'vae train') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --after-any --after-failed --hold --tag --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries --set --resume' ;;
 	'vae list') words='--endpoint --key --server-key --as --help --json' ;;
 	'vae show') words='--endpoint --key --server-key --as --help --json' ;;
 	'vae delete') words='--endpoint --key --server-key --as --help --json' ;;
 	'vae export') words='--endpoint --key --server-key --as --help --output' ;;
 	'check') words='--endpoint --key --server-key --as --help --json --device --pieces --set --latent --settings' ;;
-	'train') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries --set --resume' ;;
-	'generate') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries --output --count --seed --prompt --prompts --image --steps --guidance --temperature --top-p --sampler --mode --max-tokens --clamp' ;;
-	'eval') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries --limit --seed --steps --guidance --sampler --task --data --split --batch --sheet --dump' ;;
-	'jobs') words='--endpoint --key --server-key --as --help --json --name --all --limit --state --user --kind --counts' ;;
+	'train') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --after-any --after-failed --hold --tag --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries --set --resume' ;;
+	'generate') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --after-any --after-failed --hold --tag --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries --output --count --seed --prompt --prompts --image --steps --guidance --temperature --top-p --sampler --mode --max-tokens --clamp' ;;
+	'eval') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --after-any --after-failed --hold --tag --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries --limit --seed --steps --guidance --sampler --task --data --split --batch --sheet --dump' ;;
+	'jobs') words='--endpoint --key --server-key --as --help --json --name --tag --all --limit --state --user --kind --counts' ;;
 	'submit') words='--endpoint --key --server-key --as --help --json --batch' ;;
 	'show') words='--endpoint --key --server-key --as --help --json' ;;
 	'logs') words='--endpoint --key --server-key --as --help --follow' ;;
 	'wait') words='--endpoint --key --server-key --as --help --json' ;;
-	'cancel') words='--endpoint --key --server-key --as --help --json' ;;
+	'cancel') words='--endpoint --key --server-key --as --help --json --tag' ;;
+	'hold') words='--endpoint --key --server-key --as --help --json --tag' ;;
+	'release') words='--endpoint --key --server-key --as --help --json --tag' ;;
+	'requeue') words='--endpoint --key --server-key --as --help --json --tag' ;;
 	'fetch') words='--endpoint --key --server-key --as --help --all --output' ;;
 	'models') words='--endpoint --key --server-key --as --help --json' ;;
 	'model list') words='--endpoint --key --server-key --as --help --json' ;;

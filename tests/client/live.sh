@@ -100,6 +100,25 @@ cancel() {
 	status 5 "$cli" wait 3
 }
 check 'a cancelled job' cancel
+# Held jobs and a chain of them, by their tag; one of them is put back.
+hold() {
+	id=$("$cli" noop --hold --tag blue --json | sed 's/.*"id":\([0-9]*\).*/\1/')
+	status 0 "$cli" noop --after "$id" --tag blue --tag deep --json || return 1
+	says '"state":"waiting"' && says "\"after\":\[$id\]" && says '"tags":\["blue","deep"\]' || return 1
+	status 0 "$cli" hold "$((id + 1))" && says 'is held' || return 1
+	status 0 "$cli" jobs --tag blue --state held --counts && says ' 2$' || return 1
+	status 0 "$cli" jobs --tag green && says 'no such jobs' || return 1
+	status 4 "$cli" hold --tag green || return 1
+	status 2 "$cli" hold || return 1
+	status 2 "$cli" hold 1 --tag blue || return 1
+	status 0 "$cli" cancel --tag blue || return 1
+	status 0 "$cli" requeue --tag blue || return 1
+	status 0 "$cli" wait "$id" "$((id + 1))" || return 1
+	status 4 "$cli" requeue "$id" && says 'only a failed or cancelled' || return 1
+	status 0 "$cli" noop --after-any 3 --after-failed 3 -w && return 1
+	status 0 "$cli" noop --after-any 3 -w
+}
+check 'holding, tags, putting back' hold
 check 'fetch of everything' status 0 "$cli" fetch 1 --all -o "$folder/out"
 check 'a fetched file is there' test -s "$folder/out/log"
 nothing_half() { [ -z "$(find "$folder/out" -name '*.part')" ]; }

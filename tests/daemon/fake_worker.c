@@ -7,6 +7,7 @@
  *   fence      speaks for another attempt first    make       makes the artefact it should
  *   half       makes half of it and fails          steps      leaves a checkpoint and fails
  *   env        writes what it may use, then as wait
+ *   first      fails in its first attempt only
  * It writes "begin N" and "end N" (N: attempt) lines into its log. */
 #include "config.h"
 #include "lib/clock.h"
@@ -237,7 +238,7 @@ static void behave(const char *how)
 		make(false);
 	if (strcmp(how, "steps") == 0)
 		checkpoint();
-	if (strcmp(how, "fail") == 0)
+	if (strcmp(how, "fail") == 0 || (strcmp(how, "first") == 0 && self.attempt == 1))
 		leave(TF_EINVALID, "it had to fail", NULL, true);
 	leave(0, NULL, NULL, strcmp(how, "quiet") != 0);
 }

@@ -274,11 +274,11 @@ static void too_many_jobs_to_cancel(void **state)
 	Tf__JobRefs m = TF__JOB_REFS__INIT;
 
 	(void)state;
-	m.n_job = LIMIT_JOBS_LISTED + 1;
+	m.n_job = LIMIT_JOB_REFS + 1;
 	m.job = xcalloc(m.n_job, sizeof *m.job);
 	r.body_case = TF__REQUEST__BODY_JOB_CANCEL;
 	r.job_cancel = &m;
-	assert_true(call(&r, NULL) < 0);
+	assert_int_equal(call(&r, NULL), TF_ELIMIT);
 	xfree(m.job);
 }
 

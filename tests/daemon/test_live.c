@@ -226,7 +226,7 @@ static void dependents_wait_and_fall(void **state)
 	harness_until(&h, first, TF__JOB_STATE__CANCELLED);
 	harness_until(&h, worst, TF__JOB_STATE__CANCELLED);
 	reason = harness_reason(&h, worst, NULL);
-	assert_non_null(strstr(reason, "which it waited for, is cancelled"));
+	assert_non_null(strstr(reason, "to be done, which is cancelled"));
 	xfree(reason);
 	second = harness_noop(&h, "done");
 	assert_ok(submit_after(&h, "done", second, &third, &e), &e);

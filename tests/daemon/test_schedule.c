@@ -11,16 +11,16 @@
 /* What must come out, written down a second time: a letter a state, '.' for "not possible". */
 /* clang-format off */
 static const char *const expected[] = {
-	/* ready unready hold release start hello stop cancel done fail requeue */
-	[TF__JOB_STATE__QUEUED]    = "..H.S..C.F.",
-	[TF__JOB_STATE__WAITING]   = "QCH....C...",
-	[TF__JOB_STATE__HELD]      = ".C.Q...C...",
-	[TF__JOB_STATE__STARTING]  = ".....RPPDFQ",
-	[TF__JOB_STATE__RUNNING]   = ".....RPPDFQ",
-	[TF__JOB_STATE__STOPPING]  = ".....PPPDFQ",
-	[TF__JOB_STATE__DONE]      = "...........",
-	[TF__JOB_STATE__FAILED]    = "...........",
-	[TF__JOB_STATE__CANCELLED] = "...........",
+	/* ready unready hold release start hello stop cancel done fail requeue again */
+	[TF__JOB_STATE__QUEUED]    = "..H.S..C.F..",
+	[TF__JOB_STATE__WAITING]   = "QCH....C....",
+	[TF__JOB_STATE__HELD]      = ".C.W...C....",
+	[TF__JOB_STATE__STARTING]  = ".....RPPDFQ.",
+	[TF__JOB_STATE__RUNNING]   = ".....RPPDFQ.",
+	[TF__JOB_STATE__STOPPING]  = ".....PPPDFQ.",
+	[TF__JOB_STATE__DONE]      = "............",
+	[TF__JOB_STATE__FAILED]    = "...........W",
+	[TF__JOB_STATE__CANCELLED] = "...........W",
 };
 /* clang-format on */
 
@@ -72,6 +72,12 @@ static void live_jobs_are_found_among_holes(void **state)
 	}
 	assert_int_equal(l.count - l.holes, 142);
 	add(&l, 5000, TF__JOB_STATE__QUEUED, NULL);
+	assert_non_null(live_find(&l, 5000));
+	for (uint64_t id = 1; id <= 1000; id += 100) /* put back, in between */
+		if (id % 7)
+			add(&l, 3 * id, TF__JOB_STATE__QUEUED, NULL);
+	for (uint64_t id = 1; id <= 1000; id++)
+		assert_int_equal(live_find(&l, 3 * id) != NULL, id % 7 == 0 || id % 100 == 1);
 	assert_non_null(live_find(&l, 5000));
 	live_release(&l);
 	shares_release(&l.shares);

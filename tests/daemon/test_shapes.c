@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Shapes of work: batches, whole or not at all. */
+ * Shapes of work: batches, whole or not at all; what waits for what; holding and putting back;
+ * tags. */
 #include "tests/daemon/harness.h"
+#include "lib/buf.h"
 #include "lib/clock.h"
 #include "lib/mem.h"
 
@@ -180,6 +182,260 @@ static void a_batch_has_a_limit(void **state)
 	members_release(&b);
 }
 
+/* ---------------------------------------------------------------- after, hold, requeue */
+
+/* Submits a noop job; the others are members of spec that a test sets. */
+static int submit(const char *how, Tf__JobSpec *spec, uint64_t *id)
+{
+	Tf__NoopSpec noop = TF__NOOP_SPEC__INIT;
+
+	err_clear(&e);
+	spec->kind = TF__JOB_KIND__NOOP;
+	spec->name = (char *)how;
+	spec->spec_case = TF__JOB_SPEC__SPEC_NOOP;
+	spec->noop = &noop;
+	return harness_submit(h.line, spec, NULL, false, id, &e);
+}
+
+static uint64_t after(char kind, uint64_t job, const char *how)
+{
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	uint64_t id = 0;
+
+	spec.n_after = kind == 'd';
+	spec.n_after_any = kind == 'a';
+	spec.n_after_failed = kind == 'f';
+	spec.after = spec.after_any = spec.after_failed = &job;
+	assert_ok(submit(how, &spec, &id), &e);
+	return id;
+}
+
+static int ask(Tf__Request__BodyCase what, uint64_t job)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__JobRefs m = TF__JOB_REFS__INIT;
+
+	err_clear(&e);
+	m.n_job = 1;
+	m.job = &job;
+	r.body_case = what;
+	r.job_hold = &m; /* all of these are JobRefs */
+	return harness_call(h.line, &r, NULL, &e);
+}
+
+static void says(uint64_t job, const char *text)
+{
+	char *reason = harness_reason(&h, job, NULL);
+
+	if (!strstr(reason, text))
+		fail_msg("job %llu: '%s' is not in '%s'", (unsigned long long)job, text, reason);
+	xfree(reason);
+}
+
+static void jobs_wait_for_every_kind_of_end(void **state)
+{
+	uint64_t good, bad, gone, a, b, c, d2, f, g;
+
+	(void)state;
+	good = harness_noop(&h, "wait");
+	harness_until(&h, good, TF__JOB_STATE__RUNNING);
+	bad = harness_noop(&h, "fail");
+	gone = harness_noop(&h, "wait");
+	a = after('a', bad, "done");
+	b = after('f', bad, "done");
+	c = after('d', bad, "done");
+	d2 = after('f', c, "done"); /* c is cancelled, which is no failure */
+	f = after('a', gone, "done");
+	g = after('f', gone, "done");
+	assert_int_equal(harness_state(&h, g), TF__JOB_STATE__WAITING);
+	harness_cancel(h.line, gone, NULL);
+	harness_kill(&h, SIGKILL); /* what waits is on disk */
+	harness_start(&h);
+	harness_cancel(h.line, good, NULL);
+	harness_until(&h, a, TF__JOB_STATE__DONE);
+	harness_until(&h, b, TF__JOB_STATE__DONE);
+	harness_until(&h, f, TF__JOB_STATE__DONE);
+	assert_int_equal(harness_state(&h, c), TF__JOB_STATE__CANCELLED);
+	says(c, "it waits for job 2 to be done, which is failed");
+	assert_int_equal(harness_state(&h, d2), TF__JOB_STATE__CANCELLED);
+	says(d2, "to fail, which is cancelled");
+	assert_int_equal(harness_state(&h, g), TF__JOB_STATE__CANCELLED);
+	/* what cannot come any more is refused at once */
+	{
+		Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+
+		spec.n_after_failed = 1;
+		spec.after_failed = &a;
+		assert_int_equal(submit("done", &spec, NULL), TF_EREFUSED);
+		assert_non_null(strstr(e.text, "to fail, which is done"));
+	}
+}
+
+static void held_jobs_stay_until_they_are_released(void **state)
+{
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	uint64_t held, first, second, next;
+
+	(void)state;
+	spec.has_hold = spec.hold = true;
+	assert_ok(submit("done", &spec, &held), &e);
+	first = harness_noop(&h, "wait");
+	harness_until(&h, first, TF__JOB_STATE__RUNNING); /* it went past */
+	second = after('d', first, "done");
+	next = harness_noop(&h, "done");
+	assert_ok(ask(TF__REQUEST__BODY_JOB_HOLD, second), &e);
+	assert_ok(ask(TF__REQUEST__BODY_JOB_HOLD, next), &e);
+	says(next, "held by");
+	assert_int_equal(ask(TF__REQUEST__BODY_JOB_HOLD, first), TF_ESTATE);
+	harness_kill(&h, SIGKILL);
+	harness_start(&h);
+	assert_int_equal(harness_state(&h, held), TF__JOB_STATE__HELD);
+	assert_ok(ask(TF__REQUEST__BODY_JOB_RELEASE, second), &e);
+	assert_int_equal(harness_state(&h, second), TF__JOB_STATE__WAITING);
+	assert_ok(ask(TF__REQUEST__BODY_JOB_RELEASE, held), &e);
+	assert_int_equal(harness_state(&h, held), TF__JOB_STATE__QUEUED);
+	harness_cancel(h.line, first, NULL);
+	harness_until(&h, held, TF__JOB_STATE__DONE);
+	harness_until(&h, second, TF__JOB_STATE__CANCELLED);
+	assert_int_equal(harness_state(&h, next), TF__JOB_STATE__HELD);
+	assert_ok(ask(TF__REQUEST__BODY_JOB_RELEASE, next), &e);
+	harness_until(&h, next, TF__JOB_STATE__DONE);
+	assert_int_equal(ask(TF__REQUEST__BODY_JOB_RELEASE, next), TF_ESTATE);
+}
+
+static void an_ended_job_is_put_back(void **state)
+{
+	uint64_t first = harness_noop(&h, "first"), waiter = after('d', first, "done"), done;
+	Tf__Reply *reply;
+	char *log;
+
+	(void)state;
+	harness_until(&h, first, TF__JOB_STATE__FAILED); /* in its first attempt only */
+	harness_until(&h, waiter, TF__JOB_STATE__CANCELLED);
+	assert_int_equal(ask(TF__REQUEST__BODY_JOB_REQUEUE, waiter), TF_EREFUSED);
+	done = harness_noop(&h, "done"); /* a newer one, so that the older comes in between */
+	harness_until(&h, done, TF__JOB_STATE__DONE);
+	assert_int_equal(ask(TF__REQUEST__BODY_JOB_REQUEUE, done), TF_ESTATE);
+	harness_kill(&h, SIGKILL);
+	harness_start(&h);
+	assert_ok(ask(TF__REQUEST__BODY_JOB_REQUEUE, first), &e);
+	assert_ok(ask(TF__REQUEST__BODY_JOB_REQUEUE, waiter), &e);
+	harness_until(&h, first, TF__JOB_STATE__DONE);
+	harness_until(&h, waiter, TF__JOB_STATE__DONE);
+	reply = harness_show(&h, first);
+	assert_int_equal(reply->jobs->job[0]->attempt, 2);
+	assert_int_equal(reply->jobs->job[0]->requeued, 1);
+	tf__reply__free_unpacked(reply, NULL);
+	log = harness_log(&h, first);
+	assert_string_equal(log, "begin 1\nend 1\nbegin 2\nend 2\n");
+	xfree(log);
+}
+
+/* An admin who puts back the job of another is not asked for their own room in the queue. */
+static void the_owners_limits_count_when_a_job_is_put_back(void **state)
+{
+	struct key_pair keys;
+	struct connection *own;
+	uint64_t failed, waiting;
+	char *user;
+
+	(void)state;
+	harness_kill(&h, SIGTERM);
+	assert_ok(key_pair_make(&keys, &e), &e);
+	user = xasprintf("ann member %s", keys.public_key);
+	h.extra[0] = "--user";
+	h.extra[1] = user;
+	h.extra[2] = "--user-limit";
+	h.extra[3] = "ann queued=1";
+	harness_start(&h);
+	own = h.line;
+	h.line = harness_line(&h, &keys);
+	failed = harness_noop(&h, "fail");
+	harness_until(&h, failed, TF__JOB_STATE__FAILED);
+	waiting = harness_noop(&h, "wait");
+	harness_until(&h, waiting, TF__JOB_STATE__RUNNING);
+	waiting = harness_noop(&h, "done");
+	connection_close(h.line);
+	h.line = own;
+	assert_int_equal(ask(TF__REQUEST__BODY_JOB_REQUEUE, failed), TF_ELIMIT);
+	assert_string_equal(e.text, "ann has 1 jobs waiting, the limit");
+	assert_ok(harness_cancel(h.line, waiting, &e), &e);
+	assert_ok(ask(TF__REQUEST__BODY_JOB_REQUEUE, failed), &e);
+	xfree(user);
+}
+
+/* ---------------------------------------------------------------- tags */
+
+/* The ids that a list gives, as text, newest first. */
+static char *list(const char *tag, Tf__JobState job_state, uint64_t before, Tf__Jobs *last)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__JobList m = TF__JOB_LIST__INIT;
+	Tf__Reply *reply = NULL;
+	struct buf out = BUF_INIT;
+
+	m.has_all = m.all = true;
+	m.has_before = before > 0;
+	m.before = before;
+	m.n_tag = tag != NULL;
+	m.tag = (char **)&tag;
+	m.n_state = job_state != 0;
+	m.state = &job_state;
+	r.body_case = TF__REQUEST__BODY_JOB_LIST;
+	r.job_list = &m;
+	err_clear(&e);
+	assert_ok(harness_call(h.line, &r, &reply, &e), &e);
+	for (size_t i = 0; i < reply->jobs->n_job; i++)
+		buf_printf(&out, "%llu ", (unsigned long long)reply->jobs->job[i]->id);
+	if (last)
+		*last = (Tf__Jobs){ .more = reply->jobs->more, .next = reply->jobs->next };
+	tf__reply__free_unpacked(reply, NULL);
+	buf_text(&out, "");
+	return buf_detach(&out);
+}
+
+static void lists(const char *tag, Tf__JobState job_state, const char *wanted)
+{
+	char *got = list(tag, job_state, 0, NULL);
+
+	assert_string_equal(got, wanted);
+	xfree(got);
+}
+
+static void lists_are_filtered(void **state)
+{
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	char *tags[] = { (char *)"red", (char *)"blue" }, *many[LIMIT_TAGS + 1];
+	uint64_t id;
+
+	(void)state;
+	spec.has_hold = spec.hold = true;
+	assert_ok(submit("done", &spec, &id), &e);
+	spec.tag = tags;
+	spec.n_tag = 1;
+	assert_ok(submit("done", &spec, &id), &e);
+	spec.n_tag = 2;
+	assert_ok(submit("done", &spec, &id), &e);
+	spec.hold = false;
+	assert_ok(submit("done", &spec, &id), &e);
+	harness_until(&h, id, TF__JOB_STATE__DONE);
+	lists(NULL, 0, "4 3 2 1 ");
+	lists("red", 0, "4 3 2 ");
+	lists("blue", 0, "4 3 ");
+	lists("green", 0, "");
+	lists(NULL, TF__JOB_STATE__HELD, "3 2 1 ");
+	lists("blue", TF__JOB_STATE__HELD, "3 ");
+	for (size_t i = 0; i <= LIMIT_TAGS; i++)
+		many[i] = (char *)"many";
+	spec.tag = many;
+	spec.n_tag = LIMIT_TAGS + 1;
+	assert_int_equal(submit("done", &spec, &id), TF_ELIMIT);
+	spec.n_tag = LIMIT_TAGS;
+	assert_ok(submit("done", &spec, &id), &e);
+	many[0] = (char *)"a/b";
+	assert_int_equal(submit("done", &spec, &id), TF_EINVALID);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -188,6 +444,13 @@ int main(void)
 						stop),
 		cmocka_unit_test_setup_teardown(tokens_are_known_all_or_none, start, stop),
 		cmocka_unit_test_setup_teardown(a_batch_has_a_limit, start, stop),
+		cmocka_unit_test_setup_teardown(jobs_wait_for_every_kind_of_end, start, stop),
+		cmocka_unit_test_setup_teardown(held_jobs_stay_until_they_are_released, start,
+						stop),
+		cmocka_unit_test_setup_teardown(an_ended_job_is_put_back, start, stop),
+		cmocka_unit_test_setup_teardown(the_owners_limits_count_when_a_job_is_put_back,
+						start, stop),
+		cmocka_unit_test_setup_teardown(lists_are_filtered, start, stop),
 	};
 
 	return cmocka_run_group_tests_name("shapes", tests, NULL, NULL);

@@ -245,7 +245,11 @@ static void amplification(void **state)
 	assert_int_equal(refusal(&b, "unpacks to more than"), TF_ELIMIT);
 	buf_clear(&inner);
 	for (unsigned i = 0; i < LIMIT_JOB_REFS; i++)
-		put_number(&inner, 1, 1000000 + i);
+		put_varint(&inner, 1000000 + i);
+	buf_clear(&b);
+	put_bytes(&b, 1, inner.data, inner.len);
+	buf_clear(&inner);
+	buf_append(&inner, b.data, b.len);
 	buf_clear(&b);
 	put_head(&b);
 	put_bytes(&b, 18, inner.data, inner.len);
