@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * What must not grow: memory and descriptors of the daemon under clients that submit, cancel and
  * watch, and its memory with ever more ended jobs on disk. The long forms:
- *   TF_SOAK=1800 tests/daemon/test_soak      half an hour (default 8 seconds)
+ *   TF_SOAK=1800 tests/daemon/test_soak      half an hour (default 4 seconds)
  *   TF_ENDED=1000000 tests/daemon/test_soak  a million ended jobs (default 20,000) */
 #include "tests/daemon/harness.h"
 #include "lib/clock.h"
@@ -218,7 +218,7 @@ static void nothing_grows_under_clients(void **state)
 {
 	static double kib[SAMPLES_MAX];
 	static struct client c[CLIENTS];
-	long seconds = from_environment("TF_SOAK", 8), before, after;
+	long seconds = from_environment("TF_SOAK", 4), before, after;
 	int64_t until = clock_mono_ms() + seconds * 1000;
 	double early, late;
 	size_t n = 0;
