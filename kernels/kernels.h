@@ -56,16 +56,26 @@ static inline uint16_t bf16_from_float(float f)   /* round to nearest even; NaN 
 	return (uint16_t)((v.u + 0x7fffu + (v.u >> 16 & 1)) >> 16);
 }
 
+/* A copy to the host under way; see fetch_begin. */
+#define FETCHES_MOST 16
+struct fetch { int mark; };
+
 /* AdamW over flat arrays; all parameters of a net lie in one array, matrices (which decay) first.
  * g = grad * grad_scale * min(1, clip / (norm * grad_scale)), norm = sqrt(*grad_norm2) (device
  * memory); m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; p -= lr (m / c1 / (sqrt(v / c2) + eps) + wd
- * p), c1 = 1 - b1^step, c2 = 1 - b2^step, wd only below `decayed` (Loshchilov & Hutter 2019). */
+ * p), c1 = 1 - b1^updates, c2 = 1 - b2^updates, wd only below `decayed` (Loshchilov & Hutter 2019);
+ * average += average_weight (p - average). When *grad_norm2 is not finite nothing changes but
+ * *skipped, which grows by one: updates = step - *skipped, so that a step left out is as if it had
+ * never been. */
 struct adamw {
 	float *master, *grad, *m, *v;      /* [n] f32 */
+	float *average;                    /* [n] f32: averaged weights, or NULL */
 	uint16_t *resident;                /* [n] bf16 copy to refresh, or NULL */
 	const float *grad_norm2;           /* one f32: sum of squares of grad */
+	int32_t *skipped;                  /* one i32 of the backend's memory, or NULL: none yet */
 	int64_t n, decayed, step;          /* step counts from 1 */
 	float lr, beta1, beta2, eps, weight_decay, grad_scale, clip;   /* clip 0: none */
+	float average_weight;
 };
 
 /* One denoising update, elementwise over [images, elements] f32 (recipe: Inference, Exact choices).

@@ -19,7 +19,8 @@ void params_init(struct params *p, struct kernels *k, enum dtype act)
 void params_release(struct params *p)
 {
 	const struct kernel_ops *ops = p->k ? p->k->ops : NULL;
-	void *memory[] = { p->master, p->grad, p->m, p->v, p->resident, p->grad_norm2 };
+	void *memory[] = { p->master, p->grad, p->m, p->v, p->resident, p->grad_norm2,
+			   p->skipped };
 
 	for (size_t i = 0; i < ARRAY_LEN(memory); i++)
 		if (memory[i])
@@ -110,6 +111,7 @@ int params_alloc(struct params *p, bool training, struct err *e)
 	TRY(allocate(p, &p->grad, p->total, sizeof(float), e));
 	TRY(allocate(p, &p->m, p->total, sizeof(float), e));
 	TRY(allocate(p, &p->v, p->total, sizeof(float), e));
+	TRY(allocate(p, &p->skipped, 1, sizeof(int32_t), e));
 	return allocate(p, &p->grad_norm2, 1, sizeof(float), e);
 }
 
@@ -210,14 +212,20 @@ void params_step(struct params *p, const struct params_update *u)
 {
 	struct adamw a = {
 		.master = p->master, .grad = p->grad, .m = p->m, .v = p->v, .resident = p->resident,
-		.grad_norm2 = p->grad_norm2, .n = p->total, .decayed = p->decayed,
-		.step = ++p->step,
+		.average = u->average, .average_weight = u->average_weight,
+		.grad_norm2 = p->grad_norm2, .skipped = p->skipped, .n = p->total,
+		.decayed = p->decayed, .step = ++p->step,
 		.lr = u->lr, .beta1 = u->beta1, .beta2 = u->beta2, .eps = u->eps,
 		.weight_decay = u->weight_decay, .grad_scale = u->grad_scale, .clip = u->clip,
 	};
 
 	p->k->ops->sum_squares(p->k, p->grad_norm2, p->grad, p->total);
 	p->k->ops->adamw(p->k, &a);
+}
+
+void params_norm2_begin(struct params *p, struct fetch *f, float *host)
+{
+	p->k->ops->fetch_begin(p->k, f, host, p->grad_norm2, sizeof *host);
 }
 
 int64_t params_count(const struct params *p)

@@ -38,12 +38,15 @@ struct params {
 	float *master, *grad, *m, *v;    /* backend memory; the last three only when training */
 	uint16_t *resident;              /* bf16 copy, or NULL */
 	float *grad_norm2;               /* one element */
-	int64_t step;                    /* updates made */
+	int32_t *skipped;                /* one element: steps that the device left out */
+	int64_t step;                    /* steps made, those left out included */
+	int64_t left_out;                /* what is known of *skipped */
 };
 
 /* What one update is made with; the formula is that of struct adamw. */
 struct params_update {
 	float lr, beta1, beta2, eps, weight_decay, clip, grad_scale;
+	float *average, average_weight;
 };
 
 void params_init(struct params *p, struct kernels *k, enum dtype act);
@@ -66,8 +69,11 @@ struct tensor params_gradient(const struct params *p, int i);
 void params_zero_gradients(struct params *p);
 /* Sum of squares of all gradients, on the host (waits). */
 float params_gradient_norm2(struct params *p);
-/* One AdamW step (norm, clipping, update, bf16 copy). */
+/* One AdamW step (norm, clipping, update, bf16 copy); p->grad_norm2 is its norm afterwards. A step
+ * whose norm is not finite changes nothing; who learns of it adds one to p->left_out. */
 void params_step(struct params *p, const struct params_update *u);
+/* Starts to read the sum of squares of the last params_step into *host, memory of host_alloc. */
+void params_norm2_begin(struct params *p, struct fetch *f, float *host);
 /* Number of values, gaps not counted. */
 int64_t params_count(const struct params *p);
 

@@ -218,15 +218,32 @@ void pass_run(struct pass *p, const struct batch *b, const struct pass_totals *t
 		pass_backward(p);
 }
 
+void pass_losses_of(const struct pass *p, const float *sums, struct pass_losses *out)
+{
+	out->lm = sums[0];
+	out->diffusion = sums[1];
+	out->loss = out->lm + (double)p->lambda * out->diffusion;
+}
+
 void pass_losses(struct pass *p, struct pass_losses *out)
 {
 	float sums[2];
 
 	p->k->ops->download(p->k, sums, p->t[SUMS].data, sizeof sums);
 	p->k->ops->zero(p->k, p->t[SUMS].data, sizeof sums);
-	out->lm = sums[0];
-	out->diffusion = sums[1];
-	out->loss = out->lm + (double)p->lambda * out->diffusion;
+	pass_losses_of(p, sums, out);
+}
+
+void pass_losses_begin(struct pass *p, struct fetch *f, float *sums)
+{
+	p->k->ops->fetch_begin(p->k, f, sums, p->t[SUMS].data, tensor_bytes(&p->t[SUMS]));
+	p->k->ops->zero(p->k, p->t[SUMS].data, tensor_bytes(&p->t[SUMS]));
+}
+
+void pass_spoil(struct pass *p)
+{
+	p->k->ops->fill(p->k, p->t[SUMS], NAN);
+	p->k->ops->fill(p->k, tensor_1d(p->m->params.grad, DT_F32, 1), NAN);
 }
 
 /* Means over each picture's patches. */

@@ -43,6 +43,12 @@ void pass_run(struct pass *p, const struct batch *b, const struct pass_totals *t
 void pass_evaluate(struct pass *p, const struct batch *b, float *token_loss, float *image_loss);
 /* The sums since the last call; waits. */
 void pass_losses(struct pass *p, struct pass_losses *out);
+/* The same without waiting: sums are two numbers in memory of host_alloc; once the fetch has ended
+ * pass_losses_of makes losses of them. */
+void pass_losses_begin(struct pass *p, struct fetch *f, float *sums);
+void pass_losses_of(const struct pass *p, const float *sums, struct pass_losses *out);
+/* Makes the sums and the gradients no numbers, for tests of what follows then. */
+void pass_spoil(struct pass *p);
 
 /* For tests and dumps, after pass_evaluate: logits [targets, ids] and predicted noise [images, E]
  * as f32, and the noise that was used [images, E]. Any may be NULL. */

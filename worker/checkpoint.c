@@ -94,7 +94,8 @@ static int save_state(const char *folder, const struct checkpoint *c, struct err
 	meta_number(&w, "skipped", c->skipped);
 	meta_number(&w, "positions", c->positions);
 	meta_number(&w, "images", c->images);
-	meta_number(&w, "updates", (uint64_t)c->model->params.step);
+	meta_number(&w, "updates",
+		    (uint64_t)(c->model->params.step - c->model->params.left_out));
 	st_writer_meta(&w, "backend", k->backend);
 	meta_number(&w, "threads", (uint64_t)k->threads);
 	params_write(&c->model->params, PARAMS_M, "m.", &w, &m);

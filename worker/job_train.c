@@ -4,10 +4,8 @@
  * for bit: a later attempt after a crash, or --resume. */
 #include "config.h"
 #include "lib/clock.h"
-#include "lib/fault.h"
 #include "lib/log.h"
 #include "lib/mem.h"
-#include "model/optimizer.h"
 #include "store/checkpoints.h"
 #include "worker/opened.h"
 #include "worker/train.h"
@@ -116,6 +114,7 @@ static int start(struct training *t, struct err *e)
 	TRY(make_model(t, e));
 	TRY(train_open_loaders(t, e));
 	TRY(train_open_samples(t, e));
+	TRY(train_open_steps(t, e));
 	TRY(resume(t, e));
 	t->started_ns = clock_mono_ns();
 	t->started_positions = t->positions;
@@ -127,6 +126,7 @@ static int start(struct training *t, struct err *e)
 
 static void release(struct training *t)
 {
+	train_close_steps(t);
 	if (t->pass)
 		pass_free(t->pass);
 	for (int64_t i = 0; i < t->micro; i++)
@@ -175,102 +175,7 @@ static void save_or_say(struct training *t)
 	job_gauge(t->job, "save_failed", (double)t->step);
 }
 
-/* ---- a step */
-
-struct outcome {
-	struct pass_losses losses;
-	double grad_norm, lr;
-	int64_t positions, images, targets;
-	bool number; /* losses and gradient are finite */
-};
-
-static int load_batches(struct training *t, struct pass_totals *totals, struct outcome *o,
-			struct err *e)
-{
-	*totals = (struct pass_totals) { .lambda = (float)t->x.train.lambda };
-	for (int64_t i = 0; i < t->micro; i++) {
-		struct batch *b = &t->batch[i];
-
-		TRY(loader_next(t->loader, b, NULL, e));
-		totals->targets += b->targets;
-		totals->noised += b->noised;
-		o->images += b->images;
-		for (int64_t s = 0; s < t->dims.B; s++)
-			o->positions += b->used[s];
-	}
-	o->targets = totals->targets;
-	return 0;
-}
-
-static void update(struct training *t, double lr)
-{
-	struct params *p = &t->model.params;
-	double decay = optimizer_ema_decay((int64_t)t->step, t->x.train.ema);
-	struct params_update u = {
-		.lr = (float)lr,
-		.beta1 = (float)t->x.train.beta1,
-		.beta2 = (float)t->x.train.beta2,
-		.eps = (float)t->x.train.eps,
-		.weight_decay = (float)t->x.train.weight_decay,
-		.clip = (float)t->x.train.clip,
-		.grad_scale = 1,
-	};
-
-	params_step(p, &u);
-	if (t->average)
-		p->k->ops->lerp(p->k, tensor_1d(t->average, DT_F32, p->total),
-				tensor_1d(p->master, DT_F32, p->total), (float)(1 - decay));
-}
-
-static int make_step(struct training *t, struct outcome *o, struct err *e)
-{
-	struct pass_totals totals;
-
-	TRY(load_batches(t, &totals, o, e));
-	params_zero_gradients(&t->model.params);
-	for (int64_t i = 0; i < t->micro; i++)
-		pass_run(t->pass, &t->batch[i], &totals);
-	pass_losses(t->pass, &o->losses);
-	if (fault_hit("train-loss"))
-		o->losses.loss = NAN;
-	o->grad_norm = sqrt((double)params_gradient_norm2(&t->model.params));
-	o->lr = optimizer_lr((int64_t)t->step, t->x.train.steps, t->x.train.warmup, t->x.train.lr,
-			     t->x.train.lr_end);
-	o->number = isfinite(o->losses.loss) && isfinite(o->grad_norm);
-	FAIL_IF(!o->number && t->x.train.nan == NAN_STOP, e, TF_ENAN,
-		"step %" PRIu64 ": loss %g (text %g, pictures %g), gradient norm %g: not a number",
-		t->step + 1, o->losses.loss, o->losses.lm, o->losses.diffusion, o->grad_norm);
-	if (o->number)
-		update(t, o->lr);
-	else
-		t->skipped++;
-	t->step++;
-	t->positions += (uint64_t)o->positions;
-	t->images += (uint64_t)o->images;
-	return 0;
-}
-
-static void tell(struct training *t, const struct outcome *o)
-{
-	double seconds = (double)(clock_mono_ns() - t->started_ns) / 1e9;
-	double rate = (double)(t->positions - t->started_positions) / (seconds > 0 ? seconds : 1);
-
-	job_metrics(t->job, t->step,
-		    (struct job_metric[]) { { "loss", o->losses.loss },
-					    { "lm", o->losses.lm },
-					    { "diffusion", o->losses.diffusion },
-					    { "lr", o->lr },
-					    { "grad_norm", o->grad_norm },
-					    { "positions_s", rate },
-					    { "skipped", (double)t->skipped } },
-		    7);
-	job_gauge(t->job, "loss", o->losses.loss);
-	job_gauge(t->job, "lm", o->losses.lm);
-	job_gauge(t->job, "diffusion", o->losses.diffusion);
-	job_gauge(t->job, "lr", o->lr);
-	job_gauge(t->job, "positions_s", rate);
-	job_report(t->job, "training", t->step, (uint64_t)t->x.train.steps, "step");
-}
+/* ---- the run */
 
 static bool is_due(const struct training *t, int64_t every)
 {
@@ -289,33 +194,43 @@ static int draw_samples(struct training *t, struct err *e)
 	return 0;
 }
 
-/* ---- the run */
+/* What is due after a step looks at the model as that step left it. */
+static int after_step(struct training *t, struct err *e)
+{
+	bool measure = is_due(t, t->x.eval.every), draw = is_due(t, t->x.sample.every);
+	bool saves = is_due(t, t->x.save.every) && t->step < (uint64_t)t->x.train.steps;
+
+	if (measure || draw || saves)
+		TRY(train_settle(t, 0, e));
+	if (measure)
+		TRY(train_measure(t, e));
+	if (draw)
+		TRY(draw_samples(t, e));
+	if (saves)
+		save_or_say(t);
+	return 0;
+}
 
 static int run(struct training *t, struct err *e)
 {
-	struct outcome o = { 0 };
 	bool finished = t->step >= (uint64_t)t->x.train.steps;
 
 	while (t->step < (uint64_t)t->x.train.steps) {
 		if (job_should_stop(t->job)) {
+			TRY(train_settle(t, 0, e));
 			save_or_say(t);
 			return job_stopped(t->job, e);
 		}
-		o = (struct outcome) { 0 };
-		TRY(make_step(t, &o, e));
-		tell(t, &o);
-		if (is_due(t, t->x.eval.every))
-			TRY(train_measure(t, e));
-		if (is_due(t, t->x.sample.every))
-			TRY(draw_samples(t, e));
-		if (is_due(t, t->x.save.every) && t->step < (uint64_t)t->x.train.steps)
-			save_or_say(t);
+		TRY(train_settle(t, FLIGHTS_MOST - 1, e));
+		TRY(train_launch(t, e));
+		TRY(after_step(t, e));
 	}
 	if (finished) /* a resume that found nothing to do has no losses to tell */
 		return 0;
-	job_result(t->job, "loss", o.losses.loss);
-	job_result(t->job, "lm", o.losses.lm);
-	job_result(t->job, "diffusion", o.losses.diffusion);
+	TRY(train_settle(t, 0, e));
+	job_result(t->job, "loss", t->losses.loss);
+	job_result(t->job, "lm", t->losses.lm);
+	job_result(t->job, "diffusion", t->losses.diffusion);
 	return 0;
 }
 

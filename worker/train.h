@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * A training run and its parts: job_train.c is the loop, train_data.c opens what it learns from,
- * train_watch.c measures held-out losses and draws samples. */
+ * A training run and its parts: job_train.c is the loop, train_step.c makes its steps, train_data.c
+ * opens what it learns from, train_watch.c measures held-out losses and draws samples. */
 #ifndef WORKER_TRAIN_H
 #define WORKER_TRAIN_H
 
@@ -12,6 +12,18 @@
 #include "worker/loader.h"
 #include "worker/spm.h"
 #include "worker/worker.h"
+
+/* Steps that were launched and are not settled: enough for the device to have the next one waiting
+ * when it has done one. */
+#define FLIGHTS_MOST 3
+
+struct flight {
+	uint64_t step;      /* counted from 1 */
+	uint64_t positions; /* seen in all, this step's included */
+	double lr;
+	struct fetch sums, norm2;
+	float *figures; /* where they go; memory of host_alloc */
+};
 
 struct training {
 	struct job *job;
@@ -29,7 +41,13 @@ struct training {
 	int64_t micro;
 	float *average;  /* EMA, backend memory; NULL: off */
 	struct vae *vae; /* to draw samples; NULL: never drawn */
-	uint64_t step, skipped, positions, images;
+	uint64_t step, positions, images; /* launched */
+	uint64_t skipped;                 /* settled steps that the device left out */
+	int64_t skipped_in_row;
+	struct flight flight[FLIGHTS_MOST]; /* the oldest first */
+	int flights;
+	float *figures;            /* of the flights; memory of host_alloc */
+	struct pass_losses losses; /* of the step that settled last */
 	double score;       /* the last held-out loss; NaN: none yet */
 	uint64_t scored_at; /* the step it was measured at */
 	int64_t started_ns;
@@ -43,6 +61,16 @@ int train_open_data(struct training *t, struct err *e);
 /* Makes the loaders of both splits. */
 int train_open_loaders(struct training *t, struct err *e);
 void train_close_data(struct training *t);
+
+/* ---- train_step.c */
+
+int train_open_steps(struct training *t, struct err *e);
+void train_close_steps(struct training *t);
+/* Loads and launches a step and returns before the device has done it: t->step is one more. */
+int train_launch(struct training *t, struct err *e);
+/* Waits until at most `most` steps are not settled, and tells the figures of those that are.
+ * TF_ENAN by the policy of train.nan. */
+int train_settle(struct training *t, int most, struct err *e);
 
 /* ---- train_watch.c */
 

@@ -23,6 +23,10 @@ static void install_reference(struct kernel_ops *ops)
 	INSTALL(release);
 	INSTALL(upload);
 	INSTALL(download);
+	INSTALL(host_alloc);
+	INSTALL(host_release);
+	INSTALL(fetch_begin);
+	INSTALL(fetch_end);
 	INSTALL(copy);
 	INSTALL(zero);
 	INSTALL(sync);

@@ -49,6 +49,8 @@ struct cuda_state {
 	char *slot[UPLOAD_SLOTS]; /* pinned; uploads go through them */
 	cudaEvent_t slot_free[UPLOAD_SLOTS];
 	int slot_next;
+	cudaEvent_t fetched[FETCHES_MOST]; /* recorded behind the copies under way */
+	bool fetching[FETCHES_MOST];	   /* its event is in use; set and cleared atomically */
 	struct matmul_table *matmul; /* matmul.cu */
 	struct profile *profile;     /* profile.cu; NULL: none */
 	struct cudnn *cudnn;	     /* cudnn.cu; NULL: not looked for yet */

@@ -55,6 +55,9 @@ static int open_stream(struct cuda_state *s, struct err *e)
 		if (rc == cudaSuccess)
 			rc = cudaEventCreateWithFlags(&s->slot_free[i], cudaEventDisableTiming);
 	}
+	for (int i = 0; i < FETCHES_MOST && rc == cudaSuccess; i++)
+		rc = cudaEventCreateWithFlags(&s->fetched[i],
+					      cudaEventDisableTiming | cudaEventBlockingSync);
 	if (rc == cudaSuccess)
 		rc = cudaMalloc(&s->arrived, ARRIVALS * sizeof *s->arrived);
 	if (rc == cudaSuccess)
@@ -131,6 +134,9 @@ void cuda_close(struct kernels *k)
 		(void)cudaFree(b->data);
 		xfree_(b);
 	}
+	for (int i = 0; i < FETCHES_MOST; i++)
+		if (s->fetched[i])
+			(void)cudaEventDestroy(s->fetched[i]);
 	for (int i = 0; i < UPLOAD_SLOTS; i++) {
 		if (s->slot_free[i])
 			(void)cudaEventDestroy(s->slot_free[i]);
@@ -216,6 +222,54 @@ void cuda_download(struct kernels *k, void *host, const void *from, size_t bytes
 	CHECK(!s->recording);
 	CUDA(cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, s->stream));
 	CUDA(cudaStreamSynchronize(s->stream));
+}
+
+void *cuda_host_alloc(struct kernels *k, size_t bytes)
+{
+	void *p = NULL;
+	cudaError_t rc;
+
+	CUDA(cudaSetDevice(state_of(k)->device));
+	rc = cudaHostAlloc(&p, bytes ? bytes : 1, cudaHostAllocDefault);
+	if (rc == cudaErrorMemoryAllocation) {
+		(void)cudaGetLastError();
+		return NULL;
+	}
+	CUDA(rc);
+	return p;
+}
+
+void cuda_host_release(struct kernels *k, void *p)
+{
+	(void)k;
+	if (p)
+		CUDA(cudaFreeHost(p));
+}
+
+void cuda_fetch_begin(struct kernels *k, struct fetch *f, void *host, const void *from,
+		      size_t bytes)
+{
+	struct cuda_state *s = state_of(k);
+	int i = 0;
+
+	CHECK(!s->recording);
+	while (i < FETCHES_MOST && __atomic_load_n(&s->fetching[i], __ATOMIC_ACQUIRE))
+		i++;
+	CHECK(i < FETCHES_MOST);
+	__atomic_store_n(&s->fetching[i], true, __ATOMIC_RELAXED);
+	f->mark = i;
+	CUDA(cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, s->stream));
+	CUDA(cudaEventRecord(s->fetched[i], s->stream));
+}
+
+void cuda_fetch_end(struct kernels *k, struct fetch *f)
+{
+	struct cuda_state *s = state_of(k);
+
+	CHECK(f->mark >= 0 && f->mark < FETCHES_MOST);
+	CUDA(cudaSetDevice(s->device)); /* the thread may be a new one */
+	CUDA(cudaEventSynchronize(s->fetched[f->mark]));
+	__atomic_store_n(&s->fetching[f->mark], false, __ATOMIC_RELEASE);
 }
 
 void cuda_copy(struct kernels *k, void *to, const void *from, size_t bytes)

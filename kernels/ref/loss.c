@@ -81,11 +81,17 @@ void ref_argmax(struct kernels *k, struct tensor out, struct tensor logits, int6
 
 void ref_adamw(struct kernels *k, const struct adamw *a)
 {
-	double c1 = 1 - pow(a->beta1, a->step), c2 = 1 - pow(a->beta2, a->step);
+	int64_t updates = a->step - (a->skipped ? *a->skipped : 0);
+	double c1 = 1 - pow(a->beta1, updates), c2 = 1 - pow(a->beta2, updates);
 	double norm = sqrt(*a->grad_norm2) * a->grad_scale, scale = a->grad_scale;
 
 	(void)k;
-	CHECK(a->step > 0 && a->decayed >= 0 && a->decayed <= a->n);
+	CHECK(updates > 0 && a->decayed >= 0 && a->decayed <= a->n);
+	if (!isfinite(*a->grad_norm2)) {
+		if (a->skipped)
+			++*a->skipped;
+		return;
+	}
 	if (a->clip > 0 && norm > a->clip)
 		scale *= a->clip / norm;
 	for (int64_t i = 0; i < a->n; i++) {
@@ -98,6 +104,10 @@ void ref_adamw(struct kernels *k, const struct adamw *a)
 		a->v[i] = (float)v;
 		p -= a->lr * (m / c1 / (sqrt(v / c2) + a->eps) + decay);
 		a->master[i] = (float)p;
+		if (a->average)
+			a->average[i] = (float)(a->average[i] +
+						(double)a->average_weight *
+							(a->master[i] - a->average[i]));
 		if (a->resident)
 			a->resident[i] = bf16_from_float(a->master[i]);
 	}

@@ -73,6 +73,32 @@ void ref_download(struct kernels *k, void *host, const void *from, size_t bytes)
 	ref_copy(k, host, from, bytes);
 }
 
+void *ref_host_alloc(struct kernels *k, size_t bytes)
+{
+	size_t rounded = (bytes + 63) / 64 * 64;
+
+	(void)k;
+	return rounded < bytes ? NULL : aligned_alloc(64, rounded ? rounded : 64);
+}
+
+void ref_host_release(struct kernels *k, void *p)
+{
+	ref_release(k, p);
+}
+
+/* Memory is one: the copy is done at once. */
+void ref_fetch_begin(struct kernels *k, struct fetch *f, void *host, const void *from,
+		     size_t bytes)
+{
+	f->mark = 0;
+	ref_copy(k, host, from, bytes);
+}
+
+void ref_fetch_end(struct kernels *k, struct fetch *f)
+{
+	(void)k, (void)f;
+}
+
 void ref_zero(struct kernels *k, void *p, size_t bytes)
 {
 	(void)k;

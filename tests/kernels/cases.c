@@ -484,21 +484,28 @@ static void do_next_row(struct run *r)
 	TIMED(OPS->next_row(r->k, out1(r, D(1)), table, counter));
 }
 
-/* n, decayed, step, resident, clip */
+/* n, decayed, step, resident, clip, more: the sum of
+ * 1: an average goes along; 2: the norm is no number; 4: two steps were left out before */
 static void do_adamw(struct run *r)
 {
 	struct tensor p = run_changes(r, run_input1(r, DT_F32, D(0)));
 	struct tensor m = run_changes(r, run_input1(r, DT_F32, D(0)));
 	struct tensor v = run_changes(r, run_input1(r, DT_F32, D(0)));
-	struct tensor g = run_input1(r, DT_F32, D(0)), norm = out1(r, 1);
-	struct tensor copy = run_output(r, tensor_1d(NULL, DT_BF16, D(3) ? D(0) : 0));
+	struct tensor g = run_input1(r, DT_F32, D(0)), norm = run_input1(r, DT_F32, 1);
+	struct tensor average = run_changes(r, run_input1(r, DT_F32, D(5) & 1 ? D(0) : 0));
+	struct tensor skipped = run_changes(r, run_integers(r, 1, D(5) & 4 ? 2 : 0,
+							    D(5) & 4 ? 2 : 0));
+	struct tensor copy = run_changes(r, run_input1(r, DT_BF16, D(3) ? D(0) : 0));
 	struct adamw a = { .master = p.data,
 			   .grad = g.data,
 			   .m = m.data,
 			   .v = v.data,
 			   .n = D(0),
 			   .resident = D(3) ? copy.data : NULL,
+			   .average = D(5) & 1 ? average.data : NULL,
+			   .average_weight = 0.125f,
 			   .grad_norm2 = norm.data,
+			   .skipped = skipped.data,
 			   .decayed = D(1),
 			   .step = D(2),
 			   .lr = 1e-2f,
@@ -512,6 +519,8 @@ static void do_adamw(struct run *r)
 	OPS->lerp(r->k, v, v, 0);
 	OPS->fill(r->k, v, 0.25f);
 	OPS->sum_squares(r->k, norm.data, g.data, D(0));
+	if (D(5) & 2)
+		OPS->fill(r->k, norm, NAN);
 	TIMED(OPS->adamw(r->k, &a));
 	r->bytes = D(0) * 28.0;
 }
@@ -771,7 +780,13 @@ const struct op_case op_cases[] = {
 	  do_adamw,
 	  false,
 	  2,
-	  { { 7, 3, 1, 0, 0 }, { 1025, 1000, 9, 1, 1 }, { 70000, 512, 100, 1, 1 } },
+	  { { 1025, 1000, 9, 1, 1, 3 }, { 4096, 512, 100, 0, 1, 7 }, { 513, 100, 4, 1, 0, 4 } },
+	  { { 0 } } },
+	{ "adamw",
+	  do_adamw,
+	  false,
+	  2,
+	  { { 7, 3, 1, 0, 0 }, { 1025, 1000, 9, 1, 1, 1 }, { 70000, 512, 100, 1, 1, 5 } },
 	  { { 2700000, 2600000, 10, 0, 1 }, { 1 << 22, 1 << 21, 10, 1, 1 } } },
 };
 

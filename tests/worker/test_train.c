@@ -164,8 +164,10 @@ static void what_does_not_fit_is_refused(void **state)
 	xfree(model);
 }
 
-/* This program again, with faults on (they are read once in a process): what the job returned, its
- * sentence in text. */
+#define KILLED 1 /* what train_with_fault returns when a fault killed the program */
+
+/* This program again, with faults on (they are read once in a process) and settings apart by
+ * blanks: what the job returned, its sentence in text. */
 static int train_with_fault(const char *fault, const char *job, const char *model, const char *set,
 			    char text[ERR_TEXT_MAX])
 {
@@ -182,20 +184,27 @@ static int train_with_fault(const char *fault, const char *job, const char *mode
 		_exit(127);
 	}
 	close(ends[1]);
-	assert_int_equal(read(ends[0], &e, sizeof e), sizeof e);
+	if (read(ends[0], &e, sizeof e) == 0)
+		e.code = KILLED;
 	close(ends[0]);
 	waitpid(pid, &status, 0);
+	assert_true(WIFSIGNALED(status) == (e.code == KILLED));
 	memcpy(text, e.text, ERR_TEXT_MAX);
 	return e.code;
 }
 
 static int run_as_child(char **argv)
 {
-	const char *const set[] = { argv[4] };
+	const char *set[8];
 	struct err e = ERR_INIT;
+	char *save = NULL;
+	size_t n = 0;
 
+	for (char *word = strtok_r(argv[4], " ", &save); word && n < ARRAY_LEN(set);
+	     word = strtok_r(NULL, " ", &save))
+		set[n++] = word;
 	toy_open(&toy, argv[1]);
-	toy_train(&toy, argv[2], argv[3], set, 1, &e);
+	toy_train(&toy, argv[2], argv[3], set, n, &e);
 	return write(3, &e, sizeof e) == sizeof e ? 0 : 1;
 }
 
@@ -216,8 +225,54 @@ static void a_loss_that_is_no_number(void **state)
 			 0);
 	assert_true(metric("skip", 20, "skipped") == 1);
 	assert_true(isnan(metric("skip", 7, "loss")) || metric("skip", 7, "loss") == 0);
+	assert_true(metric("skip", 6, "skipped") == 0 && metric("skip", 8, "loss") > 0);
 	xfree(model);
 	xfree(other);
+}
+
+/* Too many of them one after another end the run all the same. */
+static void losses_that_are_no_numbers_have_a_limit(void **state)
+{
+	char *model = in_folder("limit-model");
+	char text[ERR_TEXT_MAX];
+	struct err e = ERR_INIT;
+
+	(void)state;
+	assert_ok(dir_make(model, 0700, &e), &e);
+	assert_int_equal(train_with_fault("train-loss:7+", "limit", model,
+					  "train.nan=skip train.nan_limit=2", text),
+			 TF_ENAN);
+	assert_non_null(strstr(text, "step 9: loss nan"));
+	assert_non_null(strstr(text, "neither were the 2 steps before (train.nan_limit)"));
+	assert_true(metric("limit", 8, "skipped") == 2);
+	xfree(model);
+}
+
+/* A step that was left out is as if it had never been, after a kill and a resume, too. */
+static void a_run_that_left_out_a_step_goes_on_bit_for_bit(void **state)
+{
+	char *model = in_folder("left-model"), *other = in_folder("left-killed");
+	char *one = xasprintf("%s/step-00000020", model);
+	char *two = xasprintf("%s/step-00000020", other);
+	char text[ERR_TEXT_MAX];
+	struct err e = ERR_INIT;
+
+	(void)state;
+	assert_ok(dir_make(model, 0700, &e), &e);
+	assert_ok(dir_make(other, 0700, &e), &e);
+	assert_int_equal(train_with_fault("train-loss:7", "left", model, "train.nan=skip", text),
+			 0);
+	assert_int_equal(train_with_fault("train-loss:7,checkpoint-save:3!", "left-2", other,
+					  "train.nan=skip", text),
+			 KILLED);
+	assert_int_equal(train_with_fault("none:1", "left-2", other, "train.nan=skip", text), 0);
+	same_file(one, two, "weights.safetensors");
+	same_file(one, two, "ema.safetensors");
+	same_file(one, two, "state.safetensors");
+	xfree(model);
+	xfree(other);
+	xfree(one);
+	xfree(two);
 }
 
 /* A full disk at one save is an event; at the last step it is the end. */
@@ -268,6 +323,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(micro_batches_make_the_same_step),
 		cmocka_unit_test(what_does_not_fit_is_refused),
 		cmocka_unit_test(a_loss_that_is_no_number),
+		cmocka_unit_test(losses_that_are_no_numbers_have_a_limit),
+		cmocka_unit_test(a_run_that_left_out_a_step_goes_on_bit_for_bit),
 		cmocka_unit_test(a_full_disk),
 	};
 	if (argc == 5)

@@ -287,13 +287,19 @@ void LOOP(denoise)(struct kernels *k, const struct denoise *d)
 
 void LOOP(adamw)(struct kernels *k, const struct adamw *a)
 {
-	float rate = a->lr / (float)(1 - pow(a->beta1, (double)a->step));
-	float root = 1.0f / (float)sqrt(1 - pow(a->beta2, (double)a->step));
+	int64_t updates = a->step - (a->skipped ? *a->skipped : 0);
+	float rate = a->lr / (float)(1 - pow(a->beta1, (double)updates));
+	float root = 1.0f / (float)sqrt(1 - pow(a->beta2, (double)updates));
 	float norm = sqrtf(*a->grad_norm2) * a->grad_scale, scale = a->grad_scale;
 	float rest1 = 1.0f - a->beta1, rest2 = 1.0f - a->beta2;
 
 	(void)k;
-	CHECK(a->step > 0 && a->decayed >= 0 && a->decayed <= a->n);
+	CHECK(updates > 0 && a->decayed >= 0 && a->decayed <= a->n);
+	if (!isfinite(*a->grad_norm2)) {
+		if (a->skipped)
+			++*a->skipped;
+		return;
+	}
 	if (a->clip > 0 && norm > a->clip)
 		scale *= a->clip / norm;
 	FOR_BLOCKS(at, a->n) {
@@ -308,6 +314,9 @@ void LOOP(adamw)(struct kernels *k, const struct adamw *a)
 			v[i] = a->beta2 * v[i] + rest2 * g * g;
 			p[i] -= rate * m[i] / (sqrtf(v[i]) * root + a->eps) + a->lr * decay * p[i];
 		}
+		if (a->average)
+			for (int64_t i = at; i < end; i++)
+				a->average[i] += a->average_weight * (p[i] - a->average[i]);
 		if (a->resident) {
 			struct tensor copy = tensor_1d(a->resident, DT_BF16, a->n);
 
