@@ -3,6 +3,7 @@
 #include "config.h"
 #include "lib/fault.h"
 
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +18,7 @@ static struct fault {
 	char how; /* 0: once, '+': from then on, '!': kill */
 } faults[FAULTS_MAX];
 static int fault_count = -1;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void read_faults(const char *text)
 {
@@ -39,6 +41,7 @@ bool fault_hit(const char *point)
 {
 	bool hit = false;
 
+	pthread_mutex_lock(&lock);
 	if (fault_count < 0)
 		read_faults(getenv("TF_FAULT"));
 	for (int i = 0; i < fault_count; i++) {
@@ -51,5 +54,6 @@ bool fault_hit(const char *point)
 			kill(getpid(), SIGKILL);
 		hit |= f->how == '+' ? f->passed >= f->at : f->passed == f->at;
 	}
+	pthread_mutex_unlock(&lock);
 	return hit;
 }

@@ -8,7 +8,7 @@
 
 #include <stdbool.h>
 
-/* Counts a passage of the point; true when it is to fail. One thread of a program may call it. */
+/* Counts a passage of the point; true when it is to fail. Any thread may call it. */
 bool fault_hit(const char *point);
 
 #endif

@@ -249,21 +249,39 @@ static void file_name(const char *prefix, const struct param *q, char out[2 * PA
 	CHECK(n > 0 && n < 2 * PARAM_NAME_MAX);
 }
 
+size_t params_bytes(const struct params *p, enum params_array which)
+{
+	(void)which;
+	return (size_t)p->total * sizeof(float);
+}
+
+void params_fetch_begin(struct params *p, enum params_array which, struct fetch *f, void *host)
+{
+	p->k->ops->fetch_begin(p->k, f, host, array_of(p, which), params_bytes(p, which));
+}
+
+void params_declare(const struct params *p, enum params_array which, const char *prefix,
+		    const void *host, struct st_writer *w)
+{
+	(void)which;
+	for (int i = 0; i < p->count; i++) {
+		char name[2 * PARAM_NAME_MAX];
+
+		file_name(prefix, &p->list[i], name);
+		st_writer_add(w, name, ST_F32, p->list[i].rank, p->list[i].dim,
+			      (const float *)host + p->list[i].at);
+	}
+}
+
 void params_write(struct params *p, enum params_array which, const char *prefix,
 		  struct st_writer *w, float **copy)
 {
 	float *from = array_of(p, which);
 
 	CHECK(from);
-	*copy = xmalloc((size_t)p->total * sizeof **copy);
-	p->k->ops->download(p->k, *copy, from, (size_t)p->total * sizeof **copy);
-	for (int i = 0; i < p->count; i++) {
-		char name[2 * PARAM_NAME_MAX];
-
-		file_name(prefix, &p->list[i], name);
-		st_writer_add(w, name, ST_F32, p->list[i].rank, p->list[i].dim,
-			      *copy + p->list[i].at);
-	}
+	*copy = xmalloc(params_bytes(p, which));
+	p->k->ops->download(p->k, *copy, from, params_bytes(p, which));
+	params_declare(p, which, prefix, *copy, w);
 }
 
 static int read_finite(const struct st_tensor *t, const char *path, float *to, struct err *e)

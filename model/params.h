@@ -80,6 +80,13 @@ int64_t params_count(const struct params *p);
 /* Which flat array a file holds. Tensors are named <prefix><parameter>. */
 enum params_array { PARAMS_MASTER, PARAMS_M, PARAMS_V };
 
+/* Bytes of a flat array, gaps included. */
+size_t params_bytes(const struct params *p, enum params_array which);
+/* Starts to copy one array to `host`, params_bytes of host_alloc's memory. */
+void params_fetch_begin(struct params *p, enum params_array which, struct fetch *f, void *host);
+/* Declares to a writer all tensors of an array whose values lie at `host` until it has saved. */
+void params_declare(const struct params *p, enum params_array which, const char *prefix,
+		    const void *host, struct st_writer *w);
 /* Declares all tensors of one array to a writer; *copy is the host memory they lie in (free with
  * xfree once saved). */
 void params_write(struct params *p, enum params_array which, const char *prefix,

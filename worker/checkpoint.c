@@ -58,32 +58,29 @@ static struct params with_values(const struct params *p, float *values)
 	return view;
 }
 
-static int save_weights(const char *folder, const char *name, const struct checkpoint *c,
-			const struct model_facts *f, float *values, struct err *e)
+static int save_weights(const char *folder, const char *name, const struct checkpoint_copy *copy,
+			const struct model_facts *f, enum checkpoint_array array, struct err *e)
 {
-	struct params view = with_values(&c->model->params, values);
 	char *path = job_path(folder, "%s", name);
 	struct st_writer w;
-	float *copy = NULL;
 	int rc;
 
 	st_writer_init(&w);
-	describe_model(&w, c, f);
-	params_write(&view, PARAMS_MASTER, "", &w, &copy);
+	describe_model(&w, &copy->of, f);
+	params_declare(&copy->of.model->params, PARAMS_MASTER, "", copy->array[array], &w);
 	rc = st_writer_save(&w, path, e);
-	xfree(copy);
 	st_writer_release(&w);
 	xfree(path);
 	return rc;
 }
 
-static int save_state(const char *folder, const struct checkpoint *c, struct err *e)
+static int save_state(const char *folder, const struct checkpoint_copy *copy, struct err *e)
 {
-	const struct kernels *k = c->model->k;
+	const struct checkpoint *c = &copy->of;
+	const struct params *p = &c->model->params;
 	char *path = job_path(folder, CHECKPOINT_STATE);
 	int64_t loader_bytes = (int64_t)c->loader.len;
 	struct st_writer w;
-	float *m = NULL, *v = NULL;
 	int rc;
 
 	st_writer_init(&w);
@@ -94,16 +91,13 @@ static int save_state(const char *folder, const struct checkpoint *c, struct err
 	meta_number(&w, "skipped", c->skipped);
 	meta_number(&w, "positions", c->positions);
 	meta_number(&w, "images", c->images);
-	meta_number(&w, "updates",
-		    (uint64_t)(c->model->params.step - c->model->params.left_out));
-	st_writer_meta(&w, "backend", k->backend);
-	meta_number(&w, "threads", (uint64_t)k->threads);
-	params_write(&c->model->params, PARAMS_M, "m.", &w, &m);
-	params_write(&c->model->params, PARAMS_V, "v.", &w, &v);
+	meta_number(&w, "updates", copy->updates);
+	st_writer_meta(&w, "backend", copy->k->backend);
+	meta_number(&w, "threads", (uint64_t)copy->k->threads);
+	params_declare(p, PARAMS_M, "m.", copy->array[CHECKPOINT_M], &w);
+	params_declare(p, PARAMS_V, "v.", copy->array[CHECKPOINT_V], &w);
 	st_writer_add(&w, "loader", ST_U8, 1, &loader_bytes, c->loader.data);
 	rc = st_writer_save(&w, path, e);
-	xfree(m);
-	xfree(v);
 	st_writer_release(&w);
 	xfree(path);
 	return rc;
@@ -118,25 +112,122 @@ static int save_experiment(const char *folder, const char *text, struct err *e)
 	return rc;
 }
 
-int checkpoint_save(const char *folder, const struct checkpoint *c, const struct model_facts *f,
-		    double score, struct err *e)
+static const enum params_array source[] = {
+	[CHECKPOINT_VALUES] = PARAMS_MASTER,
+	[CHECKPOINT_AVERAGED] = PARAMS_MASTER,
+	[CHECKPOINT_M] = PARAMS_M,
+	[CHECKPOINT_V] = PARAMS_V,
+};
+
+static size_t array_bytes(const struct params *p, enum checkpoint_array a, bool average)
 {
+	return a == CHECKPOINT_AVERAGED && !average ? 0 : params_bytes(p, source[a]);
+}
+
+size_t checkpoint_copy_bytes(const struct params *p, bool average)
+{
+	size_t bytes = 0;
+
+	for (int a = 0; a < CHECKPOINT_ARRAYS; a++)
+		bytes += array_bytes(p, a, average);
+	return bytes;
+}
+
+int checkpoint_copy_new(const struct checkpoint *c, struct checkpoint_copy **out, struct err *e)
+{
+	const struct params *p = &c->model->params;
+	size_t bytes = checkpoint_copy_bytes(p, c->average), at = 0;
+	struct checkpoint_copy *copy = xcalloc(1, sizeof *copy);
+
+	copy->k = p->k;
+	copy->memory = p->k->ops->host_alloc(p->k, bytes);
+	if (!copy->memory) {
+		xfree(copy);
+		return err_set(e, TF_ENOMEM, "no memory of the host for checkpoints: %.1f GiB",
+			       (double)bytes / (1 << 30));
+	}
+	for (int a = 0; a < CHECKPOINT_ARRAYS; a++) {
+		copy->array[a] = array_bytes(p, a, c->average) ? copy->memory + at : NULL;
+		at += array_bytes(p, a, c->average);
+	}
+	*out = copy;
+	return 0;
+}
+
+static void await(struct checkpoint_copy *copy)
+{
+	for (int a = 0; a < CHECKPOINT_ARRAYS && copy->under_way; a++)
+		if (copy->array[a])
+			copy->k->ops->fetch_end(copy->k, &copy->fetch[a]);
+	copy->under_way = false;
+}
+
+void checkpoint_copy_free(struct checkpoint_copy *copy)
+{
+	if (!copy)
+		return;
+	await(copy);
+	copy->k->ops->host_release(copy->k, copy->memory);
+	buf_release(&copy->of.loader);
+	xfree(copy);
+}
+
+void checkpoint_copy_take(struct checkpoint_copy *copy, const struct checkpoint *c, double score)
+{
+	struct buf loader = copy->of.loader;
+
+	CHECK(!copy->under_way);
+	buf_clear(&loader);
+	buf_append(&loader, c->loader.data, c->loader.len);
+	copy->of = *c;
+	copy->of.loader = loader;
+	copy->updates = (uint64_t)(c->model->params.step - c->model->params.left_out);
+	copy->score = score;
+	for (int a = 0; a < CHECKPOINT_ARRAYS; a++) {
+		struct params view = c->model->params;
+
+		if (a == CHECKPOINT_AVERAGED)
+			view = with_values(&view, c->average);
+		if (copy->array[a])
+			params_fetch_begin(&view, source[a], &copy->fetch[a], copy->array[a]);
+	}
+	copy->under_way = true;
+}
+
+int checkpoint_copy_write(struct checkpoint_copy *copy, const char *folder,
+			  const struct model_facts *f, struct err *e)
+{
+	uint64_t step = copy->of.step;
 	char *path = NULL;
 	int rc;
 
-	TRY(checkpoint_begin(folder, c->step, &path, e));
-	rc = save_weights(path, CHECKPOINT_WEIGHTS, c, f, c->model->params.master, e);
-	if (rc == 0 && c->average)
-		rc = save_weights(path, CHECKPOINT_AVERAGE, c, f, c->average, e);
+	await(copy);
+	TRY(checkpoint_begin(folder, step, &path, e));
+	rc = save_weights(path, CHECKPOINT_WEIGHTS, copy, f, CHECKPOINT_VALUES, e);
+	if (rc == 0 && copy->array[CHECKPOINT_AVERAGED])
+		rc = save_weights(path, CHECKPOINT_AVERAGE, copy, f, CHECKPOINT_AVERAGED, e);
 	if (rc == 0)
-		rc = save_state(path, c, e);
+		rc = save_state(path, copy, e);
 	if (rc == 0)
 		rc = save_experiment(path, f->experiment, e);
 	if (rc == 0 && fault_hit("checkpoint-save"))
 		rc = err_set(e, TF_ENOSPACE, "%s: No space left on device", path);
 	if (rc == 0)
-		rc = checkpoint_commit(folder, c->step, path, score, e);
+		rc = checkpoint_commit(folder, step, path, copy->score, e);
 	xfree(path);
+	return rc;
+}
+
+int checkpoint_save(const char *folder, const struct checkpoint *c, const struct model_facts *f,
+		    double score, struct err *e)
+{
+	struct checkpoint_copy *copy;
+	int rc;
+
+	TRY(checkpoint_copy_new(c, &copy, e));
+	checkpoint_copy_take(copy, c, score);
+	rc = checkpoint_copy_write(copy, folder, f, e);
+	checkpoint_copy_free(copy);
 	return rc;
 }
 

@@ -32,6 +32,10 @@ struct model_facts {
 };
 void model_facts_release(struct model_facts *f);
 
+enum checkpoint_array {
+	CHECKPOINT_VALUES, CHECKPOINT_AVERAGED, CHECKPOINT_M, CHECKPOINT_V, CHECKPOINT_ARRAYS
+};
+
 /* A training run at a step. All borrowed but `loader`. */
 struct checkpoint {
 	uint64_t step;              /* steps done */
@@ -42,8 +46,32 @@ struct checkpoint {
 	struct buf loader; /* the data's position */
 };
 
-/* Writes a checkpoint into folder and publishes it. TF_ENOSPACE and TF_EIO leave the folder as it
- * was, but for remains that the next one clears away. score NaN: not measured. */
+/* A copy of a run in the host's memory, so that it can be written while the run goes on. */
+struct checkpoint_copy {
+	struct kernels *k;
+	char *memory; /* of host_alloc */
+	char *array[CHECKPOINT_ARRAYS];
+	struct fetch fetch[CHECKPOINT_ARRAYS];
+	bool under_way; /* fetches have begun and not ended */
+	struct checkpoint of; /* model: its list of parameters alone; `loader` is the copy's own */
+	uint64_t updates;
+	double score;
+};
+
+/* Bytes of the host's memory that a copy takes. */
+size_t checkpoint_copy_bytes(const struct params *p, bool average);
+/* Takes the memory for copies of such runs. TF_ENOMEM. */
+int checkpoint_copy_new(const struct checkpoint *c, struct checkpoint_copy **out, struct err *e);
+void checkpoint_copy_free(struct checkpoint_copy *copy);
+/* Starts to copy the run as it is behind all work queued so far, without waiting. score NaN: not
+ * measured. */
+void checkpoint_copy_take(struct checkpoint_copy *copy, const struct checkpoint *c, double score);
+/* Waits for the copy to be whole, writes it into folder and publishes it; any thread. TF_ENOSPACE
+ * and TF_EIO leave the folder as it was, but for remains that the next one clears away. */
+int checkpoint_copy_write(struct checkpoint_copy *copy, const char *folder,
+			  const struct model_facts *f, struct err *e);
+
+/* All of it at once. */
 int checkpoint_save(const char *folder, const struct checkpoint *c, const struct model_facts *f,
 		    double score, struct err *e);
 

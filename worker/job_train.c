@@ -15,6 +15,61 @@
 #include <stdio.h>
 #include <string.h>
 
+/* ---- checkpoints */
+
+static struct checkpoint as_checkpoint(struct training *t)
+{
+	return (struct checkpoint) { .step = t->step,
+				     .skipped = t->skipped,
+				     .positions = t->positions,
+				     .images = t->images,
+				     .model = &t->model,
+				     .average = t->average };
+}
+
+static int open_saver(struct training *t, struct err *e)
+{
+	const struct checkpoint c = as_checkpoint(t);
+	const struct saver_options o = { t->job->output, &t->facts, t->x.save.keep_last,
+					 t->x.save.keep_every };
+
+	return saver_new(&c, &o, &t->saver, e);
+}
+
+static void save_begin(struct training *t)
+{
+	struct checkpoint c = as_checkpoint(t);
+
+	loader_save(t->loader, &c.loader);
+	saver_begin(t->saver, &c, t->scored_at == t->step ? t->score : NAN);
+	buf_release(&c.loader);
+}
+
+static int save_end(struct training *t, struct err *e)
+{
+	uint64_t step;
+	int64_t took_ms;
+	int rc = saver_end(t->saver, &step, &took_ms, e);
+
+	if (rc == 0) {
+		log_info("step=%" PRIu64 " saved ms=%" PRId64, step, took_ms);
+		return 0;
+	}
+	log_error("step=%" PRIu64 " not saved: %s", step, e->text);
+	job_gauge(t->job, "save_failed", (double)step);
+	return rc;
+}
+
+/* How the checkpoint ended that was being written. A full disk is an event, not the end: the next
+ * save may do. */
+static void settle_save(struct training *t)
+{
+	struct err e = ERR_INIT;
+
+	if (t->saver && saver_is_busy(t->saver))
+		save_end(t, &e);
+}
+
 /* ---- beginning and end */
 
 static int read_experiment(struct training *t, struct err *e)
@@ -52,16 +107,6 @@ static int make_model(struct training *t, struct err *e)
 		k->ops->copy(k, t->average, p->master, (size_t)p->total * sizeof(float));
 	}
 	return make_batches(t, e);
-}
-
-static struct checkpoint as_checkpoint(struct training *t)
-{
-	return (struct checkpoint) { .step = t->step,
-				     .skipped = t->skipped,
-				     .positions = t->positions,
-				     .images = t->images,
-				     .model = &t->model,
-				     .average = t->average };
 }
 
 static int load_checkpoint(struct training *t, uint64_t step, struct err *e)
@@ -115,6 +160,7 @@ static int start(struct training *t, struct err *e)
 	TRY(train_open_loaders(t, e));
 	TRY(train_open_samples(t, e));
 	TRY(train_open_steps(t, e));
+	TRY(open_saver(t, e));
 	TRY(resume(t, e));
 	t->started_ns = clock_mono_ns();
 	t->started_positions = t->positions;
@@ -126,6 +172,8 @@ static int start(struct training *t, struct err *e)
 
 static void release(struct training *t)
 {
+	settle_save(t);
+	saver_free(t->saver);
 	train_close_steps(t);
 	if (t->pass)
 		pass_free(t->pass);
@@ -141,38 +189,6 @@ static void release(struct training *t)
 	train_close_data(t);
 	model_facts_release(&t->facts);
 	train_experiment_release(&t->x);
-}
-
-/* ---- checkpoints */
-
-static int save(struct training *t, struct err *e)
-{
-	struct checkpoint c = as_checkpoint(t);
-	double score = t->scored_at == t->step ? t->score : NAN;
-	int64_t start_ms = clock_mono_ms();
-	int rc;
-
-	loader_save(t->loader, &c.loader);
-	rc = checkpoint_save(t->job->output, &c, &t->facts, score, e);
-	if (rc == 0)
-		rc = checkpoints_prune(t->job->output, t->x.save.keep_last, t->x.save.keep_every,
-				       e);
-	buf_release(&c.loader);
-	if (rc == 0)
-		log_info("step=%" PRIu64 " saved ms=%" PRId64, t->step,
-			 clock_mono_ms() - start_ms);
-	return rc;
-}
-
-/* A full disk is an event, not the end: the next save may do. */
-static void save_or_say(struct training *t)
-{
-	struct err e = ERR_INIT;
-
-	if (save(t, &e) == 0)
-		return;
-	log_error("step=%" PRIu64 " not saved: %s", t->step, e.text);
-	job_gauge(t->job, "save_failed", (double)t->step);
 }
 
 /* ---- the run */
@@ -206,8 +222,10 @@ static int after_step(struct training *t, struct err *e)
 		TRY(train_measure(t, e));
 	if (draw)
 		TRY(draw_samples(t, e));
-	if (saves)
-		save_or_say(t);
+	if (saves) {
+		settle_save(t);
+		save_begin(t);
+	}
 	return 0;
 }
 
@@ -218,9 +236,13 @@ static int run(struct training *t, struct err *e)
 	while (t->step < (uint64_t)t->x.train.steps) {
 		if (job_should_stop(t->job)) {
 			TRY(train_settle(t, 0, e));
-			save_or_say(t);
+			settle_save(t);
+			save_begin(t);
+			settle_save(t);
 			return job_stopped(t->job, e);
 		}
+		if (saver_is_done(t->saver))
+			settle_save(t);
 		TRY(train_settle(t, FLIGHTS_MOST - 1, e));
 		TRY(train_launch(t, e));
 		TRY(after_step(t, e));
@@ -268,8 +290,11 @@ static int finish(struct training *t, struct err *e)
 {
 	uint64_t latest;
 
-	if (checkpoints_find(t->job->output, "latest", &latest, NULL) < 0 || latest != t->step)
-		TRY(save(t, e));
+	settle_save(t);
+	if (checkpoints_find(t->job->output, "latest", &latest, NULL) < 0 || latest != t->step) {
+		save_begin(t);
+		TRY(save_end(t, e));
+	}
 	return describe(t, e);
 }
 

@@ -144,7 +144,7 @@ static int measure(struct planning *p, struct err *e)
 	transformer_memory(&p->dims, p->dims.T, true, p->x.train.ema > 0, &b->model);
 	pass_memory(&p->dims, true, &b->model);
 	b->model.host *= (size_t)micro;     /* all batches of a step wait together */
-	b->saving = b->model.gradients * 2; /* a copy of both moments */
+	b->saving = b->model.gradients + b->model.moments + b->model.average; /* a copy of all */
 	b->sampling = sampling_bytes(p);
 	/* What the libraries take when they are loaded, this very program knows of itself. */
 	b->program = PROGRAM_BYTES + (size_t)memory_rss_anon();
@@ -156,17 +156,12 @@ static int64_t count_parameters(const struct planning *p)
 	return (int64_t)(p->bytes.model.gradients / sizeof(float));
 }
 
-static size_t larger(size_t a, size_t b)
-{
-	return a > b ? a : b;
-}
-
 /* ---- the answer */
 
 static json_t *answer(struct planning *p)
 {
 	const struct memory_plan *m = &p->bytes.model;
-	size_t extra = larger(p->bytes.saving, p->bytes.sampling);
+	size_t extra = p->bytes.saving + p->bytes.sampling;
 	int64_t positions = p->x.train.batch * p->dims.T;
 	size_t device = memory_plan_total(m) - m->host + p->bytes.sampling;
 	json_t *bytes =

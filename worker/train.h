@@ -10,6 +10,7 @@
 #include "store/dataset.h"
 #include "worker/checkpoint.h"
 #include "worker/loader.h"
+#include "worker/saver.h"
 #include "worker/spm.h"
 #include "worker/worker.h"
 
@@ -34,6 +35,7 @@ struct training {
 	struct dataset *data[EXPERIMENT_SOURCES_MAX];
 	int sources;
 	struct loader *loader;
+	struct saver *saver;
 	struct loader *heldout; /* NULL: nothing is held out, or never measured */
 	struct transformer model;
 	struct pass *pass;

@@ -7,6 +7,7 @@
 #include "lib/safetensors.h"
 #include "store/checkpoints.h"
 #include "worker/checkpoint.h"
+#include "worker/saver.h"
 #include "worker/worker.h"
 
 #include <math.h>
@@ -244,6 +245,57 @@ static void a_failed_save_changes_nothing(void **state)
 	xfree(gone);
 }
 
+/* What the run does while its checkpoint is written does not get into it; a save that fails is told
+ * and the next one does. */
+static void the_run_goes_on_while_it_is_saved(void **state)
+{
+	struct checkpoint c = { .step = 70 };
+	struct saver_options o = { inside("later"), &facts, 9, 0 };
+	char *path = inside("later/step-00000080");
+	struct transformer m, read;
+	struct saver *s = NULL;
+	struct err e = ERR_INIT;
+	uint64_t step = 0;
+	int64_t took;
+
+	(void)state;
+	make_model(&m, 1);
+	make_model(&read, 2);
+	c.model = &m;
+	assert_ok(saver_new(&c, &o, &s, &e), &e);
+	saver_begin(s, &c, NAN);
+	assert_int_equal(saver_end(s, &step, &took, &e), TF_ENOTFOUND);
+	assert_int_equal(step, 70);
+	assert_non_null(strstr(e.text, "later"));
+	err_clear(&e);
+	assert_ok(dir_make(o.folder, 0700, &e), &e);
+	c.step = 80;
+	saver_begin(s, &c, 0.5);
+	kernels->ops->fill(kernels, tensor_1d(m.params.master, DT_F32, m.params.total), 7);
+	buf_append(&c.loader, "later", 5);
+	c.step = 90;
+	assert_ok(saver_end(s, &step, &took, &e), &e);
+	assert_int_equal(step, 80);
+	assert_true(took >= 0 && !saver_is_busy(s));
+	assert_ok(checkpoint_weights(path, false, &read, &e), &e);
+	transformer_draw(&m, 1);
+	for (int i = 0; i < m.params.count; i++) {
+		const struct param *q = &m.params.list[i];
+
+		assert_memory_equal(read.params.master + q->at, m.params.master + q->at,
+				    (size_t)q->count * sizeof(float));
+	}
+	saver_begin(s, &c, 0.5);
+	saver_free(s); /* waits */
+	assert_ok(checkpoints_find(o.folder, "latest", &step, &e), &e);
+	assert_int_equal(step, 90);
+	buf_release(&c.loader);
+	transformer_release(&m);
+	transformer_release(&read);
+	xfree(path);
+	xfree_((char *)o.folder);
+}
+
 int main(void)
 {
 	const struct CMUnitTest checkpoint[] = {
@@ -252,6 +304,7 @@ int main(void)
 		cmocka_unit_test(pruning_keeps_what_it_should),
 		cmocka_unit_test(damage_is_named),
 		cmocka_unit_test(a_failed_save_changes_nothing),
+		cmocka_unit_test(the_run_goes_on_while_it_is_saved),
 	};
 	return cmocka_run_group_tests_name("checkpoint", checkpoint, set_up, tear_down);
 }
