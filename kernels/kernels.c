@@ -4,6 +4,7 @@
 #include "config.h"
 #include "kernels/kernels.h"
 #include "kernels/backends.h"
+#include "lib/mem.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -122,10 +123,38 @@ const char *kernels_describe(const struct kernels *k)
 	return cpu_describe(k);
 }
 
+static bool is_gpu(const struct kernels *k)
+{
+	return !is_backend(k, "ref") && !is_backend(k, "cpu");
+}
+
+char *kernels_choices(const struct kernels *k)
+{
+#ifdef HAVE_CUDA
+	if (is_gpu(k))
+		return cuda_choices(k);
+#endif
+	(void)k;
+	return xstrdup("");
+}
+
+int kernels_choose(struct kernels *k, const char *choices, struct err *e)
+{
+	if (!*choices)
+		return 0;
+	FAIL_IF(!is_gpu(k), e, TF_EUNSUPPORTED, "the algorithms were chosen on a GPU, this is %s",
+		k->backend);
+#ifdef HAVE_CUDA
+	return cuda_choose(k, choices, e);
+#else
+	return 0;
+#endif
+}
+
 static int need_gpu(const struct kernels *k, const char *what, struct err *e)
 {
-	FAIL_IF(is_backend(k, "ref") || is_backend(k, "cpu"), e, TF_EUNSUPPORTED,
-		"the %s backend has no %s", k->backend, what);
+	FAIL_IF(!is_gpu(k), e, TF_EUNSUPPORTED, "the %s backend has no %s", k->backend,
+		what);
 	return 0;
 }
 

@@ -154,6 +154,14 @@ void kernels_close(struct kernels *k);
 /* Words about the device for logs: "oneDNN 2.6.3, AVX-512, 2 threads". Valid until close. */
 const char *kernels_describe(const struct kernels *k);
 
+/* What the backend chose by timing so far (algorithms of matrix products, on a GPU), as a text for
+ * kernels_choose in a later process, which then computes the same bits. xfree it; "" where nothing
+ * is chosen. */
+char *kernels_choices(const struct kernels *k);
+/* TF_EUNSUPPORTED when they were made by another backend, device or library, TF_EINVALID when the
+ * text is no such list: the backend then goes on with choices of its own. */
+int kernels_choose(struct kernels *k, const char *choices, struct err *e);
+
 /* Times every operation from now on, until kernels_profile_end calls row once for each operation
  * that ran, with its calls and their milliseconds on the device. TF_EUNSUPPORTED but on a GPU. */
 typedef void kernels_profile_row(void *arg, const char *name, int64_t calls, double ms);

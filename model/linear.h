@@ -3,7 +3,7 @@
 #ifndef MODEL_LINEAR_H
 #define MODEL_LINEAR_H
 
-#include "kernels/kernels.h"
+#include "model/params.h"
 
 #define NO_TENSOR ((struct tensor){ 0 })
 
@@ -13,11 +13,11 @@ static inline void linear(struct kernels *k, struct tensor y, struct tensor x, s
 	k->ops->matmul(k, y, x, false, w, true, bias, 0);
 }
 
-/* dw += dy^T x */
-static inline void linear_backward_weight(struct kernels *k, struct tensor dw, struct tensor dy,
+/* dw (+)= dy^T x */
+static inline void linear_backward_weight(struct kernels *k, struct dweight dw, struct tensor dy,
 					  struct tensor x)
 {
-	k->ops->matmul(k, dw, dy, true, x, false, NO_TENSOR, 1);
+	k->ops->matmul(k, dw.to, dy, true, x, false, NO_TENSOR, dw.beta);
 }
 
 /* dx = dy W */

@@ -71,6 +71,11 @@ bool params_allocated(const struct params *p)
 	return p->master != NULL;
 }
 
+static int64_t padded(int64_t count)
+{
+	return (count + ALIGN - 1) / ALIGN * ALIGN;
+}
+
 /* Filters and matrices first, then what does not decay. */
 int64_t params_place(struct params *p)
 {
@@ -80,7 +85,7 @@ int64_t params_place(struct params *p)
 			if ((p->list[i].rank == 1) != (pass == 1))
 				continue;
 			p->list[i].at = p->total;
-			p->total += (p->list[i].count + ALIGN - 1) / ALIGN * ALIGN;
+			p->total += padded(p->list[i].count);
 		}
 		if (pass == 0)
 			p->decayed = p->total;
@@ -194,15 +199,61 @@ struct tensor params_gradient(const struct params *p, int i)
 	return view(&p->list[i], p->grad + p->list[i].at, DT_F32);
 }
 
+void params_by_product(struct params *p, int i)
+{
+	CHECK(p->list[i].rank > 1); /* matrices lie in the order of the list */
+	p->list[i].product = true;
+}
+
+struct dweight params_dweight(struct params *p, int i)
+{
+	struct param *q = &p->list[i];
+	struct dweight d = { params_gradient(p, i), q->stale ? 0 : 1 };
+
+	CHECK(q->product);
+	q->stale = false;
+	return d;
+}
+
+static void zero_gradients(struct params *p, int64_t from, int64_t to)
+{
+	if (from < to)
+		p->k->ops->zero(p->k, p->grad + from, (size_t)(to - from) * sizeof *p->grad);
+}
+
+/* All but what products write: what lies between those is zeroed at once. */
 void params_zero_gradients(struct params *p)
 {
-	p->k->ops->zero(p->k, p->grad, (size_t)p->total * sizeof *p->grad);
+	int64_t from = 0;
+
+	for (int i = 0; i < p->count; i++) {
+		struct param *q = &p->list[i];
+
+		if (!q->product)
+			continue;
+		zero_gradients(p, from, q->at);
+		from = q->at + padded(q->count);
+		q->stale = true;
+	}
+	zero_gradients(p, from, p->total);
+}
+
+void params_settle_gradients(struct params *p)
+{
+	for (int i = 0; i < p->count; i++) {
+		struct param *q = &p->list[i];
+
+		if (q->stale)
+			zero_gradients(p, q->at, q->at + q->count);
+		q->stale = false;
+	}
 }
 
 float params_gradient_norm2(struct params *p)
 {
 	float norm2;
 
+	params_settle_gradients(p);
 	p->k->ops->sum_squares(p->k, p->grad_norm2, p->grad, p->total);
 	p->k->ops->download(p->k, &norm2, p->grad_norm2, sizeof norm2);
 	return norm2;
@@ -219,6 +270,7 @@ void params_step(struct params *p, const struct params_update *u)
 		.weight_decay = u->weight_decay, .grad_scale = u->grad_scale, .clip = u->clip,
 	};
 
+	params_settle_gradients(p);
 	p->k->ops->sum_squares(p->k, p->grad_norm2, p->grad, p->total);
 	p->k->ops->adamw(p->k, &a);
 }

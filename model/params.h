@@ -27,6 +27,14 @@ struct param {
 	int64_t at, count;               /* place in the flat arrays, in elements */
 	enum param_init init;
 	float bound;                     /* UNIFORM: in [-bound, bound); NORMAL: the deviation */
+	bool product;                    /* its gradient is made by products alone */
+	bool stale;                      /* of those: the gradient in memory is an earlier step's */
+};
+
+/* Where a product puts a parameter's gradient: over what is there (beta 0), or to it (1). */
+struct dweight {
+	struct tensor to;
+	float beta;
 };
 
 struct params {
@@ -66,7 +74,13 @@ void params_draw(struct params *p, uint64_t seed);
 /* Views: filters (rank > 1) in the act type, the rest f32; gradients f32. */
 struct tensor params_value(const struct params *p, int i);
 struct tensor params_gradient(const struct params *p, int i);
+/* Parameter i's gradient is only ever made by products, through params_dweight: then it need not be
+ * zeroed, the first product after params_zero_gradients writes over it. */
+void params_by_product(struct params *p, int i);
+struct dweight params_dweight(struct params *p, int i);
 void params_zero_gradients(struct params *p);
+/* Zeroes what no product has written since params_zero_gradients; before all gradients are read. */
+void params_settle_gradients(struct params *p);
 /* Sum of squares of all gradients, on the host (waits). */
 float params_gradient_norm2(struct params *p);
 /* One AdamW step (norm, clipping, update, bf16 copy); p->grad_norm2 is its norm afterwards. A step

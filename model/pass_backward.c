@@ -17,7 +17,7 @@ static void outputs_backward(struct pass *p)
 		struct tensor dlogits = pass_targets(p, p->t[LOGITS]);
 		struct tensor drows = pass_targets(p, p->t[DLM_H]);
 
-		linear_backward_weight(k, transformer_gradient(m, W_HEAD), dlogits,
+		linear_backward_weight(k, transformer_dweight(m, W_HEAD), dlogits,
 				       pass_targets(p, p->t[LM_H]));
 		linear_backward_input(k, drows, dlogits, transformer_weight(m, W_HEAD));
 		k->ops->scatter_rows(k, dh, drows, pass_targets(p, p->input[LM_ROW]));
@@ -26,7 +26,7 @@ static void outputs_backward(struct pass *p)
 		struct tensor dout = pass_patches(p, p->t[DPREDICTED]);
 		struct tensor drows = pass_patches(p, p->t[DPATCH_H]);
 
-		linear_backward_weight(k, transformer_gradient(m, W_PATCH_OUT), dout,
+		linear_backward_weight(k, transformer_dweight(m, W_PATCH_OUT), dout,
 				       pass_patches(p, p->t[PATCH_H]));
 		k->ops->bias_backward(k, transformer_gradient(m, W_PATCH_OUT_BIAS), dout);
 		linear_backward_input(k, drows, dout, transformer_weight(m, W_PATCH_OUT));
@@ -40,10 +40,10 @@ static void feed_forward_backward(struct pass *p, int64_t l)
 	struct kernels *k = p->k;
 	struct tensor *a = pass_layer(p, l), *t = p->t;
 
-	linear_backward_weight(k, transformer_block_gradient(m, l, W_DOWN), t[DX], a[SWIGLU]);
+	linear_backward_weight(k, transformer_block_dweight(m, l, W_DOWN), t[DX], a[SWIGLU]);
 	linear_backward_input(k, t[DSWIGLU], t[DX], transformer_block_weight(m, l, W_DOWN));
 	k->ops->swiglu_backward(k, t[DGATE_UP], t[DSWIGLU], a[GATE_UP]);
-	linear_backward_weight(k, transformer_block_gradient(m, l, W_GATE_UP), t[DGATE_UP], a[H2]);
+	linear_backward_weight(k, transformer_block_dweight(m, l, W_GATE_UP), t[DGATE_UP], a[H2]);
 	linear_backward_input(k, t[DH], t[DGATE_UP], transformer_block_weight(m, l, W_GATE_UP));
 	k->ops->rmsnorm_backward(k, t[DX], transformer_block_gradient(m, l, W_FF_NORM), t[DH],
 				 a[X_MID], transformer_block_weight(m, l, W_FF_NORM), a[RSTD2],
@@ -57,13 +57,13 @@ static void attention_backward(struct pass *p, int64_t l)
 	struct tensor *a = pass_layer(p, l), *t = p->t;
 	int heads = (int)m->dims.H;
 
-	linear_backward_weight(k, transformer_block_gradient(m, l, W_ATTENTION_OUT), t[DX],
+	linear_backward_weight(k, transformer_block_dweight(m, l, W_ATTENTION_OUT), t[DX],
 			       a[ATTENTION]);
 	linear_backward_input(k, t[DH], t[DX], transformer_block_weight(m, l, W_ATTENTION_OUT));
 	k->ops->attention_backward(k, t[DQKV], t[DH], a[ATTENTION], a[LSE], a[QKV], heads,
 				   p->input[START], p->input[LIMIT]);
 	k->ops->rope(k, t[DQKV], heads, m->cosine, m->sine, p->input[POSITION], true);
-	linear_backward_weight(k, transformer_block_gradient(m, l, W_QKV), t[DQKV], a[H1]);
+	linear_backward_weight(k, transformer_block_dweight(m, l, W_QKV), t[DQKV], a[H1]);
 	linear_backward_input(k, t[DH], t[DQKV], transformer_block_weight(m, l, W_QKV));
 	k->ops->rmsnorm_backward(k, t[DX], transformer_block_gradient(m, l, W_ATTENTION_NORM),
 				 t[DH], a[X_IN], transformer_block_weight(m, l, W_ATTENTION_NORM),
@@ -79,12 +79,12 @@ static void time_backward(struct pass *p)
 	struct tensor dout = pass_images(p, t[DTIME_OUT]), dbent = pass_images(p, t[DTIME_SILU]);
 	struct tensor dhidden = pass_images(p, t[DTIME_HIDDEN]);
 
-	linear_backward_weight(k, transformer_gradient(m, W_TIME_OUT), dout,
+	linear_backward_weight(k, transformer_dweight(m, W_TIME_OUT), dout,
 			       pass_images(p, t[TIME_SILU]));
 	k->ops->bias_backward(k, transformer_gradient(m, W_TIME_OUT_BIAS), dout);
 	linear_backward_input(k, dbent, dout, transformer_weight(m, W_TIME_OUT));
 	k->ops->silu_backward(k, dhidden, dbent, pass_images(p, t[TIME_HIDDEN]));
-	linear_backward_weight(k, transformer_gradient(m, W_TIME_IN), dhidden,
+	linear_backward_weight(k, transformer_dweight(m, W_TIME_IN), dhidden,
 			       pass_images(p, t[WAVES]));
 	k->ops->bias_backward(k, transformer_gradient(m, W_TIME_IN_BIAS), dhidden);
 }
@@ -97,7 +97,7 @@ static void patches_backward(struct pass *p)
 	struct tensor dx = pass_patches(p, t[DPATCH_H]), dtime = pass_images(p, t[DTIME_OUT]);
 
 	k->ops->gather_rows(k, dx, t[DX], pass_patches(p, p->input[PATCH_ROW]));
-	linear_backward_weight(k, transformer_gradient(m, W_PATCH_IN), dx,
+	linear_backward_weight(k, transformer_dweight(m, W_PATCH_IN), dx,
 			       pass_patches(p, t[PATCHES]));
 	k->ops->bias_backward(k, transformer_gradient(m, W_PATCH_IN_BIAS), dx);
 	if (m->dims.time == TIME_AT_MODEL) {

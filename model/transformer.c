@@ -17,6 +17,15 @@ static int add_matrix(struct params *p, const char *name, int64_t rows, int64_t 
 	return params_add(p, name, 2, dim, PARAM_NORMAL, INIT_DEVIATION);
 }
 
+/* One whose gradient is made by products alone. */
+static int add_linear(struct params *p, const char *name, int64_t rows, int64_t columns)
+{
+	int i = add_matrix(p, name, rows, columns);
+
+	params_by_product(p, i);
+	return i;
+}
+
 static int add_vector(struct params *p, const char *name, int64_t n, enum param_init init)
 {
 	return params_add(p, name, 1, &n, init, 0);
@@ -29,7 +38,7 @@ static int add_block(struct params *p, int64_t layer, const char *name, int64_t 
 	char full[PARAM_NAME_MAX];
 
 	snprintf(full, sizeof full, "blocks.%lld.%s.weight", (long long)layer, name);
-	return rows ? add_matrix(p, full, rows, columns) : add_vector(p, full, columns, PARAM_ONE);
+	return rows ? add_linear(p, full, rows, columns) : add_vector(p, full, columns, PARAM_ONE);
 }
 
 static void declare_blocks(struct params *p, const struct dims *m, int *block)
@@ -55,16 +64,16 @@ static void declare(struct params *p, const struct dims *m, int weight[WEIGHTS],
 	weight[W_TOKEN] = add_matrix(p, "token.weight", m->vocabulary.rows, m->d);
 	declare_blocks(p, m, block);
 	weight[W_NORM] = add_vector(p, "norm.weight", m->d, PARAM_ONE);
-	weight[W_HEAD] = add_matrix(p, "head.weight", m->vocabulary.rows, m->d);
+	weight[W_HEAD] = add_linear(p, "head.weight", m->vocabulary.rows, m->d);
 	if (dims_patches(m) == 0)
 		return;
-	weight[W_PATCH_IN] = add_matrix(p, "patch_in.weight", m->d, D);
+	weight[W_PATCH_IN] = add_linear(p, "patch_in.weight", m->d, D);
 	weight[W_PATCH_IN_BIAS] = add_vector(p, "patch_in.bias", m->d, PARAM_ZERO);
-	weight[W_PATCH_OUT] = add_matrix(p, "patch_out.weight", D, m->d);
+	weight[W_PATCH_OUT] = add_linear(p, "patch_out.weight", D, m->d);
 	weight[W_PATCH_OUT_BIAS] = add_vector(p, "patch_out.bias", D, PARAM_ZERO);
-	weight[W_TIME_IN] = add_matrix(p, "time.in.weight", W, 2 * TIME_WAVES);
+	weight[W_TIME_IN] = add_linear(p, "time.in.weight", W, 2 * TIME_WAVES);
 	weight[W_TIME_IN_BIAS] = add_vector(p, "time.in.bias", W, PARAM_ZERO);
-	weight[W_TIME_OUT] = add_matrix(p, "time.out.weight", W, W);
+	weight[W_TIME_OUT] = add_linear(p, "time.out.weight", W, W);
 	weight[W_TIME_OUT_BIAS] = add_vector(p, "time.out.bias", W, PARAM_ZERO);
 }
 
@@ -176,6 +185,16 @@ struct tensor transformer_block_gradient(const struct transformer *m, int64_t la
 					 enum block_weight w)
 {
 	return params_gradient(&m->params, m->block[layer * BLOCK_WEIGHTS + w]);
+}
+
+struct dweight transformer_dweight(struct transformer *m, enum weight w)
+{
+	return params_dweight(&m->params, m->weight[w]);
+}
+
+struct dweight transformer_block_dweight(struct transformer *m, int64_t layer, enum block_weight w)
+{
+	return params_dweight(&m->params, m->block[layer * BLOCK_WEIGHTS + w]);
 }
 
 double transformer_flops_per_position(const struct dims *m)

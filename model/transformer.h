@@ -74,6 +74,9 @@ struct tensor transformer_weight(const struct transformer *m, enum weight w);
 struct tensor transformer_gradient(const struct transformer *m, enum weight w);
 struct tensor transformer_block_weight(const struct transformer *m, int64_t layer,
 				       enum block_weight w);
+/* Of matrices that products alone make gradients of: all but W_TOKEN. See params_dweight. */
+struct dweight transformer_dweight(struct transformer *m, enum weight w);
+struct dweight transformer_block_dweight(struct transformer *m, int64_t layer, enum block_weight w);
 struct tensor transformer_block_gradient(const struct transformer *m, int64_t layer,
 					 enum block_weight w);
 

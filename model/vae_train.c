@@ -6,6 +6,7 @@
 #include "model/layers.h"
 #include "model/vae_net.h"
 #include "model/vae_train.h"
+#include "lib/log.h"
 #include "lib/mem.h"
 
 #include <math.h>
@@ -417,11 +418,13 @@ static void meta_number(struct st_writer *w, const char *key, int64_t value)
 int vae_train_save(struct vae_train *t, const char *path, struct err *e)
 {
 	float *copy[5] = { NULL };
+	char *choices = kernels_choices(t->params->k);
 	struct st_writer w;
 	int rc;
 
 	st_writer_init(&w);
 	st_writer_meta(&w, "format", FORMAT);
+	st_writer_meta(&w, "choices", choices);
 	meta_number(&w, "step", t->step);
 	meta_number(&w, "skipped", t->skipped);
 	meta_number(&w, "updates", t->params->step);
@@ -437,6 +440,7 @@ int vae_train_save(struct vae_train *t, const char *path, struct err *e)
 	st_writer_release(&w);
 	for (size_t i = 0; i < ARRAY_LEN(copy); i++)
 		xfree(copy[i]);
+	xfree(choices);
 	return rc;
 }
 
@@ -479,6 +483,16 @@ static int read_state(struct vae_train *t, const struct st_file *f, const char *
 	return 0;
 }
 
+/* The algorithms of the steps before, so that the run goes on bit for bit. */
+static void choose_again(struct vae_train *t, const char *choices)
+{
+	struct err e = ERR_INIT;
+
+	if (choices && kernels_choose(t->params->k, choices, &e) < 0)
+		log_warn("the run goes on, but not bit for bit: %s", e.text);
+	err_clear(&e);
+}
+
 int vae_train_load(struct vae_train *t, const char *path, struct err *e)
 {
 	struct st_file f;
@@ -486,6 +500,8 @@ int vae_train_load(struct vae_train *t, const char *path, struct err *e)
 
 	TRY(st_open(path, &f, e));
 	rc = read_state(t, &f, path, e);
+	if (rc == 0)
+		choose_again(t, st_meta(&f, "choices"));
 	st_close(&f);
 	return rc;
 }

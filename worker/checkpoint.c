@@ -4,6 +4,7 @@
 #include "worker/checkpoint.h"
 #include "lib/fault.h"
 #include "lib/files.h"
+#include "lib/log.h"
 #include "lib/mem.h"
 #include "lib/safetensors.h"
 #include "proto/limits.h"
@@ -93,6 +94,7 @@ static int save_state(const char *folder, const struct checkpoint_copy *copy, st
 	meta_number(&w, "images", c->images);
 	meta_number(&w, "updates", copy->updates);
 	st_writer_meta(&w, "backend", copy->k->backend);
+	st_writer_meta(&w, "choices", copy->choices);
 	meta_number(&w, "threads", (uint64_t)copy->k->threads);
 	params_declare(p, PARAMS_M, "m.", copy->array[CHECKPOINT_M], &w);
 	params_declare(p, PARAMS_V, "v.", copy->array[CHECKPOINT_V], &w);
@@ -169,6 +171,7 @@ void checkpoint_copy_free(struct checkpoint_copy *copy)
 	await(copy);
 	copy->k->ops->host_release(copy->k, copy->memory);
 	buf_release(&copy->of.loader);
+	xfree(copy->choices);
 	xfree(copy);
 }
 
@@ -181,6 +184,8 @@ void checkpoint_copy_take(struct checkpoint_copy *copy, const struct checkpoint 
 	buf_append(&loader, c->loader.data, c->loader.len);
 	copy->of = *c;
 	copy->of.loader = loader;
+	xfree(copy->choices);
+	copy->choices = kernels_choices(copy->k);
 	copy->updates = (uint64_t)(c->model->params.step - c->model->params.left_out);
 	copy->score = score;
 	for (int a = 0; a < CHECKPOINT_ARRAYS; a++) {
@@ -329,6 +334,16 @@ int checkpoint_weights(const char *path, bool average, struct transformer *m, st
 	return load_values(path, average ? CHECKPOINT_AVERAGE : CHECKPOINT_WEIGHTS, &m->params, e);
 }
 
+/* The algorithms of the steps before, so that the run goes on bit for bit. */
+static void choose_again(struct kernels *k, const char *choices)
+{
+	struct err e = ERR_INIT;
+
+	if (choices && kernels_choose(k, choices, &e) < 0)
+		log_warn("the run goes on, but not bit for bit: %s", e.text);
+	err_clear(&e);
+}
+
 static int read_state(const struct st_file *f, const char *path, struct checkpoint *c,
 		      struct err *e)
 {
@@ -351,6 +366,7 @@ static int read_state(const struct st_file *f, const char *path, struct checkpoi
 	c->model->params.step = (int64_t)updates;
 	buf_clear(&c->loader);
 	buf_append(&c->loader, loader->data, loader->bytes);
+	choose_again(c->model->k, st_meta(f, "choices"));
 	return 0;
 }
 

@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What is in a checkpoint of a Transfusion model (store/checkpoints.h has the folders): the
- *weights with what is needed to use them, the averaged weights, and the state that lets a run go
- *on bit for bit.
+ * What is in a checkpoint of a Transfusion model (store/checkpoints.h has the folders): the weights
+ * with what is needed to use them, the averaged weights, and the state that lets a run go on bit
+ * for bit.
  *
- *	weights.safetensors   every tensor of model/transformer.h, f32; metadata as in struct
- *model_facts ema.safetensors       the same names: averaged weights; absent when not averaged
- *	state.safetensors     "m.NAME", "v.NAME": AdamW moments; "loader": the data's position,
- *bytes; metadata: step, skipped, positions, images, backend, threads, and version experiment.yaml
- *what the run is made with score                 the held-out loss, or nothing */
+ * weights.safetensors: every tensor of model/transformer.h, f32; metadata as in struct model_facts.
+ * ema.safetensors: the same names: averaged weights; absent when not averaged.
+ * state.safetensors: "m.NAME", "v.NAME": AdamW moments; "loader": the data's position, bytes;
+ * metadata: step, skipped, positions, images, backend, threads, choices (see kernels_choices),
+ * version.
+ * experiment.yaml: what the run is made with.
+ * score: the held-out loss, or nothing. */
 #ifndef WORKER_CHECKPOINT_H
 #define WORKER_CHECKPOINT_H
 
@@ -55,6 +57,7 @@ struct checkpoint_copy {
 	bool under_way; /* fetches have begun and not ended */
 	struct checkpoint of; /* model: its list of parameters alone; `loader` is the copy's own */
 	uint64_t updates;
+	char *choices; /* see kernels_choices */
 	double score;
 };
 

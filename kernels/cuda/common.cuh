@@ -56,7 +56,8 @@ struct cuda_state {
 	struct cudnn *cudnn;	     /* cudnn.cu; NULL: not looked for yet */
 	unsigned *arrived;	     /* [ARRIVALS] counters of layers.cu, zero between kernels */
 	void *encode_tiled;	     /* cuTensorMapEncodeTiled, or NULL */
-	char description[256];
+	char name[256]; /* the device's */
+	char description[512];
 };
 
 static inline struct cuda_state *state_of(struct kernels *k)

@@ -22,12 +22,10 @@ void cuda_profile_begin(struct kernels *k);
 void cuda_profile_end(struct kernels *k, kernels_profile_row *row, void *arg);
 void cuda_memory(struct kernels *k, size_t *available, size_t *total);
 
-/* The algorithms chosen so far, one text line each (shape, types, algorithm in hex), as a string
- * that the caller frees with xfree. Importing them before the first product makes a later run use
- * the same ones, so that the same seed gives the same bits. A line for another library version is
- * refused. */
-char *cuda_algorithms_export(struct kernels *k);
-int cuda_algorithms_import(struct kernels *k, const char *text, struct err *e);
+/* See kernels_choices and kernels_choose. The text: the library's version and the device's name,
+ * then a line for each product (shape, types, algorithm in hex). */
+char *cuda_choices(const struct kernels *k);
+int cuda_choose(struct kernels *k, const char *text, struct err *e);
 
 #ifdef __cplusplus
 }

@@ -96,6 +96,7 @@ int cuda_open(int device, struct kernels **out, struct err *e)
 	s->device = device;
 	s->processors = p.multiProcessorCount;
 	s->capability = p.major * 10 + p.minor;
+	snprintf(s->name, sizeof s->name, "%s", p.name);
 	rc = open_stream(s, e);
 	if (rc == TF_OK) {
 		s->encode_tiled = find_encoder();

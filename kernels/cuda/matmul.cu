@@ -2,8 +2,8 @@
  * Matrix products, accumulated in f32: of few rows by few.cu, else through cuBLASLt. The algorithm
  * of a shape is chosen by timing the library's candidates on the real operands the first time the
  * shape is seen, then remembered; candidates that reduce in place (in no fixed order) are left out.
- * The list can be exported and imported. While a graph is recorded nothing can be timed: a new
- * shape then takes the library's first candidate.
+ * The list can be written down and read back (cuda_choose). While a graph is recorded nothing can
+ * be timed: a new shape then takes the library's first candidate.
  *
  * The library is column-major: it computes C^T[N,M] = op(B)^T op(A)^T, so B is its first operand.
  */
@@ -33,6 +33,7 @@ struct choice {
 	struct shape shape;
 	cublasLtMatmulAlgo_t algorithm;
 	bool plain;			/* the library has none: product_plain */
+	bool given;			/* by cuda_choose, not checked yet */
 	cublasLtMatmulDesc_t operation; /* made on first use */
 	cublasLtMatrixLayout_t a, b, c;
 };
@@ -308,6 +309,16 @@ static struct choice *table_add(struct matmul_table *t, const struct shape *x)
 	return c;
 }
 
+/* Whether an algorithm from outside can serve its shape here. */
+static bool serves(struct matmul_table *t, const struct choice *c)
+{
+	cublasLtMatmulHeuristicResult_t found;
+
+	return cublasLtMatmulAlgoCheck(t->library, c->operation, c->b, c->a, c->c, c->c,
+				       &c->algorithm, &found) == CUBLAS_STATUS_SUCCESS &&
+	       found.workspaceSize <= WORKSPACE_BYTES;
+}
+
 static void run_library(struct cuda_state *s, const struct product *p)
 {
 	struct shape x = shape_of(p);
@@ -321,8 +332,9 @@ static void run_library(struct cuda_state *s, const struct product *p)
 	if (p->bias)
 		LT(cublasLtMatmulDescSetAttribute(c->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
 						  &p->bias, sizeof p->bias));
-	if (fresh)
+	if (fresh || (c->given && !serves(s->matmul, c)))
 		choose(s, c, p);
+	c->given = false;
 	if (c->plain)
 		run_plain(s, p);
 	else
@@ -409,13 +421,18 @@ void cuda_matmul(struct kernels *k, struct tensor c, struct tensor a, bool ta, s
 	cuda_product(state_of(k), &p);
 }
 
-/* ---- the list of choices as text: version m n k ta tb in out bias beta align algorithm */
-char *cuda_algorithms_export(struct kernels *k)
+/* ---- the list of choices as text: the library's version and the device's name, then lines of
+ * m n k ta tb in out bias beta align algorithm */
+#define LINE_MOST 512
+
+char *cuda_choices(const struct kernels *k)
 {
-	struct matmul_table *t = state_of(k)->matmul;
-	size_t room = (size_t)t->count * 512 + 1, used = 0;
+	const struct cuda_state *s = (const struct cuda_state *)k->state;
+	const struct matmul_table *t = s->matmul;
+	size_t room = ((size_t)t->count + 1) * LINE_MOST, used;
 	char *text = (char *)xcalloc(1, room);
 
+	used = (size_t)snprintf(text, room, "%zu %s\n", cublasLtGetVersion(), s->name);
 	for (int i = 0; i < t->count; i++) {
 		const struct choice *c = &t->choice[i];
 		const struct shape *x = &c->shape;
@@ -423,10 +440,10 @@ char *cuda_algorithms_export(struct kernels *k)
 
 		if (c->plain)
 			continue;
-		used += (size_t)snprintf(
-			text + used, room - used, "%zu %lld %lld %lld %d %d %d %d %d %d %d ",
-			cublasLtGetVersion(), (long long)x->m, (long long)x->n, (long long)x->k,
-			x->ta, x->tb, x->in, x->out, x->bias, x->beta, x->align);
+		used += (size_t)snprintf(text + used, room - used,
+					 "%lld %lld %lld %d %d %d %d %d %d %d ", (long long)x->m,
+					 (long long)x->n, (long long)x->k, x->ta, x->tb, x->in,
+					 x->out, x->bias, x->beta, x->align);
 		for (size_t j = 0; j < sizeof c->algorithm; j++)
 			used += (size_t)snprintf(text + used, room - used, "%02x", bytes[j]);
 		used += (size_t)snprintf(text + used, room - used, "\n");
@@ -448,39 +465,54 @@ static bool parse_algorithm(const char *hex, cublasLtMatmulAlgo_t *out)
 	return true;
 }
 
-int cuda_algorithms_import(struct kernels *k, const char *text, struct err *e)
+/* One line; the algorithm is checked when its shape first comes. */
+static bool parse_choice(const char *line, struct shape *x, cublasLtMatmulAlgo_t *algorithm)
 {
-	struct matmul_table *t = state_of(k)->matmul;
+	long long m, n, depth;
+	int at = 0;
 
-	for (int line = 1; *text; line++) {
-		struct shape x;
-		long long m, n, depth;
-		size_t version;
+	memset(x, 0, sizeof *x);
+	if (sscanf(line, "%lld %lld %lld %d %d %d %d %d %d %d %n", &m, &n, &depth, &x->ta, &x->tb,
+		   &x->in, &x->out, &x->bias, &x->beta, &x->align, &at) != 10)
+		return false;
+	x->m = m;
+	x->n = n;
+	x->k = depth;
+	return at && strlen(line + at) >= 2 * sizeof *algorithm &&
+	       parse_algorithm(line + at, algorithm);
+}
+
+int cuda_choose(struct kernels *k, const char *text, struct err *e)
+{
+	struct cuda_state *s = state_of(k);
+	const char *end = strchr(text, '\n');
+	size_t version = 0;
+	int at = 0;
+
+	FAIL_IF(!end || sscanf(text, "%zu %n", &version, &at) != 1 || !at || text + at > end, e,
+		TF_EINVALID, "chosen algorithms: no library version and device in the first line");
+	FAIL_IF(version != cublasLtGetVersion(), e, TF_EUNSUPPORTED,
+		"the algorithms were chosen with cuBLASLt %zu, this is %zu", version,
+		cublasLtGetVersion());
+	FAIL_IF(strlen(s->name) != (size_t)(end - text - at) ||
+			strncmp(text + at, s->name, strlen(s->name)),
+		e, TF_EUNSUPPORTED, "the algorithms were chosen on %.*s, this is %s",
+		(int)(end - text - at), text + at, s->name);
+	for (int line = 2; *++end; line++) {
 		cublasLtMatmulAlgo_t algorithm;
+		struct shape x;
 		struct choice *c;
-		int at = 0;
 
-		memset(&x, 0, sizeof x);
-		FAIL_IF(sscanf(text, "%zu %lld %lld %lld %d %d %d %d %d %d %d %n", &version, &m, &n,
-			       &depth, &x.ta, &x.tb, &x.in, &x.out, &x.bias, &x.beta, &x.align,
-			       &at) != 11 ||
-				!at || strlen(text + at) < 2 * sizeof algorithm ||
-				!parse_algorithm(text + at, &algorithm),
-			e, TF_EINVALID,
-			"algorithm list, line %d: not eleven numbers and an algorithm in hex",
+		FAIL_IF(!parse_choice(end, &x, &algorithm) || !strchr(end, '\n'), e, TF_EINVALID,
+			"chosen algorithms, line %d: not ten numbers and an algorithm in hex",
 			line);
-		FAIL_IF(version != cublasLtGetVersion(), e, TF_EUNSUPPORTED,
-			"algorithm list, line %d: made with cuBLASLt %zu, this is %zu", line,
-			version, cublasLtGetVersion());
-		x.m = m;
-		x.n = n;
-		x.k = depth;
-		c = table_find(t, &x);
+		c = table_find(s->matmul, &x);
 		if (!c)
-			c = table_add(t, &x);
+			c = table_add(s->matmul, &x);
 		c->algorithm = algorithm;
 		c->plain = false;
-		text = strchr(text, '\n') ? strchr(text, '\n') + 1 : "";
+		c->given = true;
+		end = strchr(end, '\n');
 	}
 	return TF_OK;
 }

@@ -2,6 +2,7 @@
  * Empty tensors, ignored rows and refusals, on the reference and on the CPU backend alike. */
 #include "tests/test.h"
 #include "kernels/kernels.h"
+#include "lib/mem.h"
 
 #include <math.h>
 #include <string.h>
@@ -47,6 +48,23 @@ static void refusals(void **state)
 	err_clear(&e);
 	assert_int_equal(kernels_open("cuda:1000", 0, &k, &e), TF_EUNSUPPORTED);
 	assert_true(strlen(e.text) > 0);
+}
+
+static void a_cpu_chooses_nothing(void **state)
+{
+	struct kernels *k;
+	struct err e = ERR_INIT;
+	char *choices;
+
+	(void)state;
+	assert_ok(kernels_open("cpu", 1, &k, &e), &e);
+	choices = kernels_choices(k);
+	assert_string_equal(choices, "");
+	assert_ok(kernels_choose(k, choices, &e), &e);
+	assert_int_equal(kernels_choose(k, "130000 A GPU\n", &e), TF_EUNSUPPORTED);
+	assert_non_null(strstr(e.text, "cpu"));
+	xfree(choices);
+	kernels_close(k);
 }
 
 static void no_rows(void **state)
@@ -222,6 +240,7 @@ int main(void)
 {
 	const struct CMUnitTest edges[] = {
 		cmocka_unit_test(refusals),        cmocka_unit_test(no_rows),
+		cmocka_unit_test(a_cpu_chooses_nothing),
 		cmocka_unit_test(ignored_targets), cmocka_unit_test(extreme_logits),
 		cmocka_unit_test(negative_rows),   cmocka_unit_test(cached_rows_left_out),
 		cmocka_unit_test(odd_heads_agree),

@@ -86,6 +86,7 @@ static void check_slope(struct rig *r, int i)
 
 	r->k->ops->download(r->k, base, r->m.params.master + q->at, bytes);
 	run(r);
+	params_settle_gradients(&r->m.params);
 	r->k->ops->download(r->k, along, r->m.params.grad + q->at, bytes);
 	for (int64_t n = 0; n < q->count; n++)
 		length += (double)along[n] * along[n];
@@ -125,8 +126,39 @@ static float *gradient_of(struct rig *r)
 	float *g = xmalloc((size_t)r->m.params.total * sizeof *g);
 
 	run(r);
+	params_settle_gradients(&r->m.params);
 	r->k->ops->download(r->k, g, r->m.params.grad, (size_t)r->m.params.total * sizeof *g);
 	return g;
+}
+
+/* Products write over the gradients of the step before; what has none in this step is zero. */
+static void test_gradients_of_the_step_before_are_gone(void **state)
+{
+	struct err e = ERR_INIT;
+	struct rig a, b;
+	float *fresh, *after;
+	char *choices;
+
+	(void)state;
+	rig_open(&a, "cpu", fixture_dims());
+	rig_open(&b, "cpu", fixture_dims());
+	run(&b);
+	for (int i = 0; i < 2; i++) {
+		struct rig *r = i ? &b : &a;
+
+		batch_clear(&r->b, 4, PHILOX_NOISE);
+		add(r, 0, DOCUMENT(TEXT(4, 5, 6)));
+	}
+	after = gradient_of(&b);
+	choices = kernels_choices(b.k);
+	assert_ok(kernels_choose(a.k, choices, &e), &e);
+	fresh = gradient_of(&a);
+	assert_memory_equal(fresh, after, (size_t)a.m.params.total * sizeof *fresh);
+	xfree(choices);
+	xfree(fresh);
+	xfree(after);
+	rig_close(&a);
+	rig_close(&b);
 }
 
 static void test_bf16_follows_f32(void **state)
@@ -412,6 +444,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_gradients_by_finite_differences),
+		cmocka_unit_test(test_gradients_of_the_step_before_are_gone),
 		cmocka_unit_test(test_bf16_follows_f32),
 		cmocka_unit_test(test_the_same_twice_gives_the_same_bits),
 		cmocka_unit_test(test_evaluation_alone_gives_the_same_losses),
