@@ -170,6 +170,7 @@ json_t *json_of_job(const Tf__Job *j);
 json_t *json_of_artefact(const Tf__Artefact *a);
 json_t *json_of_audit(const Tf__Audit *a);
 json_t *json_of_users(const Tf__Users *users);
+json_t *json_of_slot(const Tf__SlotState *s);
 json_t *json_of_pairs(size_t n, Tf__KeyValue **pair);
 void json_print(json_t *value);                             /* one line; takes the reference */
 
@@ -231,6 +232,12 @@ void print_plan(const json_t *plan);
 /* ---- the daemon's state (verbs_daemon.c) */
 
 int ask_status(struct client *c, Tf__Reply **out, struct err *e);
+
+/* ---- slots (verbs_slots.c) */
+
+int ask_slots(struct client *c, Tf__Reply **out, struct err *e);
+/* A row for each slot, with what the driver says of its GPU. */
+void table_of_slots(struct table *t, const Tf__Slots *s);
 
 /* ---- the verbs: one function a row */
 #define V(word, sub, run, operands, least, most, options, help, example)                          \

@@ -223,7 +223,8 @@ static void completion_words(struct buf *out)
 static void completion_subs(struct buf *out)
 {
 	for (size_t i = 0; i < verb_count; i++) {
-		bool first = i == 0 || strcmp(verbs[i].word, verbs[i - 1].word) != 0;
+		bool first = i == 0 || strcmp(verbs[i].word, verbs[i - 1].word) != 0 ||
+			     !*verbs[i - 1].sub;
 		bool last = i + 1 == verb_count || strcmp(verbs[i].word, verbs[i + 1].word) != 0;
 
 		if (!*verbs[i].sub)

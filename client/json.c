@@ -30,6 +30,11 @@ static json_t *real_or_null(double x)
 	return isfinite(x) ? json_real(x) : json_null();
 }
 
+static json_t *number_or_null(protobuf_c_boolean has, uint64_t n)
+{
+	return has ? json_integer((json_int_t)n) : json_null();
+}
+
 static json_t *json_of_metrics(size_t n, Tf__Metric **metric)
 {
 	json_t *o = json_object();
@@ -192,6 +197,47 @@ json_t *json_of_users(const Tf__Users *users)
 		json_array_append_new(list, o);
 	}
 	return list;
+}
+
+static json_t *json_of_gpu(const Tf__GpuState *g)
+{
+	json_t *o;
+
+	if (!g)
+		return json_null();
+	o = json_object();
+	json_object_set_new(o, "number", json_integer(g->number));
+	json_object_set_new(o, "uuid", json_string(g->uuid));
+	json_object_set_new(o, "model", text_or_null(g->model));
+	json_object_set_new(o, "memory_used", number_or_null(g->has_memory_used, g->memory_used));
+	json_object_set_new(o, "load", number_or_null(g->has_load, g->load));
+	json_object_set_new(o, "power_w", g->has_power_w ? real_or_null(g->power_w) : json_null());
+	json_object_set_new(o, "power_limit_w", g->has_power_limit_w
+							? real_or_null(g->power_limit_w)
+							: json_null());
+	json_object_set_new(o, "temperature", number_or_null(g->has_temperature, g->temperature));
+	json_object_set_new(o, "ecc_errors", number_or_null(g->has_ecc_errors, g->ecc_errors));
+	json_object_set_new(o, "processes", json_integer((json_int_t)g->n_process));
+	return o;
+}
+
+json_t *json_of_slot(const Tf__SlotState *s)
+{
+	json_t *o = json_object();
+
+	json_object_set_new(o, "name", json_string(s->name));
+	json_object_set_new(o, "device", json_string(s->device));
+	json_object_set_new(o, "job", number_or_null(s->job > 0, s->job));
+	json_object_set_new(o, "jobs", json_of_ids(s->n_jobs, s->jobs));
+	json_object_set_new(o, "memory", json_integer((json_int_t)s->memory));
+	json_object_set_new(o, "given", json_integer((json_int_t)s->given));
+	json_object_set_new(o, "drained", json_boolean(s->drained));
+	json_object_set_new(o, "reason", text_or_null(s->reason));
+	json_object_set_new(o, "drained_by", text_or_null(s->drained_by));
+	json_object_set_new(o, "drained_since",
+			    time_or_null(s->has_drained_since, s->drained_since));
+	json_object_set_new(o, "gpu", json_of_gpu(s->gpu));
+	return o;
 }
 
 json_t *json_of_pairs(size_t n, Tf__KeyValue **pair)

@@ -47,7 +47,7 @@ static int find_verb(int argc, char **argv, const struct verb **out, int *words,
 	*out = v;
 	if (!v)
 		return unknown_verb(argv[1], e);
-	if (!*v->sub)
+	if (!*v->sub && (!*sub || !verb_find(argv[1], sub)))
 		return 0;
 	*words = 2;
 	*out = verb_find(argv[1], sub);

@@ -78,36 +78,14 @@ int ask_status(struct client *c, Tf__Reply **out, struct err *e)
 	return client_ask(c, &r, TF__REPLY__BODY_STATUS, out, e);
 }
 
-static json_t *json_of_ids(size_t n, const uint64_t *id)
-{
-	json_t *list = json_array();
-
-	for (size_t i = 0; i < n; i++)
-		json_array_append_new(list, json_integer((json_int_t)id[i]));
-	return list;
-}
-
 static json_t *json_of_status(const Tf__Status *s)
 {
 	json_t *o = json_object(), *slots = json_array();
 	char started[CLOCK_TEXT_MAX];
 
 	clock_format_ms(s->started, started);
-	for (size_t i = 0; i < s->n_slot; i++) {
-		json_t *slot = json_object();
-
-		json_object_set_new(slot, "name", json_string(s->slot[i]->name));
-		json_object_set_new(slot, "device", json_string(s->slot[i]->device));
-		json_object_set_new(slot, "job", s->slot[i]->job
-						 ? json_integer((json_int_t)s->slot[i]->job)
-						 : json_null());
-		json_object_set_new(slot, "jobs",
-				    json_of_ids(s->slot[i]->n_jobs, s->slot[i]->jobs));
-		json_object_set_new(slot, "memory", json_integer((json_int_t)s->slot[i]->memory));
-		json_object_set_new(slot, "given", json_integer((json_int_t)s->slot[i]->given));
-		json_object_set_new(slot, "drained", json_boolean(s->slot[i]->drained));
-		json_array_append_new(slots, slot);
-	}
+	for (size_t i = 0; i < s->n_slot; i++)
+		json_array_append_new(slots, json_of_slot(s->slot[i]));
 	json_object_set_new(o, "user", json_string(s->user));
 	json_object_set_new(o, "role", json_string(s->role));
 	json_object_set_new(o, "pid", json_integer(s->pid));

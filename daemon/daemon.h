@@ -10,6 +10,9 @@
 #define DAEMON_DAEMON_H
 
 #include "daemon/queue.h"
+#include "daemon/gpu_watch.h"
+#include "daemon/machine.h"
+#include "daemon/slots.h"
 #include "lib/buf.h"
 #include "lib/err.h"
 #include "proto/keys.h"
@@ -248,6 +251,8 @@ struct daemon {
 	bool schedule_due;          /* something changed since */
 	uint64_t forecast_seq;      /* of the changes it is made from */
 	int64_t forecast_ms;
+	struct slot slot[SLOTS_MAX];
+	struct gpu_watch gpu_watch;
 	struct worker **worker;
 	size_t workers;
 	int64_t spawn_after_ms; /* a start failed: not before this */

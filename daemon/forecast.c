@@ -31,11 +31,12 @@ static void outlook_init(struct outlook *o, const struct schedule_input *in)
 		o->gpu[i] = i < in->machine->gpus && !in->machine->gpu[i].drained ? in->now_ms
 										  : NEVER_MS;
 	for (size_t i = 0; i < ARRAY_LEN(o->slot); i++)
-		o->slot[i] = i < in->machine->slots ||
-					     (i >= LIMIT_SLOTS &&
-					      i < LIMIT_SLOTS + in->machine->fast)
-				     ? in->now_ms
-				     : NEVER_MS;
+		o->slot[i] = NEVER_MS;
+	for (size_t i = 0; i < in->machine->slots; i++)
+		if (!(in->machine->drained >> i & 1))
+			o->slot[i] = in->now_ms;
+	for (size_t i = 0; i < in->machine->fast; i++)
+		o->slot[LIMIT_SLOTS + i] = in->now_ms;
 	for (size_t i = 0; i < in->runnings; i++) {
 		const struct running *r = &in->running[i];
 		int64_t ends = r->stopping ? in->now_ms : r->ends_ms;

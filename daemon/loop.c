@@ -158,6 +158,8 @@ static size_t fill_items(struct daemon *d, zmq_pollitem_t *item)
 		if (d->reader[i].pidfd >= 0)
 			item[n++] =
 				(zmq_pollitem_t){ .fd = d->reader[i].pidfd, .events = ZMQ_POLLIN };
+	if (d->gpu_watch.fd >= 0)
+		item[n++] = (zmq_pollitem_t){ .fd = d->gpu_watch.fd, .events = ZMQ_POLLIN };
 	return n;
 }
 
@@ -190,6 +192,8 @@ static void take_ended(struct daemon *d, const zmq_pollitem_t *item, size_t n)
 		for (int i = 0; i < READER_PROCESSES_MAX; i++)
 			if (d->reader[i].pidfd == item[k].fd)
 				reader_exited(d, &d->reader[i]);
+		if (d->gpu_watch.fd == item[k].fd)
+			gpu_watch_read(d);
 	}
 }
 
@@ -209,6 +213,7 @@ static void housekeeping(struct daemon *d)
 		queue_tick(d);
 		audit_tick(d);
 		reader_tick(d);
+		gpu_watch_tick(d);
 	}
 	if (d->read_only && now >= d->retry_store_ms)
 		try_store(d);
@@ -224,7 +229,7 @@ static void housekeeping(struct daemon *d)
 
 static void turn(struct daemon *d)
 {
-	zmq_pollitem_t item[FIXED_ITEMS + LIMIT_WORKERS + READER_PROCESSES_MAX];
+	zmq_pollitem_t item[FIXED_ITEMS + LIMIT_WORKERS + READER_PROCESSES_MAX + 1];
 	size_t n = fill_items(d, item);
 
 	CHECK(n <= ARRAY_LEN(item));

@@ -39,7 +39,7 @@ int gpu_parse(const char *text, struct gpu *out, struct err *e)
 void room_init(struct room *r, const struct machine *m, bool with_drained)
 {
 	memset(r, 0, sizeof *r);
-	r->slots = first_bits(m->slots);
+	r->slots = first_bits(m->slots) & ~(with_drained ? 0 : m->drained);
 	r->fast = first_bits(m->fast);
 	r->cpus = m->cpus;
 	r->mem = m->mem;
@@ -48,6 +48,14 @@ void room_init(struct room *r, const struct machine *m, bool with_drained)
 		if (!m->gpu[i].drained || with_drained)
 			r->whole |= BIT(i);
 	}
+}
+
+bool holding_drained(const struct machine *m, const struct holding *h)
+{
+	for (size_t i = 0; i < m->gpus; i++)
+		if (h->gpus & BIT(i) && m->gpu[i].drained)
+			return true;
+	return h->slot >= 0 && h->slot < (int)LIMIT_SLOTS && (m->drained & BIT(h->slot));
 }
 
 void room_take(struct room *r, const struct machine *m, const struct holding *h)

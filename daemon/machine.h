@@ -29,6 +29,7 @@ struct gpu {
 struct machine {
 	uint32_t slots; /* jobs on the processor at a time, at most LIMIT_SLOTS */
 	uint32_t fast;  /* short generate jobs beside them, at most LIMIT_FAST_SLOTS */
+	uint64_t drained; /* a bit for each of them on which nothing new starts */
 	uint32_t cpus;  /* that --cpus may take together */
 	uint64_t mem;   /* bytes that --mem may take together */
 	struct gpu gpu[LIMIT_GPUS];
@@ -79,6 +80,8 @@ void room_common(struct room *out, const struct room *a, const struct room *b);
 void room_claim(struct room *r, const struct demand *want);
 /* TF_EREFUSED, saying what exists, when the demand fits not even the empty machine. */
 int machine_suits(const struct machine *m, const struct demand *want, struct err *e);
+/* Whether some of what is held is drained. */
+bool holding_drained(const struct machine *m, const struct holding *h);
 /* What exists: "4 slots of the processor, 8 CPUs, 64G of memory, 2 GPUs (gpu0 80G, gpu1 80G)". */
 void machine_text(const struct machine *m, char *out, size_t room);
 /* "gpu0,gpu1", "gpu0/20G", "cpu0", for lists and records. */

@@ -124,6 +124,8 @@ int main(int argc, char **argv)
 	fill_descriptors();
 	if (argc > 1 && strcmp(argv[1], "--read-dataset") == 0)
 		return reader_main(argc - 2, argv + 2);
+	if (argc > 1 && strcmp(argv[1], "--watch-gpus") == 0)
+		return gpu_probe_main(argc - 2, argv + 2);
 	if (argc > 1 && keep_knows(argv[1]))
 		return keep_main(argc, argv);
 	if (options_read(argc, argv, &d.options, &result, &e) < 0)

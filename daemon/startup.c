@@ -234,6 +234,7 @@ static int open_machine(struct daemon *d, struct err *e)
 	if (*d->options.mem)
 		TRY(size_parse("mem", d->options.mem, &m->mem, e));
 	TRY(open_gpus(d, e));
+	TRY(gpu_watch_open(d, e));
 	if (d->options.threads == 0) {
 		long at_a_time = (long)(m->slots + m->gpus);
 
@@ -343,6 +344,7 @@ int daemon_load(struct daemon *d, struct err *e)
 	TRY(state_number(d->state, "seq", &reserved, e));
 	d->seq = d->seq > reserved ? d->seq : reserved;
 	d->seq_reserved = reserved;
+	TRY(slots_load(d, e));
 	TRY(jobs_each_live(d->state, 0, true, load_job, d, e));
 	TRY(examine(d, e));
 	d->announced = true;
@@ -370,7 +372,7 @@ int daemon_open(struct daemon *d, struct err *e)
 	int rc;
 
 	umask(077);
-	d->lock = d->signal_fd = d->task_fd = d->audit.fd = -1;
+	d->lock = d->signal_fd = d->task_fd = d->audit.fd = d->gpu_watch.fd = -1;
 	for (int i = 0; i < READER_PROCESSES_MAX; i++)
 		d->reader[i].pidfd = d->reader[i].output = -1;
 	d->started_ms = clock_wall_ms();
@@ -401,6 +403,8 @@ int daemon_open(struct daemon *d, struct err *e)
 void daemon_close(struct daemon *d)
 {
 	server_close(d);
+	gpu_watch_close(d);
+	slots_release(d);
 	tasks_close(d);
 	audit_close(d);
 	worker_forget_all(d);

@@ -71,6 +71,8 @@ void warm_tick(struct daemon *d)
 
 		if (w->idle && now - w->idle_ms > d->options.warm_seconds * 1000)
 			warm_drop(w, "no job came");
+		else if (w->idle && holding_drained(&d->machine, &w->holding))
+			warm_drop(w, "its slot is drained");
 		idle |= w->idle;
 	}
 	if (idle && memory_is_short())
@@ -160,6 +162,12 @@ char *warm_model(const Tf__SpecRecord *spec)
 	return NULL;
 }
 
+/* An idle worker that may get a job of such a holding: not one on a drained slot. */
+static bool suits(const struct daemon *d, const struct worker *w, const struct holding *h)
+{
+	return w->idle && same_shape(&w->holding, h) && !holding_drained(&d->machine, &w->holding);
+}
+
 /* An idle worker that suits list[i]: one with its model, else the one that waits the longest. */
 static struct worker *find_idle(struct daemon *d, struct decision *list, size_t n, size_t i)
 {
@@ -172,7 +180,7 @@ static struct worker *find_idle(struct daemon *d, struct decision *list, size_t 
 	for (size_t k = 0; kind && kind->warm && k < d->workers; k++) {
 		struct worker *w = d->worker[k];
 
-		if (!w->idle || !same_shape(&w->holding, &list[i].holding))
+		if (!suits(d, w, &list[i].holding))
 			continue;
 		suit++;
 		best = !best || w->idle_ms < best->idle_ms ? w : best;
@@ -181,8 +189,7 @@ static struct worker *find_idle(struct daemon *d, struct decision *list, size_t 
 	for (size_t k = 0; model && k < d->workers; k++) {
 		struct worker *w = d->worker[k];
 
-		if (w->idle && w->model && strcmp(w->model, model) == 0 &&
-		    same_shape(&w->holding, &list[i].holding)) {
+		if (w->model && strcmp(w->model, model) == 0 && suits(d, w, &list[i].holding)) {
 			best = w;
 			break;
 		}

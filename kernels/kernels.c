@@ -93,6 +93,15 @@ int kernels_open(const char *device, int threads, struct kernels **out, struct e
 	return err_set(e, TF_EINVALID, "device \"%s\": expected cpu, cuda, cuda:N or ref", device);
 }
 
+const char *kernels_built_in(void)
+{
+#ifdef HAVE_CUDA
+	return "ref cpu cuda";
+#else
+	return "ref cpu";
+#endif
+}
+
 static bool is_backend(const struct kernels *k, const char *name)
 {
 	return strcmp(k->backend, name) == 0;

@@ -151,6 +151,8 @@ struct kernels {
  * TF_EUNSUPPORTED with a sentence when it is not built in, lacks a row, or finds no device. */
 int kernels_open(const char *device, int threads, struct kernels **out, struct err *e);
 void kernels_close(struct kernels *k);
+/* The backends this program was built with, divided by spaces. */
+const char *kernels_built_in(void);
 /* Words about the device for logs: "oneDNN 2.6.3, AVX-512, 2 threads". Valid until close. */
 const char *kernels_describe(const struct kernels *k);
 

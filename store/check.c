@@ -46,6 +46,7 @@ static const ProtobufCMessageDescriptor *const records[STATE_TABLES] = {
 	[STATE_USERS] = &tf__user_record__descriptor,
 	[STATE_ARTEFACTS] = &tf__artefact_record__descriptor,
 	[STATE_UPLOADS] = &tf__upload_record__descriptor,
+	[STATE_SLOTS] = &tf__slot_record__descriptor,
 	[STATE_USAGE] = &tf__usage_record__descriptor,
 	[STATE_SHARES] = &tf__share_record__descriptor,
 	[STATE_DISK] = &tf__disk_record__descriptor,

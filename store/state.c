@@ -17,6 +17,7 @@ static const char *const table_names[STATE_TABLES] = {
 	"attempts", "users", "names", "artefacts", "uses",  "uploads", "usage",
 	"shares",
 	"disk",
+	"slots",
 };
 
 struct state {

@@ -29,6 +29,7 @@ enum state_table {
 	STATE_USAGE,     /* month, 0, user, 0, project -> UsageRecord */
 	STATE_SHARES,    /* name of a user -> ShareRecord */
 	STATE_DISK,      /* user -> DiskRecord */
+	STATE_SLOTS,     /* name -> SlotRecord */
 	STATE_TABLES
 };
 

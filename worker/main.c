@@ -7,6 +7,7 @@
  * The main thread runs the job; link.c has a thread for the daemon's messages. SIGTERM asks the
  * job to leave in order. worker.h lists the exit statuses. */
 #include "config.h"
+#include "kernels/kernels.h"
 #include "lib/files.h"
 #include "lib/log.h"
 #include "lib/mem.h"
@@ -49,16 +50,18 @@ static const struct {
 
 static const char usage[] =
 	"Usage: transfuse-worker --endpoint E --server-key KEY --job N --attempt N --key-fd FD\n"
-	"       transfuse-worker --plan\n"
+	"       transfuse-worker --plan | --backends\n"
 	"Runs one attempt of a job, and further ones while it is warm; started by transfused.\n"
 	"With --plan: reads an experiment as JSON from stdin and answers with its sizes and memory "
-	"as JSON.\n\n"
+	"as JSON.\n"
+	"With --backends: says on what it can compute.\n\n"
 	"  --endpoint E        where the daemon listens\n"
 	"  --server-key KEY    its public key, Z85\n"
 	"  --job N             the job\n"
 	"  --attempt N         which attempt of it\n"
 	"  --key-fd FD         descriptor to read this attempt's secret key from, one line of "
 	"Z85\n"
+	"  --backends          what it was built to compute on: ref, cpu, cuda\n"
 	"  --plan              sizes and memory of an experiment\n"
 	"  --help, --version\n\n"
 	"Example: transfuse-worker --endpoint ipc:///run/transfused/worker --server-key KEY --job "
@@ -111,6 +114,7 @@ static void parse_arguments(int argc, char **argv, struct arguments *a)
 		{ "attempt", required_argument, NULL, 'a' },
 		{ "key-fd", required_argument, NULL, 'k' },
 		{ "plan", no_argument, NULL, 'p' },
+		{ "backends", no_argument, NULL, 'b' },
 		{ "help", no_argument, NULL, 'h' },
 		{ "version", no_argument, NULL, 'v' },
 		{ NULL, 0, NULL, 0 },
@@ -127,6 +131,7 @@ static void parse_arguments(int argc, char **argv, struct arguments *a)
 			a->link.attempt = (uint32_t)number("--attempt", optarg, UINT32_MAX);
 			break;
 		case 'k': a->key_fd = (int)number("--key-fd", optarg, 1 << 20); break;
+		case 'b': puts(kernels_built_in()); exit(0);
 		case 'p': exit(plan_main(stdin, stdout));
 		case 'h': fputs(usage, stdout); exit(0);
 		case 'v': puts("transfuse-worker " PACKAGE_VERSION); exit(0);

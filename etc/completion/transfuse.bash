@@ -8,9 +8,10 @@ _transfuse() {
 	tokenizer) subs='train import list show delete export' ;;
 	vae) subs='train list show delete export' ;;
 	model) subs='list show delete export' ;;
+	slots) subs='drain resume forget' ;;
 	esac
 	if [ "$COMP_CWORD" -eq 1 ]; then
-		words='ping version status doctor key login user audit noop data tokenizer vae check train generate eval jobs submit show logs wait cancel hold release requeue fetch models model gc usage drain'
+		words='ping version status doctor key login user audit noop data tokenizer vae check train generate eval jobs submit show logs wait cancel hold release requeue fetch models model gc usage drain slots'
 	elif [ "$COMP_CWORD" -eq 2 ] && [ -n "$subs" ]; then
 		words=$subs
 	else
@@ -69,6 +70,10 @@ _transfuse() {
 	'gc') words='--endpoint --key --server-key --as --help --json --dry-run' ;;
 	'usage') words='--endpoint --key --server-key --as --help --json --user --by --since --until --csv' ;;
 	'drain') words='--endpoint --key --server-key --as --help --resume --stop' ;;
+	'slots') words='--endpoint --key --server-key --as --help --json' ;;
+	'slots drain') words='--endpoint --key --server-key --as --help --reason' ;;
+	'slots resume') words='--endpoint --key --server-key --as --help' ;;
+	'slots forget') words='--endpoint --key --server-key --as --help' ;;
 	esac
 	[[ $current == -* ]] || words=
 	fi

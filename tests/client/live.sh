@@ -93,6 +93,22 @@ filtered() {
 	status 2 "$cli" jobs --kind poem
 }
 check 'jobs of a state, name, kind and user, and their counts' filtered
+slots() {
+	status 0 "$cli" slots || return 1
+	says 'cpu0 .* free' || return 1
+	status 0 "$cli" slots drain cpu0 --reason 'the fan' || return 1
+	status 0 "$cli" slots || return 1
+	says 'drained .*: the fan' || return 1
+	status 0 "$cli" slots --json || return 1
+	says '"drained":true,"reason":"the fan"' || return 1
+	status 0 "$cli" slots resume cpu0 || return 1
+	status 0 "$cli" slots --json || return 1
+	says '"drained":false,"reason":null' || return 1
+	status 4 "$cli" slots resume gpu9 || return 1
+	status 4 "$cli" slots forget cpu0 || return 1
+	status 2 "$cli" slots drain
+}
+check 'slots are shown, drained and resumed' slots
 check 'its log' status 0 "$cli" logs 1
 cancel() {
 	status 0 "$cli" noop --seconds 60 || return 1

@@ -182,6 +182,27 @@ static void a_free_place_is_taken_first(void **state)
 	harness_stop(&h);
 }
 
+static void on_a_drained_slot_it_gets_nothing(void **state)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__SlotSet m = TF__SLOT_SET__INIT;
+	struct err e = ERR_INIT;
+	struct harness h;
+
+	(void)state;
+	begin(&h, "2", NULL);
+	harness_until(&h, noop(&h, 0, 0), TF__JOB_STATE__DONE);
+	m.slot = (char *)"cpu0";
+	m.action = TF__SLOT_ACTION__SLOT_DRAIN;
+	r.body_case = TF__REQUEST__BODY_SLOT_SET;
+	r.slot_set = &m;
+	assert_ok(harness_call(h.line, &r, NULL, &e), &e);
+	harness_until(&h, noop(&h, 0, 0), TF__JOB_STATE__DONE);
+	assert_int_equal(count_in_log(&h, "goes to the warm worker"), 0);
+	until_log(&h, "its slot is drained", 1);
+	harness_stop(&h);
+}
+
 static void killed_idle_or_busy_it_is_replaced(void **state)
 {
 	static const char lost[] = "state=queued attempt=1 reason=";
@@ -324,6 +345,7 @@ int main(void)
 		cmocka_unit_test(a_cancelled_job_leaves_the_worker_warm),
 		cmocka_unit_test(another_shape_takes_its_place),
 		cmocka_unit_test(a_free_place_is_taken_first),
+		cmocka_unit_test(on_a_drained_slot_it_gets_nothing),
 		cmocka_unit_test(killed_idle_or_busy_it_is_replaced),
 		cmocka_unit_test(a_new_daemon_adopts_the_job_and_not_the_idle),
 		cmocka_unit_test(every_commit_may_be_the_last),

@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Requests about slots: what each holds and how its GPU is; draining and resuming. */
+#include "config.h"
+#include "daemon/daemon.h"
+#include "lib/log.h"
+#include "lib/mem.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static Tf__SlotState *add_slot(struct slot_rows *s, const char *name, const char *device)
+{
+	Tf__SlotState *row = s->list[s->count] = &s->row[s->count];
+
+	tf__slot_state__init(row);
+	row->name = (char *)name;
+	row->device = (char *)device;
+	row->jobs = s->jobs[s->count++];
+	return row;
+}
+
+static void add_holder(Tf__SlotState *row, const struct holding *h)
+{
+	row->has_job = true;
+	row->job = row->n_jobs ? row->job : h->job;
+	row->jobs[row->n_jobs++] = h->job;
+	row->given += h->share;
+}
+
+static void say_drain(Tf__SlotState *row, const struct slot *s, bool drained, const char *why)
+{
+	row->has_drained = true;
+	row->drained = drained;
+	if (!drained)
+		return;
+	row->reason = (char *)why;
+	row->drained_by = s->drained && *s->by ? (char *)s->by : NULL;
+	row->has_drained_since = s->drained;
+	row->drained_since = s->since;
+}
+
+static void add_gpu(struct daemon *d, struct slot_rows *rows, size_t gpu)
+{
+	const struct gpu *g = &d->machine.gpu[gpu];
+	const struct slot *s = slot_of_gpu(d, gpu);
+	Tf__SlotState *row = add_slot(rows, g->name, g->device);
+
+	row->has_job = row->has_memory = row->has_given = true;
+	row->memory = g->memory;
+	row->gpu = s->report ? s->report->gpu[0] : NULL;
+	say_drain(row, s, g->drained, g->why);
+}
+
+/* The row of a worker's slot; the fast lane's are made as they come, one holder each. */
+static Tf__SlotState *slot_row(struct slot_rows *s, const struct holding *h)
+{
+	char *name;
+
+	if (h->slot < (int)LIMIT_SLOTS)
+		return &s->row[h->slot];
+	name = s->fast[h->slot - (int)LIMIT_SLOTS];
+	snprintf(name, GPU_NAME_MAX, "fast%d", h->slot - (int)LIMIT_SLOTS);
+	return add_slot(s, name, "cpu");
+}
+
+struct slot_rows *slot_rows_new(struct daemon *d)
+{
+	struct slot_rows *s = xcalloc(1, sizeof *s);
+	const struct machine *m = &d->machine;
+
+	for (uint32_t i = 0; i < m->slots; i++) {
+		Tf__SlotState *row = add_slot(s, slot_name(d, i, s->name[i]), "cpu");
+
+		row->has_job = true;
+		say_drain(row, &d->slot[i], d->slot[i].drained, d->slot[i].reason);
+	}
+	for (size_t i = 0; i < m->gpus; i++)
+		add_gpu(d, s, i);
+	for (size_t i = 0; i < d->workers; i++) {
+		const struct holding *h = &d->worker[i]->holding;
+
+		if (d->worker[i]->idle)
+			continue;
+		if (h->slot >= 0)
+			add_holder(slot_row(s, h), h);
+		for (size_t g = 0; g < m->gpus; g++)
+			if (h->gpus >> g & 1)
+				add_holder(&s->row[m->slots + g], h);
+	}
+	return s;
+}
+
+/* ---------------------------------------------------------------- list */
+
+#define STATES TF__JOB_STATE__DONE /* those before have not ended */
+
+struct counts {
+	Tf__KeyValue pair[STATES], *list[STATES];
+	char text[STATES][24];
+	size_t count;
+};
+
+static void count_jobs(const struct live *l, struct counts *c)
+{
+	uint64_t jobs[TF__JOB_STATE__CANCELLED + 1] = { 0 };
+
+	for (size_t i = 0; i < l->count; i++)
+		if (l->job[i])
+			jobs[l->job[i]->state]++;
+	for (int s = TF__JOB_STATE__QUEUED; s < STATES; s++) {
+		size_t i = c->count++;
+
+		snprintf(c->text[i], sizeof c->text[i], "%llu", (unsigned long long)jobs[s]);
+		tf__key_value__init(&c->pair[i]);
+		c->pair[i].key = (char *)job_state_name((Tf__JobState)s);
+		c->pair[i].value = c->text[i];
+		c->list[i] = &c->pair[i];
+	}
+}
+
+int handle_slot_list(struct daemon *d, struct request *r)
+{
+	Tf__Reply reply = TF__REPLY__INIT;
+	Tf__Slots s = TF__SLOTS__INIT;
+	struct slot_rows *rows = slot_rows_new(d);
+	struct counts counts = { .count = 0 };
+
+	count_jobs(&d->live, &counts);
+	s.n_slot = rows->count;
+	s.slot = rows->list;
+	s.n_count = counts.count;
+	s.count = counts.list;
+	s.driver = *d->gpu_watch.driver ? d->gpu_watch.driver : NULL;
+	s.fault = *d->gpu_watch.fault ? d->gpu_watch.fault : NULL;
+	s.has_draining = s.has_read_only = true;
+	s.draining = d->draining;
+	s.read_only = d->read_only;
+	reply.body_case = TF__REPLY__BODY_SLOTS;
+	reply.slots = &s;
+	reply_put(d, r, &reply);
+	xfree(rows);
+	return 0;
+}
+
+/* ---------------------------------------------------------------- set */
+
+static int drain(struct daemon *d, struct request *r, size_t i, const Tf__SlotSet *m)
+{
+	FAIL_IF(m->reason && strlen(m->reason) >= GPU_WHY_MAX, &r->err, TF_ELIMIT,
+		"the reason has %zu bytes, at most %d are allowed", strlen(m->reason),
+		GPU_WHY_MAX - 1);
+	return slot_drain(d, i, r->user, m->reason ? m->reason : "", &r->err);
+}
+
+int handle_slot_set(struct daemon *d, struct request *r)
+{
+	const Tf__SlotSet *m = r->message->slot_set;
+	int i = slot_find(d, m->slot);
+
+	FAIL_IF(i < 0, &r->err, TF_ENOTFOUND, "there is no slot '%.100s'", m->slot);
+	switch (m->action) {
+	case TF__SLOT_ACTION__SLOT_DRAIN: TRY(drain(d, r, (size_t)i, m)); break;
+	case TF__SLOT_ACTION__SLOT_RESUME: TRY(slot_resume(d, (size_t)i, &r->err)); break;
+	default: TRY(slot_forget(d, (size_t)i, &r->err)); break;
+	}
+	log_info("%s: %s by %s", m->slot,
+		 m->action == TF__SLOT_ACTION__SLOT_DRAIN    ? "drained"
+		 : m->action == TF__SLOT_ACTION__SLOT_RESUME ? "resumed"
+							     : "forgotten",
+		 r->user);
+	reply_ok(d, r);
+	return 0;
+}
