@@ -56,6 +56,15 @@ static inline uint16_t bf16_from_float(float f)   /* round to nearest even; NaN 
 	return (uint16_t)((v.u + 0x7fffu + (v.u >> 16 & 1)) >> 16);
 }
 
+/* Rounded up or down by chance, rather to what is nearer: `chance` is uniform in 0 .. 65535. */
+static inline uint16_t bf16_by_chance(float f, uint32_t chance)
+{
+	union { float f; uint32_t u; } v = { f };
+	if ((v.u & 0x7f800000u) == 0x7f800000u)
+		return bf16_from_float(f);
+	return (uint16_t)((v.u + chance) >> 16);
+}
+
 /* A copy to the host under way; see fetch_begin. */
 #define FETCHES_MOST 16
 struct fetch { int mark; };
@@ -66,9 +75,15 @@ struct fetch { int mark; };
  * p), c1 = 1 - b1^updates, c2 = 1 - b2^updates, wd only below `decayed` (Loshchilov & Hutter 2019);
  * average += average_weight (p - average). When *grad_norm2 is not finite nothing changes but
  * *skipped, which grows by one: updates = step - *skipped, so that a step left out is as if it had
- * never been. */
+ * never been. Moments of bf16 are rounded to the nearest or, stochastic, by chance: by the low (m)
+ * and the high (v) 16 bits of word i % 4 of block i / 4 of the stream (seed, PHILOX_ROUND,
+ * updates). */
 struct adamw {
-	float *master, *grad, *m, *v;      /* [n] f32 */
+	float *master, *grad;              /* [n] f32 */
+	void *m, *v;                       /* [n] of type `moments`: f32 or bf16 */
+	enum dtype moments;
+	bool stochastic;
+	uint64_t seed;
 	float *average;                    /* [n] f32: averaged weights, or NULL */
 	uint16_t *resident;                /* [n] bf16 copy to refresh, or NULL */
 	const float *grad_norm2;           /* one f32: sum of squares of grad */

@@ -21,6 +21,7 @@ enum philox_purpose {
 	PHILOX_VAE = 9,         /* VAE posterior samples */
 	PHILOX_TEST = 10,
 	PHILOX_EVAL = 11,       /* fixed noise and times of held-out losses */
+	PHILOX_ROUND = 12,      /* rounding of moments by chance */
 };
 
 /* The block function: counter (4 words) under key (2 words) -> 4 words. */

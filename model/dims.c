@@ -43,6 +43,7 @@ static int check_bounds(const struct dims *m, struct err *e)
 		{ "sequence", m->T, 1, SIZE_MAX_ONE },
 		{ "pictures of a micro batch", m->images, 0, SIZE_MAX_ONE },
 		{ "row multiple", m->row_multiple, 1, SIZE_MAX_ONE },
+		{ "layers computed again", m->recompute, 0, m->layers },
 	};
 
 	for (size_t i = 0; i < sizeof bound / sizeof *bound; i++)
@@ -73,6 +74,8 @@ int dims_check(const struct dims *m, struct err *e)
 		(long long)m->images);
 	FAIL_IF(m->act != DT_F32 && m->act != DT_BF16, e, TF_EINVALID,
 		"activations are of type %d, expected f32 or bf16", (int)m->act);
+	FAIL_IF(m->moments != DT_F32 && m->moments != DT_BF16, e, TF_EINVALID,
+		"moments are of type %d, expected f32 or bf16", (int)m->moments);
 	FAIL_IF(!(m->eps > 0) || !(m->rope_base >= 1), e, TF_EINVALID,
 		"eps %g and rotary base %g: expected above 0, and at least 1", (double)m->eps,
 		(double)m->rope_base);

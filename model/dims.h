@@ -50,6 +50,12 @@ struct dims {
 	int64_t B, T;
 	int64_t images;               /* most pictures of a micro batch; see dims_images_most */
 	int64_t row_multiple;         /* rows of text targets and patches are rounded up to it */
+	/* training */
+	int64_t recompute;            /* the first so many layers keep their input alone and compute
+				       * their activations again in the backward pass */
+	enum dtype moments;           /* of AdamW: DT_F32 or DT_BF16 */
+	bool stochastic;              /* bf16 moments: rounded by chance, not to the nearest */
+	uint64_t rounding;            /* seed of that chance */
 };
 
 /* Checks everything that could be wrong with sizes that come from files: each at least 1 and

@@ -114,8 +114,8 @@ int params_alloc(struct params *p, bool training, struct err *e)
 	if (!training)
 		return 0;
 	TRY(allocate(p, &p->grad, p->total, sizeof(float), e));
-	TRY(allocate(p, &p->m, p->total, sizeof(float), e));
-	TRY(allocate(p, &p->v, p->total, sizeof(float), e));
+	TRY(allocate(p, &p->m, p->total, dtype_bytes(p->moments), e));
+	TRY(allocate(p, &p->v, p->total, dtype_bytes(p->moments), e));
 	TRY(allocate(p, &p->skipped, 1, sizeof(int32_t), e));
 	return allocate(p, &p->grad_norm2, 1, sizeof(float), e);
 }
@@ -263,6 +263,7 @@ void params_step(struct params *p, const struct params_update *u)
 {
 	struct adamw a = {
 		.master = p->master, .grad = p->grad, .m = p->m, .v = p->v, .resident = p->resident,
+		.moments = p->moments, .stochastic = p->stochastic, .seed = p->rounding,
 		.average = u->average, .average_weight = u->average_weight,
 		.grad_norm2 = p->grad_norm2, .skipped = p->skipped, .n = p->total,
 		.decayed = p->decayed, .step = ++p->step,
@@ -289,9 +290,19 @@ int64_t params_count(const struct params *p)
 	return n;
 }
 
-static float *array_of(const struct params *p, enum params_array which)
+static void *array_of(const struct params *p, enum params_array which)
 {
 	return which == PARAMS_MASTER ? p->master : which == PARAMS_M ? p->m : p->v;
+}
+
+static enum dtype type_of(const struct params *p, enum params_array which)
+{
+	return which == PARAMS_MASTER ? DT_F32 : p->moments;
+}
+
+static enum st_type file_type(const struct params *p, enum params_array which)
+{
+	return type_of(p, which) == DT_F32 ? ST_F32 : ST_BF16;
 }
 
 static void file_name(const char *prefix, const struct param *q, char out[2 * PARAM_NAME_MAX])
@@ -303,8 +314,7 @@ static void file_name(const char *prefix, const struct param *q, char out[2 * PA
 
 size_t params_bytes(const struct params *p, enum params_array which)
 {
-	(void)which;
-	return (size_t)p->total * sizeof(float);
+	return (size_t)p->total * dtype_bytes(type_of(p, which));
 }
 
 void params_fetch_begin(struct params *p, enum params_array which, struct fetch *f, void *host)
@@ -315,20 +325,21 @@ void params_fetch_begin(struct params *p, enum params_array which, struct fetch 
 void params_declare(const struct params *p, enum params_array which, const char *prefix,
 		    const void *host, struct st_writer *w)
 {
-	(void)which;
+	size_t size = dtype_bytes(type_of(p, which));
+
 	for (int i = 0; i < p->count; i++) {
 		char name[2 * PARAM_NAME_MAX];
 
 		file_name(prefix, &p->list[i], name);
-		st_writer_add(w, name, ST_F32, p->list[i].rank, p->list[i].dim,
-			      (const float *)host + p->list[i].at);
+		st_writer_add(w, name, file_type(p, which), p->list[i].rank, p->list[i].dim,
+			      (const char *)host + (size_t)p->list[i].at * size);
 	}
 }
 
 void params_write(struct params *p, enum params_array which, const char *prefix,
-		  struct st_writer *w, float **copy)
+		  struct st_writer *w, void **copy)
 {
-	float *from = array_of(p, which);
+	void *from = array_of(p, which);
 
 	CHECK(from);
 	*copy = xmalloc(params_bytes(p, which));
@@ -336,20 +347,32 @@ void params_write(struct params *p, enum params_array which, const char *prefix,
 	params_declare(p, which, prefix, *copy, w);
 }
 
-static int read_finite(const struct st_tensor *t, const char *path, float *to, struct err *e)
+static int read_finite(const struct st_tensor *t, const char *path, char *to, struct err *e)
 {
+	size_t size = st_type_bytes(t->type);
+
 	memcpy(to, t->data, t->bytes);
-	for (size_t n = 0; n < t->bytes / sizeof *to; n++)
-		FAIL_IF(!isfinite(to[n]), e, TF_ECORRUPT,
+	for (size_t n = 0; n < t->bytes / size; n++) {
+		uint16_t half;
+		float value;
+
+		memcpy(&half, to + n * size, sizeof half);
+		memcpy(&value, to + n * size, size == sizeof value ? sizeof value : 0);
+		if (size != sizeof value)
+			value = bf16_to_float(half);
+		FAIL_IF(!isfinite(value), e, TF_ECORRUPT,
 			"%s: tensor %s: element %zu is %g, expected a finite number", path,
-			t->name, n, (double)to[n]);
+			t->name, n, (double)value);
+	}
 	return 0;
 }
 
 int params_read(struct params *p, enum params_array which, const char *prefix,
 		const struct st_file *f, const char *path, struct err *e)
 {
-	float *to = array_of(p, which), *values = xcalloc((size_t)p->total, sizeof *values);
+	size_t size = dtype_bytes(type_of(p, which));
+	char *values = xcalloc((size_t)p->total, size);
+	void *to = array_of(p, which);
 	int rc = 0;
 
 	CHECK(to);
@@ -358,12 +381,13 @@ int params_read(struct params *p, enum params_array which, const char *prefix,
 		char name[2 * PARAM_NAME_MAX];
 
 		file_name(prefix, &p->list[i], name);
-		rc = st_need(f, path, name, ST_F32, p->list[i].rank, p->list[i].dim, &t, e);
+		rc = st_need(f, path, name, file_type(p, which), p->list[i].rank, p->list[i].dim,
+			     &t, e);
 		if (rc == 0)
-			rc = read_finite(t, path, values + p->list[i].at, e);
+			rc = read_finite(t, path, values + (size_t)p->list[i].at * size, e);
 	}
 	if (rc == 0)
-		p->k->ops->upload(p->k, to, values, (size_t)p->total * sizeof *values);
+		p->k->ops->upload(p->k, to, values, params_bytes(p, which));
 	if (rc == 0 && which == PARAMS_MASTER)
 		refresh(p);
 	xfree(values);

@@ -43,7 +43,11 @@ struct params {
 	struct param *list;
 	int count, room;
 	int64_t total, decayed;          /* elements with gaps; the first `decayed` of them decay */
-	float *master, *grad, *m, *v;    /* backend memory; the last three only when training */
+	float *master, *grad;            /* backend memory; gradients only in training */
+	void *m, *v;                     /* of type `moments`; only in training */
+	enum dtype moments;              /* f32, unless set before params_alloc; bf16 */
+	bool stochastic;                 /* bf16 moments are rounded by chance, */
+	uint64_t rounding;               /* by streams of this seed (struct adamw) */
 	uint16_t *resident;              /* bf16 copy, or NULL */
 	float *grad_norm2;               /* one element */
 	int32_t *skipped;                /* one element: steps that the device left out */
@@ -91,7 +95,8 @@ void params_norm2_begin(struct params *p, struct fetch *f, float *host);
 /* Number of values, gaps not counted. */
 int64_t params_count(const struct params *p);
 
-/* Which flat array a file holds. Tensors are named <prefix><parameter>. */
+/* Which flat array a file holds; moments in the type they are kept in. Tensors are named
+ * <prefix><parameter>. */
 enum params_array { PARAMS_MASTER, PARAMS_M, PARAMS_V };
 
 /* Bytes of a flat array, gaps included. */
@@ -104,7 +109,7 @@ void params_declare(const struct params *p, enum params_array which, const char 
 /* Declares all tensors of one array to a writer; *copy is the host memory they lie in (free with
  * xfree once saved). */
 void params_write(struct params *p, enum params_array which, const char *prefix,
-		  struct st_writer *w, float **copy);
+		  struct st_writer *w, void **copy);
 /* Reads one array, checking every name and shape; path is for messages. */
 int params_read(struct params *p, enum params_array which, const char *prefix,
 		const struct st_file *f, const char *path, struct err *e);

@@ -58,25 +58,38 @@ static void plan_ends(struct plan *plan, const struct dims *m, bool training,
 	}
 }
 
-static int64_t layer_sets(const struct dims *m, bool training)
-{
-	return training || m->layers < 2 ? m->layers : 2;
-}
-
 static void plan_all(struct pass *p, const struct dims *m)
 {
+	const int64_t N = m->B * m->T, d = m->d;
+
 	plan_inputs(&p->inputs, m, p->input);
-	for (int64_t l = 0; l < p->sets; l++)
-		plan_layer(&p->plan, m, p->layer[l]);
+	for (int64_t l = 0; l < m->layers; l++)
+		if (pass_home(m, p->training, l) == l)
+			plan_layer(&p->plan, m, p->layer[l]);
+		else if (p->training)
+			plan_add(&p->plan, "X_IN", &p->layer[l][X_IN], m->act, N, d, 0, 0);
 	plan_ends(&p->plan, m, p->training, p->t);
+}
+
+/* What the layers share, once it has its place. */
+static void share_layers(struct pass *p, const struct dims *m)
+{
+	for (int64_t l = 0; l < m->layers; l++) {
+		struct tensor *home = p->layer[pass_home(m, p->training, l)];
+		struct tensor own = p->layer[l][X_IN];
+
+		memcpy(p->layer[l], home, sizeof p->layer[l]);
+		if (p->training)
+			p->layer[l][X_IN] = own;
+	}
 }
 
 void pass_memory(const struct dims *dims, bool training, struct memory_plan *out)
 {
-	struct pass p = { .training = training, .sets = layer_sets(dims, training) };
+	struct pass p = { .training = training };
 	size_t rows = (size_t)(dims->B * dims->T);
 
-	p.layer = xcalloc((size_t)p.sets, sizeof *p.layer);
+	p.layer = xcalloc((size_t)dims->layers, sizeof *p.layer);
 	plan_all(&p, dims);
 	out->activations += p.inputs.bytes + p.plan.bytes;
 	out->host += p.inputs.bytes + rows * 6 * sizeof(int32_t)
@@ -84,6 +97,15 @@ void pass_memory(const struct dims *dims, bool training, struct memory_plan *out
 	xfree(p.inputs.entry);
 	xfree(p.plan.entry);
 	xfree(p.layer);
+}
+
+/* Scratch grows by steps of a quarter and is kept. The largest use is of products with a bias in
+ * bf16: their result in f32 (patches into the model, here). */
+size_t pass_scratch(const struct dims *dims)
+{
+	size_t patches = (size_t)(dims->images * dims_patches(dims));
+
+	return ((size_t)16 << 20) + patches * (size_t)dims->d * sizeof(float) * 5 / 4;
 }
 
 int pass_new(struct transformer *m, bool training, struct pass **out, struct err *e)
@@ -95,8 +117,7 @@ int pass_new(struct transformer *m, bool training, struct pass **out, struct err
 	p->m = m;
 	p->k = m->k;
 	p->training = training;
-	p->sets = layer_sets(&m->dims, training);
-	p->layer = xcalloc((size_t)p->sets, sizeof *p->layer);
+	p->layer = xcalloc((size_t)m->dims.layers, sizeof *p->layer);
 	plan_all(p, &m->dims);
 	p->host = xcalloc(1, p->inputs.bytes);
 	rc = plan_alloc(&p->inputs, p->k, "batches", e);
@@ -106,6 +127,7 @@ int pass_new(struct transformer *m, bool training, struct pass **out, struct err
 		pass_free(p);
 		return rc;
 	}
+	share_layers(p, &m->dims);
 	p->k->ops->zero(p->k, p->t[SUMS].data, tensor_bytes(&p->t[SUMS]));
 	*out = p;
 	return 0;
@@ -243,7 +265,7 @@ void pass_losses_begin(struct pass *p, struct fetch *f, float *sums)
 void pass_spoil(struct pass *p)
 {
 	p->k->ops->fill(p->k, p->t[SUMS], NAN);
-	p->k->ops->fill(p->k, tensor_1d(p->m->params.grad, DT_F32, 1), NAN);
+	p->k->ops->fill(p->k, transformer_gradient(p->m, W_TOKEN), NAN);
 }
 
 /* Means over each picture's patches. */

@@ -30,6 +30,8 @@ struct pass_losses {
 
 /* Adds the pass's activations to out->activations and a batch's arrays to out->host. */
 void pass_memory(const struct dims *dims, bool training, struct memory_plan *out);
+/* What operations of a GPU take besides, about. */
+size_t pass_scratch(const struct dims *dims);
 /* m is borrowed. training: run backward, too (m made for training). TF_ENOMEM. */
 int pass_new(struct transformer *m, bool training, struct pass **out, struct err *e);
 void pass_free(struct pass *p);

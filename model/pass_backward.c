@@ -123,6 +123,8 @@ void pass_backward(struct pass *p)
 	k->ops->rmsnorm_backward(k, t[DX], transformer_gradient(m, W_NORM), t[DH], t[X_OUT],
 				 transformer_weight(m, W_NORM), t[RSTD_OUT], NO_TENSOR);
 	for (int64_t l = m->dims.layers - 1; l >= 0; l--) {
+		if (l < m->dims.recompute - 1) /* the last of them is there still */
+			pass_recompute(p, l);
 		feed_forward_backward(p, l);
 		attention_backward(p, l);
 	}

@@ -46,8 +46,8 @@ static void embed(struct pass *p, struct tensor x)
 				pass_patches(p, p->input[PATCH_ROW]));
 }
 
-/* From H1 to BRANCH: the output of the layer's feed-forward part; X_MID is the stream beneath
- * it. */
+/* From H1 to SWIGLU: all that the backward pass needs of a layer. X_MID is the stream beneath its
+ * feed-forward part. */
 static void block(struct pass *p, int64_t l)
 {
 	struct transformer *m = p->m;
@@ -64,7 +64,15 @@ static void block(struct pass *p, int64_t l)
 			 transformer_block_weight(m, l, W_FF_NORM), m->dims.eps);
 	linear(k, a[GATE_UP], a[H2], transformer_block_weight(m, l, W_GATE_UP), NO_TENSOR);
 	ops->swiglu(k, a[SWIGLU], a[GATE_UP]);
-	linear(k, branch, a[SWIGLU], transformer_block_weight(m, l, W_DOWN), NO_TENSOR);
+}
+
+void pass_recompute(struct pass *p, int64_t l)
+{
+	struct tensor *a = pass_layer(p, l);
+
+	p->k->ops->rmsnorm(p->k, a[H1], a[RSTD1], a[X_IN],
+			   transformer_block_weight(p->m, l, W_ATTENTION_NORM), p->m->dims.eps);
+	block(p, l);
 }
 
 static void blocks(struct pass *p)
@@ -77,6 +85,8 @@ static void blocks(struct pass *p)
 		struct tensor *a = pass_layer(p, l), *next = pass_layer(p, l + 1);
 
 		block(p, l);
+		linear(p->k, p->t[BRANCH], a[SWIGLU], transformer_block_weight(m, l, W_DOWN),
+		       NO_TENSOR);
 		if (l < last)
 			ops->add_rmsnorm(p->k, next[H1], next[RSTD1], next[X_IN], a[X_MID],
 					 p->t[BRANCH],

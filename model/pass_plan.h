@@ -27,7 +27,8 @@
 	X(LATENT, DT_F32, I, E, 0, 0) \
 	X(GIVEN_NOISE, DT_F32, I, E, 0, 0)
 
-/* One set for each layer in training; two sets in turn otherwise. */
+/* One set for each layer in training, but that layers which are computed again (dims.recompute)
+ * have X_IN of their own and share the rest; two sets in turn otherwise. */
 #define PASS_LAYER(X) \
 	X(X_IN, act, N, d, 0, 0)                  /* residual stream */ \
 	X(H1, act, N, d, 0, 0)                    /* its norm */ \
@@ -90,8 +91,7 @@ struct pass {
 	struct plan inputs, plan;
 	struct tensor input[INPUTS];
 	struct tensor t[PASS_TENSORS];
-	struct tensor (*layer)[LAYER_TENSORS];   /* [sets] */
-	int64_t sets;
+	struct tensor (*layer)[LAYER_TENSORS];   /* [layers]; see pass_home */
 	char *host;                   /* mirror of inputs */
 	/* of the batch at hand */
 	int64_t targets, target_rows; /* used, and computed (rounded up) */
@@ -100,10 +100,18 @@ struct pass {
 	bool evaluating;              /* logits stay logits, SUMS as they are */
 };
 
-/* Tensors at the size of the batch at hand. */
+/* The layer whose tensors a layer uses. */
+static inline int64_t pass_home(const struct dims *m, bool training, int64_t layer)
+{
+	if (!training)
+		return layer % 2;
+	return layer < m->recompute ? 0 : layer;
+}
+
+/* Tensors at the size of the batch at hand. The last layer's next one is nobody's. */
 static inline struct tensor *pass_layer(struct pass *p, int64_t layer)
 {
-	return p->layer[layer % p->sets];
+	return layer < p->m->dims.layers ? p->layer[layer] : NULL;
 }
 
 static inline struct tensor pass_targets(const struct pass *p, struct tensor t)
@@ -134,5 +142,7 @@ void pass_load(struct pass *p, const struct batch *b, const struct pass_totals *
 /* Embedding to losses; when training, LOGITS and DPREDICTED are left as gradients. */
 void pass_forward(struct pass *p);
 void pass_backward(struct pass *p);
+/* A layer's activations again, from its X_IN, as far as the backward pass needs them. */
+void pass_recompute(struct pass *p, int64_t layer);
 
 #endif

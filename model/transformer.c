@@ -96,7 +96,7 @@ void transformer_memory(const struct dims *dims, int64_t positions, bool trainin
 	*out = (struct memory_plan){
 		.weights = n * (dims->act == DT_BF16 ? 6 : 4),
 		.gradients = training ? n * 4 : 0,
-		.moments = training ? n * 8 : 0,
+		.moments = training ? 2 * n * dtype_bytes(dims->moments) : 0,
 		.average = average ? n * 4 : 0,
 		.constants = (size_t)(positions * (dims->d / dims->H)) * sizeof(float),
 	};
@@ -138,6 +138,9 @@ int transformer_init(struct transformer *m, struct kernels *k, const struct dims
 	*m = (struct transformer){ .dims = *dims, .k = k };
 	m->block = xcalloc((size_t)dims->layers * BLOCK_WEIGHTS, sizeof *m->block);
 	params_init(&m->params, k, dims->act);
+	m->params.moments = dims->moments;
+	m->params.stochastic = dims->stochastic;
+	m->params.rounding = dims->rounding;
 	declare(&m->params, dims, m->weight, m->block);
 	rc = params_alloc(&m->params, training, e);
 	if (rc == 0)

@@ -263,7 +263,7 @@ int vae_save(struct vae *v, const char *path, struct err *e)
 	int64_t c = v->config.latent_channels;
 	struct st_writer w;
 	struct st_file f;
-	float *copy;
+	void *copy;
 	int rc;
 
 	st_writer_init(&w);

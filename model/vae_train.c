@@ -417,7 +417,7 @@ static void meta_number(struct st_writer *w, const char *key, int64_t value)
 
 int vae_train_save(struct vae_train *t, const char *path, struct err *e)
 {
-	float *copy[5] = { NULL };
+	void *copy[5] = { NULL };
 	char *choices = kernels_choices(t->params->k);
 	struct st_writer w;
 	int rc;

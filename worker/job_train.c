@@ -7,6 +7,7 @@
 #include "lib/log.h"
 #include "lib/mem.h"
 #include "store/checkpoints.h"
+#include "worker/needs.h"
 #include "worker/opened.h"
 #include "worker/train.h"
 
@@ -92,6 +93,15 @@ static int make_batches(struct training *t, struct err *e)
 	return pass_new(&t->model, true, &t->pass, e);
 }
 
+/* What a GPU has left; 0: no GPU. */
+static size_t device_bytes(struct kernels *k)
+{
+	struct err e = ERR_INIT;
+	size_t available = 0, total;
+
+	return kernels_memory(k, &available, &total, &e) < 0 ? 0 : available;
+}
+
 static int make_model(struct training *t, struct err *e)
 {
 	struct params *p = &t->model.params;
@@ -99,6 +109,10 @@ static int make_model(struct training *t, struct err *e)
 	int64_t micro_batch = t->x.train.micro_batch ? t->x.train.micro_batch : t->x.train.batch;
 
 	TRY(opened_dims(&t->x, &t->facts, micro_batch, k, &t->dims, e));
+	needs_fit(&t->x, device_bytes(k), &t->dims);
+	if (t->dims.recompute)
+		log_info("recompute=%" PRId64 " layers=%" PRId64, t->dims.recompute,
+			 t->dims.layers);
 	TRY(transformer_init(&t->model, k, &t->dims, t->dims.T, true, e));
 	transformer_draw(&t->model, (uint64_t)t->x.train.seed);
 	if (t->x.train.ema > 0) {

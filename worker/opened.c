@@ -49,6 +49,9 @@ int opened_dims(const struct train_experiment *x, const struct model_facts *f, i
 		.B = B,
 		.T = x->train.sequence,
 		.row_multiple = strcmp(k->backend, "cuda") == 0 ? ROWS_CUDA : ROWS_CPU,
+		.moments = x->train.moments == MOMENTS_BF16 ? DT_BF16 : DT_F32,
+		.stochastic = x->train.rounding == ROUNDING_STOCHASTIC,
+		.rounding = (uint64_t)x->train.seed,
 	};
 	TRY(vocabulary_init(&out->vocabulary, (int32_t)f->pieces, (int32_t)f->bos, (int32_t)f->eos,
 			    e));

@@ -4,9 +4,8 @@
 #include "config.h"
 #include "worker/plan.h"
 #include "lib/mem.h"
-#include "model/pass.h"
-#include "model/sampler.h"
 #include "worker/memory.h"
+#include "worker/needs.h"
 #include "worker/opened.h"
 
 #include <inttypes.h>
@@ -18,19 +17,14 @@
 #define PIECES_ASSUMED 2000
 #define LATENT_MOST 16384
 #define PROGRAM_BYTES (24 << 20) /* compiled products, tokenizer, buffers */
-#define CAPTION_TOKENS 32        /* of a sampled caption, about */
-
-struct plan_groups {
-	struct memory_plan model;
-	size_t saving, sampling, program;
-};
 
 struct planning {
 	struct train_experiment x;
 	struct model_facts facts;
 	struct dims dims;
-	struct plan_groups bytes;
+	struct needs needs;
 	char device[32];
+	size_t device_bytes; /* of the GPU; 0: not known */
 	json_t *assumed;
 };
 
@@ -87,9 +81,11 @@ static int read_request(struct planning *p, const json_t *request, struct err *e
 {
 	const char *text = json_string_value(json_object_get(request, "experiment"));
 	const char *device = json_string_value(json_object_get(request, "device"));
+	json_int_t bytes = json_integer_value(json_object_get(request, "device_bytes"));
 
 	FAIL_IF(!text, e, TF_EINVALID, "expected {\"experiment\": text, \"facts\": {...}}");
 	snprintf(p->device, sizeof p->device, "%s", device && *device ? device : "cpu");
+	p->device_bytes = bytes > 0 ? (size_t)bytes : 0;
 	TRY(train_experiment_read("the experiment", text, strlen(text), &p->x, e));
 	return take_facts(p, json_object_get(request, "facts"), e);
 }
@@ -101,91 +97,77 @@ static bool on_gpu(const struct planning *p)
 	return strncmp(p->device, "cuda", 4) == 0;
 }
 
-/* Sizes as the device will have them; a GPU need not be there to be asked about. */
+/* Sizes as the device will have them. A GPU need not be there to be asked about; when it is, what
+ * it has left counts, unless the question says another size. */
 static int make_dims(struct planning *p, struct err *e)
 {
-	struct kernels gpu = { .backend = "cuda", .has_bf16 = true }, *k = &gpu;
+	struct kernels gpu = { .backend = "cuda", .has_bf16 = true }, *k = NULL;
 	int64_t micro_batch = p->x.train.micro_batch ? p->x.train.micro_batch : p->x.train.batch;
+	struct err absent = ERR_INIT;
+	size_t total;
 	int rc;
 
 	if (!on_gpu(p))
 		TRY(kernels_open(p->device, 0, &k, e));
-	rc = opened_dims(&p->x, &p->facts, micro_batch, k, &p->dims, e);
-	if (k != &gpu)
-		kernels_close(k);
+	else if (p->device_bytes == 0 && kernels_open(p->device, 0, &k, &absent) == 0)
+		kernels_memory(k, &p->device_bytes, &total, &absent);
+	rc = opened_dims(&p->x, &p->facts, micro_batch, k ? k : &gpu, &p->dims, e);
+	kernels_close(k);
 	return rc;
-}
-
-/* The sampler of the pictures that are drawn while training goes on. */
-static size_t sampling_bytes(const struct planning *p)
-{
-	struct sampler_options o = { .mode = SAMPLE_IMAGE,
-				     .steps = p->x.sample.steps,
-				     .guidance = (float)p->x.sample.guidance,
-				     .max_tokens = 1 };
-	struct memory_plan m = { 0 };
-	int64_t context, n;
-
-	if (p->x.sample.every == 0 || p->facts.latent_height == 0)
-		return 0;
-	context = sampler_context(&p->dims, &o, CAPTION_TOKENS);
-	context = context < p->dims.T ? context : p->dims.T;
-	n = p->x.prompt_count ? p->x.prompt_count : p->x.sample.count;
-	sampler_memory(&p->dims, n, context, o.guidance != 1, &m);
-	return m.activations;
-}
-
-static int measure(struct planning *p, struct err *e)
-{
-	struct plan_groups *b = &p->bytes;
-	int64_t micro = p->x.train.batch / p->dims.B;
-
-	(void)e;
-	transformer_memory(&p->dims, p->dims.T, true, p->x.train.ema > 0, &b->model);
-	pass_memory(&p->dims, true, &b->model);
-	b->model.host *= (size_t)micro;     /* all batches of a step wait together */
-	b->saving = b->model.gradients + b->model.moments + b->model.average; /* a copy of all */
-	b->sampling = sampling_bytes(p);
-	/* What the libraries take when they are loaded, this very program knows of itself. */
-	b->program = PROGRAM_BYTES + (size_t)memory_rss_anon();
-	return 0;
 }
 
 static int64_t count_parameters(const struct planning *p)
 {
-	return (int64_t)(p->bytes.model.gradients / sizeof(float));
+	return (int64_t)(p->needs.model.gradients / sizeof(float));
 }
 
 /* ---- the answer */
 
+static void put_bytes(json_t *root, const struct needs *n, size_t program)
+{
+	const struct memory_plan *m = &n->model;
+	const struct { const char *name; size_t bytes; } group[] = {
+		{ "weights", m->weights },
+		{ "gradients", m->gradients },
+		{ "optimiser", m->moments },
+		{ "ema", m->average },
+		{ "activations", m->activations },
+		{ "constants", m->constants },
+		{ "host", m->host },
+		{ "saving", n->saving },
+		{ "sampling", n->sampling },
+		{ "scratch", n->scratch },
+		{ "program", program },
+	};
+	json_t *bytes = json_object();
+
+	for (size_t i = 0; i < ARRAY_LEN(group); i++)
+		json_object_set_new(bytes, group[i].name,
+				    json_integer((json_int_t)group[i].bytes));
+	json_object_set_new(root, "bytes", bytes);
+}
+
 static json_t *answer(struct planning *p)
 {
-	const struct memory_plan *m = &p->bytes.model;
-	size_t extra = p->bytes.saving + p->bytes.sampling;
 	int64_t positions = p->x.train.batch * p->dims.T;
-	size_t device = memory_plan_total(m) - m->host + p->bytes.sampling;
-	json_t *bytes =
-		json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "weights",
-			  (json_int_t)m->weights, "gradients", (json_int_t)m->gradients,
-			  "optimiser", (json_int_t)m->moments, "ema", (json_int_t)m->average,
-			  "activations", (json_int_t)m->activations, "constants",
-			  (json_int_t)m->constants, "host", (json_int_t)m->host, "saving",
-			  (json_int_t)p->bytes.saving, "sampling", (json_int_t)p->bytes.sampling,
-			  "program", (json_int_t)p->bytes.program);
-	json_t *root = json_pack("{s:I, s:I, s:f, s:s, s:o, s:O}", "parameters",
+	/* What the libraries take when they are loaded, this very program knows of itself. */
+	size_t program = PROGRAM_BYTES + (size_t)memory_rss_anon();
+	json_t *root = json_pack("{s:I, s:I, s:f, s:s, s:I}", "parameters",
 				 (json_int_t)count_parameters(p), "positions_per_step",
 				 (json_int_t)positions, "flops_per_step",
 				 transformer_flops_per_position(&p->dims) * (double)positions,
-				 "type", p->dims.act == DT_BF16 ? "bf16" : "f32", "bytes", bytes,
-				 "assumed", p->assumed);
+				 "type", p->dims.act == DT_BF16 ? "bf16" : "f32", "recompute",
+				 (json_int_t)p->dims.recompute);
 
 	CHECK(root);
+	put_bytes(root, &p->needs, program);
+	json_object_set(root, "assumed", p->assumed);
 	if (on_gpu(p))
-		json_object_set_new(root, "device_bytes", json_integer((json_int_t)device));
+		json_object_set_new(root, "device_bytes",
+				    json_integer((json_int_t)needs_of_gpu(&p->needs)));
 	else
 		json_object_set_new(root, "peak_rss_anon",
-				    json_integer((json_int_t)(memory_plan_total(m) + extra +
-							      p->bytes.program)));
+				    json_integer((json_int_t)(needs_of_cpu(&p->needs) + program)));
 	return root;
 }
 
@@ -203,10 +185,11 @@ static int plan(const char *text, size_t len, json_t **out, struct err *e)
 			     error.text);
 	if (rc == 0)
 		rc = make_dims(&p, e);
-	if (rc == 0)
-		rc = measure(&p, e);
-	if (rc == 0)
+	if (rc == 0) {
+		needs_fit(&p.x, p.device_bytes, &p.dims);
+		needs_measure(&p.x, &p.dims, &p.needs);
 		*out = answer(&p);
+	}
 	train_experiment_release(&p.x);
 	json_decref(p.assumed);
 	json_decref(request);

@@ -6,17 +6,21 @@
 
 #include <stdio.h>
 
-/* Reads {"experiment": text, "device": "cpu", "facts": {...}} from in and answers with one JSON
- *object on out:
+/* Reads {"experiment": text, "device": "cpu", "device_bytes": N, "facts": {...}} from in and
+ * answers with one JSON object on out:
  *
  *	parameters, positions_per_step, flops_per_step
+ *	recompute: layers whose activations are computed again
  *	bytes: weights, gradients, optimiser, ema, activations, constants, host, saving, sampling,
- *program peak_rss_anon         private memory of a worker on a CPU at its largest device_bytes of
- *a GPU, on a GPU assumed               facts that were not given, and what was taken for them
+ *		scratch, program
+ *	peak_rss_anon: private memory of a worker on a CPU at its largest
+ *	device_bytes: of a GPU, on a GPU
+ *	assumed: facts that were not given, and what was taken for them
  *
- * Facts are numbers (or their texts) by key: pieces, latent_height, latent_width, latent_channels
- *(all 0: no pictures); "ROLE.NAME.pieces" does as well. A mistake is a sentence on stderr. Returns
- *the program's exit status. */
+ * device_bytes asked: what the GPU has, for `train.recompute: auto`; 0 or none: what the GPU of
+ * this machine has left, or else enough. Facts are numbers (or their texts) by key: pieces,
+ * latent_height, latent_width, latent_channels (all 0: no pictures); "ROLE.NAME.pieces" does as
+ * well. A mistake is a sentence on stderr. Returns the program's exit status. */
 int plan_main(FILE *in, FILE *out);
 
 #endif

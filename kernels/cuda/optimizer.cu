@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  * AdamW over all parameters of a net in one pass, clipped by a norm that never leaves the device.
- * Four parameters a thread; memory sets the pace (30 bytes a parameter). */
+ * Four parameters a thread; memory sets the pace (30 bytes a parameter, 22 with bf16 moments). */
 #include "kernels/cuda/common.cuh"
+#include "kernels/cuda/philox.cuh"
 
 struct adamw_terms {
 	float scale, correct1, correct2;
+	uint32_t key; /* of the chance that rounds */
+	int64_t updates;
 };
 
 static __device__ __forceinline__ float adamw_one(const struct adamw &a, struct adamw_terms t,
@@ -29,10 +32,143 @@ static __device__ __forceinline__ float correction(float beta, int64_t updates)
 	return (float)(1.0 / (1.0 - pow((double)beta, (double)updates)));
 }
 
-template <bool WIDE>
-__global__ void adamw_all(struct adamw a, float correct1, float correct2)
+/* The random words of four parameters. */
+static __device__ __forceinline__ void chance_of(const struct adamw &a, struct adamw_terms t,
+						 int64_t four, uint32_t word[4])
 {
-	struct adamw_terms t = { a.grad_scale, correct1, correct2 };
+	word[0] = (uint32_t)four;
+	word[1] = (uint32_t)(four >> 32);
+	word[2] = (uint32_t)t.updates;
+	word[3] = (uint32_t)(t.updates >> 32);
+	philox(word, (uint32_t)a.seed, t.key);
+}
+
+/* See bf16_by_chance of kernels.h. */
+static __device__ __forceinline__ uint32_t by_chance(float x, uint32_t chance)
+{
+	uint32_t u = __float_as_uint(x);
+
+	if ((u & 0x7f800000u) == 0x7f800000u)
+		return pack_bf16(x, 0.0f);
+	return (u + chance) >> 16;
+}
+
+static __device__ __forceinline__ void put_by_chance(bf16 *p, float x, uint32_t chance)
+{
+	*(uint16_t *)p = (uint16_t)by_chance(x, chance);
+}
+static __device__ __forceinline__ void put_by_chance(float *p, float x, uint32_t)
+{
+	*p = x;
+}
+
+static __device__ __forceinline__ void get_four(const float *p, float x[4])
+{
+	float4 f = *(const float4 *)p;
+
+	x[0] = f.x;
+	x[1] = f.y;
+	x[2] = f.z;
+	x[3] = f.w;
+}
+static __device__ __forceinline__ void get_four(const bf16 *p, float x[4])
+{
+	uint2 w = *(const uint2 *)p;
+
+	x[0] = __uint_as_float(w.x << 16);
+	x[1] = __uint_as_float(w.x & 0xffff0000u);
+	x[2] = __uint_as_float(w.y << 16);
+	x[3] = __uint_as_float(w.y & 0xffff0000u);
+}
+static __device__ __forceinline__ void put_four(float *p, const float x[4])
+{
+	*(float4 *)p = make_float4(x[0], x[1], x[2], x[3]);
+}
+static __device__ __forceinline__ void put_four(bf16 *p, const float x[4])
+{
+	*(uint2 *)p = make_uint2(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]));
+}
+
+/* Rounded by the low halves of the words, or the high ones. */
+static __device__ __forceinline__ void put_four_by_chance(float *p, const float x[4],
+							   const uint32_t[4], int)
+{
+	put_four(p, x);
+}
+static __device__ __forceinline__ void put_four_by_chance(bf16 *p, const float x[4],
+							   const uint32_t word[4], int shift)
+{
+	uint32_t y[4];
+
+#pragma unroll
+	for (int j = 0; j < 4; j++)
+		y[j] = by_chance(x[j], word[j] >> shift & 0xffff);
+	*(uint2 *)p = make_uint2(y[0] | y[1] << 16, y[2] | y[3] << 16);
+}
+
+/* Parameters 4 i to 4 i + 3. */
+template <typename M, bool CHANCE>
+static __device__ __forceinline__ void adamw_four(const struct adamw &a, struct adamw_terms t,
+						  int64_t i)
+{
+	float p[4], g[4], m[4], v[4];
+	uint32_t word[4];
+
+	get_four(a.master + 4 * i, p);
+	get_four(a.grad + 4 * i, g);
+	get_four((const M *)a.m + 4 * i, m);
+	get_four((const M *)a.v + 4 * i, v);
+#pragma unroll
+	for (int j = 0; j < 4; j++)
+		p[j] = adamw_one(a, t, 4 * i + j < a.decayed, p[j], g[j], m[j], v[j]);
+	put_four(a.master + 4 * i, p);
+	if (CHANCE) {
+		chance_of(a, t, i, word);
+		put_four_by_chance((M *)a.m + 4 * i, m, word, 0);
+		put_four_by_chance((M *)a.v + 4 * i, v, word, 16);
+	} else {
+		put_four((M *)a.m + 4 * i, m);
+		put_four((M *)a.v + 4 * i, v);
+	}
+	if (a.average) {
+		float e[4];
+
+		get_four(a.average + 4 * i, e);
+#pragma unroll
+		for (int j = 0; j < 4; j++)
+			e[j] = towards(e[j], p[j], a.average_weight);
+		put_four(a.average + 4 * i, e);
+	}
+	if (a.resident)
+		put_four((bf16 *)a.resident + 4 * i, p);
+}
+
+/* One parameter, whatever the alignment. */
+template <typename M, bool CHANCE>
+static __device__ void adamw_alone(const struct adamw &a, struct adamw_terms t, int64_t i)
+{
+	float m = to_float(((const M *)a.m)[i]), v = to_float(((const M *)a.v)[i]);
+	float p = adamw_one(a, t, i < a.decayed, a.master[i], a.grad[i], m, v);
+	uint32_t word[4];
+
+	a.master[i] = p;
+	if (CHANCE) {
+		chance_of(a, t, i / 4, word);
+		put_by_chance((M *)a.m + i, m, word[i % 4] & 0xffff);
+		put_by_chance((M *)a.v + i, v, word[i % 4] >> 16);
+	} else {
+		put((M *)a.m + i, m);
+		put((M *)a.v + i, v);
+	}
+	if (a.average)
+		a.average[i] = towards(a.average[i], p, a.average_weight);
+	if (a.resident)
+		put((bf16 *)a.resident + i, p);
+}
+
+template <bool WIDE, typename M, bool CHANCE>
+__global__ void adamw_all(struct adamw a, struct adamw_terms t)
+{
 	int skipped = a.skipped ? *a.skipped : 0;
 
 	if (a.grad_norm2 && !isfinite(*a.grad_norm2)) {
@@ -41,8 +177,9 @@ __global__ void adamw_all(struct adamw a, float correct1, float correct2)
 		return;
 	}
 	if (skipped) {
-		t.correct1 = correction(a.beta1, a.step - skipped);
-		t.correct2 = correction(a.beta2, a.step - skipped);
+		t.updates -= skipped;
+		t.correct1 = correction(a.beta1, t.updates);
+		t.correct2 = correction(a.beta2, t.updates);
 	}
 	if (a.clip > 0.0f && a.grad_norm2) {
 		float norm = sqrtf(*a.grad_norm2) * a.grad_scale;
@@ -51,58 +188,45 @@ __global__ void adamw_all(struct adamw a, float correct1, float correct2)
 			t.scale *= a.clip / norm;
 	}
 	EACH (i, WIDE ? a.n / 4 : a.n) {
-		if (!WIDE) {
-			a.master[i] = adamw_one(a, t, i < a.decayed, a.master[i], a.grad[i], a.m[i],
-						a.v[i]);
-			if (a.average)
-				a.average[i] = towards(a.average[i], a.master[i], a.average_weight);
-			if (a.resident)
-				put((bf16 *)a.resident + i, a.master[i]);
-			continue;
-		}
-		float4 p = ((float4 *)a.master)[i], g = ((const float4 *)a.grad)[i];
-		float4 m = ((float4 *)a.m)[i], v = ((float4 *)a.v)[i];
-
-		p.x = adamw_one(a, t, 4 * i < a.decayed, p.x, g.x, m.x, v.x);
-		p.y = adamw_one(a, t, 4 * i + 1 < a.decayed, p.y, g.y, m.y, v.y);
-		p.z = adamw_one(a, t, 4 * i + 2 < a.decayed, p.z, g.z, m.z, v.z);
-		p.w = adamw_one(a, t, 4 * i + 3 < a.decayed, p.w, g.w, m.w, v.w);
-		((float4 *)a.master)[i] = p;
-		((float4 *)a.m)[i] = m;
-		((float4 *)a.v)[i] = v;
-		if (a.average) {
-			float4 e = ((float4 *)a.average)[i];
-
-			e.x = towards(e.x, p.x, a.average_weight);
-			e.y = towards(e.y, p.y, a.average_weight);
-			e.z = towards(e.z, p.z, a.average_weight);
-			e.w = towards(e.w, p.w, a.average_weight);
-			((float4 *)a.average)[i] = e;
-		}
-		if (a.resident)
-			((uint2 *)a.resident)[i] =
-				make_uint2(pack_bf16(p.x, p.y), pack_bf16(p.z, p.w));
+		if (WIDE)
+			adamw_four<M, CHANCE>(a, t, i);
+		else
+			adamw_alone<M, CHANCE>(a, t, i);
 	}
+}
+
+template <typename M, bool CHANCE>
+static void launch(struct cuda_state *s, const struct adamw *a, const struct adamw_terms *t)
+{
+	bool wide = a->n % 4 == 0 && aligned16(a->master) && aligned16(a->grad) &&
+		    aligned16(a->m) && aligned16(a->v) && aligned16(a->average) &&
+		    aligned16(a->resident);
+	unsigned blocks = grid_for(s, wide ? a->n / 4 : a->n, 256);
+
+	if (wide)
+		adamw_all<true, M, CHANCE><<<blocks, 256, 0, s->stream>>>(*a, *t);
+	else
+		adamw_all<false, M, CHANCE><<<blocks, 256, 0, s->stream>>>(*a, *t);
+	LAUNCHED();
 }
 
 void cuda_adamw(struct kernels *k, const struct adamw *a)
 {
 	struct cuda_state *s = state_of(k);
-	float correct1 = (float)(1.0 / (1.0 - pow((double)a->beta1, (double)a->step)));
-	float correct2 = (float)(1.0 / (1.0 - pow((double)a->beta2, (double)a->step)));
-	bool wide = a->n % 4 == 0 && aligned16(a->master) && aligned16(a->grad) &&
-		    aligned16(a->m) && aligned16(a->v) && aligned16(a->average) &&
-		    ((uintptr_t)a->resident & 7) == 0;
+	struct adamw_terms t = { a->grad_scale,
+				 (float)(1.0 / (1.0 - pow((double)a->beta1, (double)a->step))),
+				 (float)(1.0 / (1.0 - pow((double)a->beta2, (double)a->step))),
+				 philox_key(a->seed, PHILOX_ROUND), a->step };
 
 	CHECK(a->master && a->grad && a->m && a->v && a->step >= 1 && a->decayed <= a->n);
 	CHECK(a->clip == 0.0f || a->grad_norm2);
+	CHECK(a->moments == DT_F32 || a->moments == DT_BF16);
 	if (!a->n)
 		return;
-	if (wide)
-		adamw_all<true>
-			<<<grid_for(s, a->n / 4, 256), 256, 0, s->stream>>>(*a, correct1, correct2);
+	if (a->moments == DT_F32)
+		launch<float, false>(s, a, &t);
+	else if (a->stochastic)
+		launch<bf16, true>(s, a, &t);
 	else
-		adamw_all<false>
-			<<<grid_for(s, a->n, 256), 256, 0, s->stream>>>(*a, correct1, correct2);
-	LAUNCHED();
+		launch<bf16, false>(s, a, &t);
 }

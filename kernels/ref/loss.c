@@ -79,14 +79,50 @@ void ref_argmax(struct kernels *k, struct tensor out, struct tensor logits, int6
 	}
 }
 
+/* A new moment, rounded to the type it is kept in. */
+static void put_moment(const struct adamw *a, void *array, int64_t i, double value,
+		       uint32_t chance)
+{
+	struct tensor t = tensor_1d(array, a->moments, a->n);
+
+	if (a->moments == DT_BF16 && a->stochastic)
+		((uint16_t *)array)[i] = bf16_by_chance((float)value, chance);
+	else
+		ref_put(&t, i, value);
+}
+
+static void adamw_one(const struct adamw *a, int64_t i, int64_t updates, double scale)
+{
+	const struct tensor old_m = tensor_1d(a->m, a->moments, a->n);
+	const struct tensor old_v = tensor_1d(a->v, a->moments, a->n);
+	double c1 = 1 - pow(a->beta1, updates), c2 = 1 - pow(a->beta2, updates);
+	double g = a->grad[i] * scale, p = a->master[i];
+	double m = a->beta1 * (double)ref_get(&old_m, i) + (1 - (double)a->beta1) * g;
+	double v = a->beta2 * (double)ref_get(&old_v, i) + (1 - (double)a->beta2) * g * g;
+	double decay = i < a->decayed ? a->weight_decay * p : 0;
+	uint32_t word[4] = { 0 };
+
+	if (a->stochastic)
+		philox_words(a->seed, PHILOX_ROUND, (uint64_t)updates, (uint64_t)i / 4, word);
+	put_moment(a, a->m, i, m, word[i % 4] & 0xffff);
+	put_moment(a, a->v, i, v, word[i % 4] >> 16);
+	p -= a->lr * (m / c1 / (sqrt(v / c2) + a->eps) + decay);
+	a->master[i] = (float)p;
+	if (a->average)
+		a->average[i] = (float)(a->average[i] + (double)a->average_weight *
+						      (a->master[i] - a->average[i]));
+	if (a->resident)
+		a->resident[i] = bf16_from_float(a->master[i]);
+}
+
 void ref_adamw(struct kernels *k, const struct adamw *a)
 {
 	int64_t updates = a->step - (a->skipped ? *a->skipped : 0);
-	double c1 = 1 - pow(a->beta1, updates), c2 = 1 - pow(a->beta2, updates);
 	double norm = sqrt(*a->grad_norm2) * a->grad_scale, scale = a->grad_scale;
 
 	(void)k;
 	CHECK(updates > 0 && a->decayed >= 0 && a->decayed <= a->n);
+	CHECK(a->moments == DT_F32 || a->moments == DT_BF16);
 	if (!isfinite(*a->grad_norm2)) {
 		if (a->skipped)
 			++*a->skipped;
@@ -94,21 +130,6 @@ void ref_adamw(struct kernels *k, const struct adamw *a)
 	}
 	if (a->clip > 0 && norm > a->clip)
 		scale *= a->clip / norm;
-	for (int64_t i = 0; i < a->n; i++) {
-		double g = a->grad[i] * scale, p = a->master[i];
-		double m = a->beta1 * (double)a->m[i] + (1 - (double)a->beta1) * g;
-		double v = a->beta2 * (double)a->v[i] + (1 - (double)a->beta2) * g * g;
-		double decay = i < a->decayed ? a->weight_decay * p : 0;
-
-		a->m[i] = (float)m;
-		a->v[i] = (float)v;
-		p -= a->lr * (m / c1 / (sqrt(v / c2) + a->eps) + decay);
-		a->master[i] = (float)p;
-		if (a->average)
-			a->average[i] = (float)(a->average[i] +
-						(double)a->average_weight *
-							(a->master[i] - a->average[i]));
-		if (a->resident)
-			a->resident[i] = bf16_from_float(a->master[i]);
-	}
+	for (int64_t i = 0; i < a->n; i++)
+		adamw_one(a, i, updates, scale);
 }

@@ -6,7 +6,9 @@
  *
  *	bench_gpu train|decode|diffuse|profile [--device D] [--layers N] [--dim N] [--heads N]
  *		[--batch N] [--steps N] [--context N]
+ *		[--recompute LAYERS] [--moments BITS] [--stochastic 1]
  *
+ * --recompute, --moments 16 (bf16) and --stochastic are train.recompute, moments and rounding.
  * profile: a training step again, with the time of each operation. */
 #include "config.h"
 #include "lib/clock.h"
@@ -33,6 +35,7 @@
 struct bench {
 	const char *what, *device;
 	int64_t layers, dim, heads, batch, steps, context;
+	int64_t recompute, moments, stochastic;
 	struct dims dims;
 	struct kernels *k;
 	struct transformer m;
@@ -75,7 +78,10 @@ static void set_dims(struct bench *b, int64_t batch)
 			    .h = LATENT_SIDE, .w = LATENT_SIDE, .c = LATENT_CHANNELS,
 			    .time = TIME_AT_MODEL, .eps = 1e-5f, .rope_base = 10000,
 			    .act = DT_BF16, .positions_restart = true, .B = batch,
-			    .T = T_POSITIONS, .row_multiple = 1024 };
+			    .T = T_POSITIONS, .row_multiple = 1024,
+			    .recompute = b->recompute < b->layers ? b->recompute : b->layers,
+			    .moments = b->moments == 16 ? DT_BF16 : DT_F32,
+			    .stochastic = b->stochastic != 0, .rounding = 1 };
 	/* three specials after the pieces make exactly VOCABULARY rows */
 	need(vocabulary_init(&m->vocabulary, VOCABULARY - 3, 1, 2, &e), &e);
 	m->images = PICTURES * batch;
@@ -107,6 +113,16 @@ static double used_gib(struct bench *b)
 
 	need(kernels_memory(b->k, &available, &total, &e), &e);
 	return (double)(b->free_at_start - available) / (1 << 30);
+}
+
+/* What --dry-run would say. */
+static double planned_gib(const struct bench *b)
+{
+	struct memory_plan m;
+
+	transformer_memory(&b->dims, b->dims.T, true, false, &m);
+	pass_memory(&b->dims, true, &m);
+	return (double)(memory_plan_total(&m) - m.host + pass_scratch(&b->dims)) / (1 << 30);
 }
 
 static int32_t *draw_tokens(int64_t stream, int64_t n)
@@ -237,9 +253,11 @@ static void bench_train(struct bench *b)
 	flops = flops_per_step(&b->dims, &t.batch[0]);
 	print_row(b);
 	printf(", \"ms\": %.3f, \"tokens_s\": %.0f, \"tflops\": %.1f, \"params\": %lld, "
-	       "\"peak_gib\": %.2f, \"loss\": %.4f}\n", middle,
+	       "\"peak_gib\": %.2f, \"planned_gib\": %.2f, \"recompute\": %lld, "
+	       "\"moments\": %lld, \"loss\": %.4f}\n", middle,
 	       (double)(b->batch * T_POSITIONS) / middle * 1e3, flops / middle / 1e9,
-	       (long long)params_count(&b->m.params), used_gib(b), t.losses.loss);
+	       (long long)params_count(&b->m.params), used_gib(b), planned_gib(b),
+	       (long long)b->dims.recompute, (long long)b->moments, t.losses.loss);
 	trainer_close(&t);
 }
 
@@ -378,6 +396,8 @@ static void read_options(struct bench *b, int argc, char **argv)
 	const struct { const char *name; int64_t *to; } number[] = {
 		{ "--layers", &b->layers }, { "--dim", &b->dim }, { "--heads", &b->heads },
 		{ "--batch", &b->batch }, { "--steps", &b->steps }, { "--context", &b->context },
+		{ "--recompute", &b->recompute }, { "--moments", &b->moments },
+		{ "--stochastic", &b->stochastic },
 	};
 
 	if (argc < 2 || argc % 2 != 0)
@@ -405,7 +425,7 @@ int main(int argc, char **argv)
 		{ "decode", bench_decode }, { "diffuse", bench_diffuse },
 	};
 	struct bench b = { .device = "cuda", .layers = 24, .dim = 1536, .heads = 24, .batch = 4,
-			   .steps = 20, .context = 1024 };
+			   .steps = 20, .context = 1024, .moments = 32 };
 
 	die_set_program("bench_gpu");
 	read_options(&b, argc, argv);

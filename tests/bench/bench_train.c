@@ -185,7 +185,8 @@ static void dump(struct bench *b)
 	struct err e = ERR_INIT;
 	struct st_writer w;
 	int64_t N = b->dims.B * b->dims.T, E = dims_latent(&b->dims);
-	float *noise[BATCHES], *weights;
+	float *noise[BATCHES];
+	void *weights;
 	char name[64];
 
 	st_writer_init(&w);

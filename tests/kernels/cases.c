@@ -485,12 +485,14 @@ static void do_next_row(struct run *r)
 }
 
 /* n, decayed, step, resident, clip, more: the sum of
- * 1: an average goes along; 2: the norm is no number; 4: two steps were left out before */
+ * 1: an average goes along; 2: the norm is no number; 4: two steps were left out before;
+ * 8: bf16 moments, 16: rounded by chance */
 static void do_adamw(struct run *r)
 {
 	struct tensor p = run_changes(r, run_input1(r, DT_F32, D(0)));
-	struct tensor m = run_changes(r, run_input1(r, DT_F32, D(0)));
-	struct tensor v = run_changes(r, run_input1(r, DT_F32, D(0)));
+	enum dtype moments = D(5) & 8 ? DT_BF16 : DT_F32;
+	struct tensor m = run_changes(r, run_input1(r, moments, D(0)));
+	struct tensor v = run_changes(r, run_input1(r, moments, D(0)));
 	struct tensor g = run_input1(r, DT_F32, D(0)), norm = run_input1(r, DT_F32, 1);
 	struct tensor average = run_changes(r, run_input1(r, DT_F32, D(5) & 1 ? D(0) : 0));
 	struct tensor skipped = run_changes(r, run_integers(r, 1, D(5) & 4 ? 2 : 0,
@@ -502,6 +504,9 @@ static void do_adamw(struct run *r)
 			   .v = v.data,
 			   .n = D(0),
 			   .resident = D(3) ? copy.data : NULL,
+			   .moments = moments,
+			   .stochastic = D(5) & 16,
+			   .seed = r->seed,
 			   .average = D(5) & 1 ? average.data : NULL,
 			   .average_weight = 0.125f,
 			   .grad_norm2 = norm.data,
@@ -516,13 +521,12 @@ static void do_adamw(struct run *r)
 			   .grad_scale = 0.5f,
 			   .clip = (float)D(4) };
 
-	OPS->lerp(r->k, v, v, 0);
 	OPS->fill(r->k, v, 0.25f);
 	OPS->sum_squares(r->k, norm.data, g.data, D(0));
 	if (D(5) & 2)
 		OPS->fill(r->k, norm, NAN);
 	TIMED(OPS->adamw(r->k, &a));
-	r->bytes = D(0) * 28.0;
+	r->bytes = D(0) * (moments == DT_BF16 ? 20.0 : 28.0);
 }
 
 const struct op_case op_cases[] = {
@@ -776,16 +780,13 @@ const struct op_case op_cases[] = {
 	  1,
 	  { { 5, 7, 2 }, { 3, 300, 9 }, { 1, 1, 0 } },
 	  { { 0 } } },
-	{ "adamw",
-	  do_adamw,
-	  false,
-	  2,
+	{ "adamw", do_adamw, false, 2,
 	  { { 1025, 1000, 9, 1, 1, 3 }, { 4096, 512, 100, 0, 1, 7 }, { 513, 100, 4, 1, 0, 4 } },
 	  { { 0 } } },
-	{ "adamw",
-	  do_adamw,
-	  false,
-	  2,
+	{ "adamw", do_adamw, false, 2,
+	  { { 7, 3, 2, 0, 0, 8 }, { 1025, 1000, 9, 1, 1, 24 }, { 70000, 512, 100, 1, 1, 29 } },
+	  { { 1 << 22, 1 << 21, 10, 1, 1, 8 }, { 1 << 22, 1 << 21, 10, 1, 1, 24 } } },
+	{ "adamw", do_adamw, false, 2,
 	  { { 7, 3, 1, 0, 0 }, { 1025, 1000, 9, 1, 1, 1 }, { 70000, 512, 100, 1, 1, 5 } },
 	  { { 2700000, 2600000, 10, 0, 1 }, { 1 << 22, 1 << 21, 10, 1, 1 } } },
 };

@@ -506,7 +506,7 @@ static void save(struct rig *r, const char *path)
 	struct err e = ERR_INIT;
 	struct st_writer w;
 	char *choices = kernels_choices(r->k);
-	float *copy[3];
+	void *copy[3];
 
 	st_writer_init(&w);
 	st_writer_meta(&w, "choices", choices);

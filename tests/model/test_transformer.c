@@ -201,6 +201,47 @@ static void test_the_same_twice_gives_the_same_bits(void **state)
 	}
 }
 
+/* Layers that are computed again give the same bits and take less memory, however many they are. */
+static void test_recomputed_layers_give_the_same_bits(void **state)
+{
+	const char *device[2];
+	int devices = fixture_devices(device);
+
+	(void)state;
+	for (int i = 0; i < 2 * devices; i++) {
+		struct dims dims = fixture_dims();
+		size_t bytes = 0, before = SIZE_MAX;
+		float *expected = NULL, *grad;
+		double loss = 0;
+
+		dims.layers = 5;
+		dims.act = i % 2 ? DT_BF16 : DT_F32;
+		for (dims.recompute = 0; dims.recompute <= dims.layers; dims.recompute++) {
+			struct memory_plan plan = { 0 };
+			struct rig r;
+
+			rig_open(&r, device[i / 2], dims);
+			if (dims.recompute == 0)
+				loss = run(&r);
+			else
+				assert_true(run(&r) == loss);
+			assert_true(run(&r) == loss);
+			bytes = (size_t)r.m.params.total * sizeof *grad;
+			grad = gradient_of(&r);
+			if (expected)
+				assert_memory_equal(grad, expected, bytes);
+			xfree(expected);
+			expected = grad;
+			pass_memory(&dims, true, &plan);
+			assert_true(dims.recompute == 1 ? plan.activations == before
+							: plan.activations < before);
+			before = plan.activations;
+			rig_close(&r);
+		}
+		xfree(expected);
+	}
+}
+
 /* A pass made for evaluation keeps two layers' tensors in turn, and says the same. */
 static void test_evaluation_alone_gives_the_same_losses(void **state)
 {
@@ -447,6 +488,7 @@ int main(void)
 		cmocka_unit_test(test_gradients_of_the_step_before_are_gone),
 		cmocka_unit_test(test_bf16_follows_f32),
 		cmocka_unit_test(test_the_same_twice_gives_the_same_bits),
+		cmocka_unit_test(test_recomputed_layers_give_the_same_bits),
 		cmocka_unit_test(test_evaluation_alone_gives_the_same_losses),
 		cmocka_unit_test(test_read_gives_noise_and_prediction),
 		cmocka_unit_test(test_memory_is_what_was_planned),

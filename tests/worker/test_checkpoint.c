@@ -75,8 +75,8 @@ static void make_model(struct transformer *m, uint64_t seed)
 	assert_ok(transformer_init(m, kernels, &dims, dims.T, true, &e), &e);
 	transformer_draw(m, seed);
 	for (int64_t i = 0; i < m->params.total; i++) {
-		m->params.m[i] = (float)i * (float)seed;
-		m->params.v[i] = 1.0f / (float)(i + 1);
+		((float *)m->params.m)[i] = (float)i * (float)seed;
+		((float *)m->params.v)[i] = 1.0f / (float)(i + 1);
 	}
 	m->params.step = 17;
 }
@@ -120,8 +120,8 @@ static void what_is_saved_comes_back(void **state)
 		size_t n = (size_t)p->count * sizeof(float);
 
 		assert_memory_equal(b.params.master + p->at, a.params.master + p->at, n);
-		assert_memory_equal(b.params.m + p->at, a.params.m + p->at, n);
-		assert_memory_equal(b.params.v + p->at, a.params.v + p->at, n);
+		assert_memory_equal((float *)b.params.m + p->at, (float *)a.params.m + p->at, n);
+		assert_memory_equal((float *)b.params.v + p->at, (float *)a.params.v + p->at, n);
 		assert_memory_equal(d.average + p->at, c.average + p->at, n);
 	}
 	assert_ok(checkpoint_facts(path, &read, &e), &e);

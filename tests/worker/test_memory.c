@@ -24,9 +24,9 @@ extern char **environ;
 static struct toy toy;
 
 /* The plan of an experiment's text; NULL when it is refused. */
-static json_t *plan_of(const char *experiment, json_t *facts)
+static json_t *plan_for(json_t *request)
 {
-	json_t *request = json_pack("{s:s, s:o}", "experiment", experiment, "facts", facts), *root;
+	json_t *root;
 	char *text = json_dumps(request, 0), *answer = NULL;
 	size_t answer_len = 0;
 	FILE *in = fmemopen(text, strlen(text), "r"), *out = open_memstream(&answer, &answer_len);
@@ -39,6 +39,19 @@ static json_t *plan_of(const char *experiment, json_t *facts)
 	free(text);
 	json_decref(request);
 	return root;
+}
+
+static json_t *plan_of(const char *experiment, json_t *facts)
+{
+	return plan_for(json_pack("{s:s, s:o}", "experiment", experiment, "facts", facts));
+}
+
+static json_t *plan_on_gpu(const char *experiment, int64_t bytes)
+{
+	return plan_for(json_pack("{s:s, s:s, s:I, s:{s:i, s:i, s:i, s:i}}", "experiment",
+				  experiment, "device", "cuda", "device_bytes", (json_int_t)bytes,
+				  "facts", "pieces", 300, "latent_height", 4, "latent_width", 4,
+				  "latent_channels", 4));
 }
 
 static char *tiny(const char *const *set, size_t n)
@@ -94,6 +107,48 @@ static void what_is_not_known_is_assumed_openly(void **state)
 		plan_of("preset: tiny\nmodel: {heads: 7}\ndata: [{name: a}]\n", json_object()));
 	assert_null(plan_of(text, json_pack("{s:s}", "pieces", "99999999999")));
 	xfree(text);
+}
+
+/* On a GPU of a given size: as many layers are computed again as must be, and no more. */
+static void what_does_not_fit_is_computed_again(void **state)
+{
+	static const char *const set[] = { "train.moments=bf16" };
+	static const char *const on[] = { "train.recompute=on" };
+	static const char *const off[] = { "train.recompute=off" };
+	char *text = tiny(NULL, 0), *half = tiny(set, 1);
+	char *always = tiny(on, 1), *never = tiny(off, 1);
+	json_t *all = plan_on_gpu(text, 0), *none = plan_on_gpu(text, 1), *most;
+	int64_t enough = figure(all, "device_bytes"), least = figure(none, "device_bytes");
+	int64_t middle = least + (enough - least) / 2, moments;
+
+	(void)state;
+	assert_int_equal(figure(all, "recompute"), 0);
+	assert_int_equal(figure(none, "recompute"), 6);
+	assert_true(least < enough);
+	most = plan_on_gpu(text, middle * 50 / 49);
+	assert_in_range(figure(most, "recompute"), 2, 5);
+	assert_true(figure(most, "device_bytes") <= middle + middle / 1000);
+	json_decref(most);
+	most = plan_on_gpu(text, enough * 50 / 49 + 50);
+	assert_int_equal(figure(most, "recompute"), 0);
+	json_decref(most);
+	most = plan_on_gpu(always, 0);
+	assert_int_equal(figure(most, "device_bytes"), least);
+	json_decref(most);
+	most = plan_on_gpu(never, 1);
+	assert_int_equal(figure(most, "device_bytes"), enough);
+	json_decref(most);
+	most = plan_on_gpu(half, 0);
+	moments = figure(json_object_get(all, "bytes"), "optimiser");
+	assert_int_equal(figure(json_object_get(most, "bytes"), "optimiser"), moments / 2);
+	assert_int_equal(figure(most, "device_bytes"), enough - moments / 2);
+	json_decref(most);
+	json_decref(all);
+	json_decref(none);
+	xfree(text);
+	xfree(half);
+	xfree(always);
+	xfree(never);
 }
 
 /* ---- a worker that trains */
@@ -250,6 +305,7 @@ int main(void)
 	const struct CMUnitTest memory[] = {
 		cmocka_unit_test(sizes_are_right),
 		cmocka_unit_test(what_is_not_known_is_assumed_openly),
+		cmocka_unit_test(what_does_not_fit_is_computed_again),
 		cmocka_unit_test(the_peak_is_foretold),
 	};
 	return cmocka_run_group_tests_name("memory", memory, set_up, tear_down);

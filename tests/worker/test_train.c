@@ -275,6 +275,44 @@ static void a_run_that_left_out_a_step_goes_on_bit_for_bit(void **state)
 	xfree(two);
 }
 
+/* Layers computed again leave the same bits; bf16 moments learn, too, and go on bit for bit. */
+static void less_memory(void **state)
+{
+	static const char *const again[] = { "train.recompute=on" };
+	static const char *const half[] = { "train.moments=bf16" };
+	static const char *const f32[] = { "train.moments=f32" };
+	char *model = in_folder("again-model"), *other = in_folder("half-model");
+	char *killed = in_folder("half-killed");
+	char *one = xasprintf("%s/step-00000020", other);
+	char *two = xasprintf("%s/step-00000020", killed);
+	char text[ERR_TEXT_MAX];
+	struct err e = ERR_INIT;
+
+	(void)state;
+	assert_ok(dir_make(model, 0700, &e), &e);
+	assert_ok(dir_make(other, 0700, &e), &e);
+	assert_ok(dir_make(killed, 0700, &e), &e);
+	assert_ok(toy_train(&toy, "again", model, again, 1, &e), &e);
+	for (uint64_t step = 1; step <= 20; step++)
+		assert_true(metric("straight", step, "loss") == metric("again", step, "loss"));
+	assert_ok(toy_train(&toy, "half", other, half, 1, &e), &e);
+	assert_true(metric("half", 20, "loss") != metric("straight", 20, "loss"));
+	assert_true(fabs(metric("half", 20, "loss") / metric("straight", 20, "loss") - 1) < 0.05);
+	assert_int_equal(train_with_fault("checkpoint-save:2!", "half-2", killed, half[0], text),
+			 KILLED);
+	assert_ok(toy_train(&toy, "half-2", killed, half, 1, &e), &e);
+	same_file(one, two, "weights.safetensors");
+	same_file(one, two, "state.safetensors");
+	assert_int_equal(toy_train(&toy, "half-3", other, f32, 1, &e), TF_EMISMATCH);
+	assert_non_null(strstr(e.text, "state.safetensors"));
+	err_clear(&e);
+	xfree(model);
+	xfree(other);
+	xfree(killed);
+	xfree(one);
+	xfree(two);
+}
+
 /* A full disk at one save is an event; at the last step it is the end. */
 static void a_full_disk(void **state)
 {
@@ -325,6 +363,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_loss_that_is_no_number),
 		cmocka_unit_test(losses_that_are_no_numbers_have_a_limit),
 		cmocka_unit_test(a_run_that_left_out_a_step_goes_on_bit_for_bit),
+		cmocka_unit_test(less_memory),
 		cmocka_unit_test(a_full_disk),
 	};
 	if (argc == 5)

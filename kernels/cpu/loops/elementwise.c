@@ -285,42 +285,86 @@ void LOOP(denoise)(struct kernels *k, const struct denoise *d)
 	}
 }
 
+struct adamw_terms {
+	float scale, rate, root;
+	int64_t updates;
+};
+
+/* n new moments from element `at` on, a multiple of 4, in the type they are kept in; shift 0 takes
+ * the low and 16 the high half of each random word. */
+static void store_moments(const struct adamw *a, const struct adamw_terms *t, void *array,
+			  int shift, int64_t at, int64_t n, const float *value)
+{
+	struct tensor to = tensor_1d(array, a->moments, a->n);
+	uint16_t *half = (uint16_t *)array + at;
+
+	if (a->moments == DT_F32 || !a->stochastic) {
+		loop_store(&to, at, n, value);
+		return;
+	}
+	for (int64_t i = 0; i < n; i += 4) {
+		uint32_t word[4];
+
+		philox_words(a->seed, PHILOX_ROUND, (uint64_t)t->updates, (uint64_t)(at + i) / 4,
+			     word);
+		for (int64_t j = i; j < loop_min(i + 4, n); j++)
+			half[j] = bf16_by_chance(value[j], word[j - i] >> shift & 0xffff);
+	}
+}
+
+static void adamw_block(const struct adamw *a, const struct adamw_terms *t, int64_t at, int64_t n)
+{
+	struct tensor moments[2] = { tensor_1d(a->m, a->moments, a->n),
+				     tensor_1d(a->v, a->moments, a->n) };
+	float block[2][LOOP_BLOCK], rest1 = 1.0f - a->beta1, rest2 = 1.0f - a->beta2;
+	float *p = a->master + at, *m = loop_target(&moments[0], at, block[0]);
+	float *v = loop_target(&moments[1], at, block[1]);
+	const float *grad = a->grad + at;
+	int64_t decayed = a->decayed - at;
+
+	loop_load(&moments[0], at, n, block[0]);
+	loop_load(&moments[1], at, n, block[1]);
+#pragma omp simd
+	for (int64_t i = 0; i < n; i++) {
+		float g = grad[i] * t->scale, decay = i < decayed ? a->weight_decay : 0;
+
+		m[i] = a->beta1 * m[i] + rest1 * g;
+		v[i] = a->beta2 * v[i] + rest2 * g * g;
+		p[i] -= t->rate * m[i] / (sqrtf(v[i]) * t->root + a->eps) + a->lr * decay * p[i];
+	}
+	store_moments(a, t, a->m, 0, at, n, m);
+	store_moments(a, t, a->v, 16, at, n, v);
+	if (a->average)
+		for (int64_t i = 0; i < n; i++)
+			a->average[at + i] += a->average_weight * (p[i] - a->average[at + i]);
+	if (a->resident) {
+		struct tensor copy = tensor_1d(a->resident, DT_BF16, a->n);
+
+		loop_store(&copy, at, n, p);
+	}
+}
+
 void LOOP(adamw)(struct kernels *k, const struct adamw *a)
 {
 	int64_t updates = a->step - (a->skipped ? *a->skipped : 0);
-	float rate = a->lr / (float)(1 - pow(a->beta1, (double)updates));
-	float root = 1.0f / (float)sqrt(1 - pow(a->beta2, (double)updates));
-	float norm = sqrtf(*a->grad_norm2) * a->grad_scale, scale = a->grad_scale;
-	float rest1 = 1.0f - a->beta1, rest2 = 1.0f - a->beta2;
+	float norm = sqrtf(*a->grad_norm2) * a->grad_scale;
+	struct adamw_terms t = {
+		.scale = a->grad_scale,
+		.rate = a->lr / (float)(1 - pow(a->beta1, (double)updates)),
+		.root = 1.0f / (float)sqrt(1 - pow(a->beta2, (double)updates)),
+		.updates = updates,
+	};
 
 	(void)k;
 	CHECK(updates > 0 && a->decayed >= 0 && a->decayed <= a->n);
+	CHECK(a->moments == DT_F32 || a->moments == DT_BF16);
 	if (!isfinite(*a->grad_norm2)) {
 		if (a->skipped)
 			++*a->skipped;
 		return;
 	}
 	if (a->clip > 0 && norm > a->clip)
-		scale *= a->clip / norm;
-	FOR_BLOCKS(at, a->n) {
-		int64_t end = loop_min(a->n, at + LOOP_BLOCK);
-		float *p = a->master, *m = a->m, *v = a->v;
-
-#pragma omp simd
-		for (int64_t i = at; i < end; i++) {
-			float g = a->grad[i] * scale, decay = i < a->decayed ? a->weight_decay : 0;
-
-			m[i] = a->beta1 * m[i] + rest1 * g;
-			v[i] = a->beta2 * v[i] + rest2 * g * g;
-			p[i] -= rate * m[i] / (sqrtf(v[i]) * root + a->eps) + a->lr * decay * p[i];
-		}
-		if (a->average)
-			for (int64_t i = at; i < end; i++)
-				a->average[i] += a->average_weight * (p[i] - a->average[i]);
-		if (a->resident) {
-			struct tensor copy = tensor_1d(a->resident, DT_BF16, a->n);
-
-			loop_store(&copy, at, end - at, p + at);
-		}
-	}
+		t.scale *= a->clip / norm;
+	FOR_BLOCKS(at, a->n)
+		adamw_block(a, &t, at, loop_min(LOOP_BLOCK, a->n - at));
 }
