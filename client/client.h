@@ -149,6 +149,8 @@ struct table {
 void table_init(struct table *t, const char *align, const char *const *head);
 void table_add(struct table *t, const char *const *cell);   /* copies; NULL prints as "-" */
 void table_print(struct table *t);                          /* and releases it */
+/* The same into a buffer, for so many columns (0: any number). */
+void table_render(struct table *t, int columns, struct buf *out);
 void table_release(struct table *t);   /* what is never printed; twice is fine */
 #define FORMAT_MAX 48
 void format_bytes(uint64_t bytes, char out[FORMAT_MAX]);    /* "1.4 GB" */
@@ -160,9 +162,22 @@ void format_until(int64_t at_ms, char out[FORMAT_MAX]);     /* "now", "in 3 min"
  * it. */
 char *text_safe(const char *text);
 int text_width(const char *text);                           /* columns */
+void text_cut(char *text, int columns);
 int terminal_width(int fd);                                 /* 0: no terminal */
 /* A JSON value as indented "key: value" lines. */
 void print_json_for_people(const json_t *value, int indent);
+
+/* ---- the whole terminal (screen.c) */
+
+void screen_open(void);
+void screen_close(void);
+void screen_size(int *width, int *height);
+/* Draws lines of text, cut to the terminal; the first of each paragraph is bold. Changes the
+ * text. */
+void screen_paint(char *text);
+#define SCREEN_NOTHING (-1)
+#define SCREEN_STALE (-2)         /* it must be drawn again: it has another size, or came back */
+int screen_key(int64_t timeout_ms); /* a key that was pressed, or one of these */
 
 /* ---- for programs (json.c) */
 

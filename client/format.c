@@ -57,8 +57,7 @@ int text_width(const char *text)
 	return width;
 }
 
-/* Cuts the text to so many columns. */
-static void text_cut(char *text, int width)
+void text_cut(char *text, int width)
 {
 	int columns;
 
@@ -104,7 +103,8 @@ void table_add(struct table *t, const char *const *cell)
 	t->rows++;
 }
 
-static void print_cell(const struct table *t, char *text, int column, int width, int left)
+static void put_cell(const struct table *t, char *text, int column, int width, int left,
+		     struct buf *out)
 {
 	bool last = column == t->columns - 1;
 	int pad;
@@ -115,15 +115,14 @@ static void print_cell(const struct table *t, char *text, int column, int width,
 	if (pad < 0)
 		pad = 0;
 	if (t->align[column] == 'r')
-		printf("%*s%s%s", pad, "", text, last ? "" : "  ");
+		buf_printf(out, "%*s%s%s", pad, "", text, last ? "" : "  ");
 	else
-		printf("%s%*s%s", text, last ? 0 : pad, "", last ? "" : "  ");
+		buf_printf(out, "%s%*s%s", text, last ? 0 : pad, "", last ? "" : "  ");
 }
 
-void table_print(struct table *t)
+void table_render(struct table *t, int columns, struct buf *out)
 {
-	int terminal = terminal_width(STDOUT_FILENO), *width = xcalloc(t->columns, sizeof *width);
-	int used = 0;
+	int *width = xcalloc(t->columns, sizeof *width), used = 0;
 
 	for (int i = 0; i < t->rows * t->columns; i++) {
 		int w = text_width(t->cell[i]);
@@ -135,12 +134,21 @@ void table_print(struct table *t)
 		used += width[i] + 2;
 	for (int row = 0; row < t->rows; row++) {
 		for (int i = 0; i < t->columns; i++)
-			print_cell(t, t->cell[row * t->columns + i], i, width[i],
-				   terminal ? terminal - used : 0);
-		putchar('\n');
+			put_cell(t, t->cell[row * t->columns + i], i, width[i],
+				 columns ? columns - used : 0, out);
+		buf_text(out, "\n");
 	}
 	xfree(width);
 	table_release(t);
+}
+
+void table_print(struct table *t)
+{
+	struct buf out = BUF_INIT;
+
+	table_render(t, terminal_width(STDOUT_FILENO), &out);
+	fwrite(out.data, 1, out.len, stdout);
+	buf_release(&out);
 }
 
 void table_release(struct table *t)

@@ -114,7 +114,7 @@ struct worker {
 	struct charge charge;    /* for it */
 	struct user_share *user; /* who pays; NULL: the job had ended */
 	pid_t pid;
-	uint64_t pid_start;      /* field 22 of /proc/PID/stat: pid and start are unique */
+	uint64_t pid_start;      /* field 22 of /proc/PID/stat: unique with the pid, in a boot */
 	int pidfd;               /* readable when the process ended; -1: it is gone already */
 	bool child;              /* ours to reap; false: adopted from an earlier daemon */
 	char key[KEY_CHARS + 1]; /* public key of the attempt */
@@ -419,6 +419,8 @@ int warm_start(struct daemon *d, struct worker *w, const struct decision *decisi
 void warm_drop(struct worker *w, const char *why); /* the idle worker is to leave */
 void warm_drop_all(struct daemon *d, const char *why);
 void warm_tick(struct daemon *d); /* those nobody needed for long; all when memory is short */
+/* Of the host, bytes; what new processes may take. Negative: not known. */
+int memory_now(uint64_t *total, uint64_t *available);
 
 /* ---- spawn.c ---- */
 struct spawn {
@@ -433,6 +435,8 @@ struct spawn {
 int spawn_process(const struct spawn *s, pid_t *pid, int *pidfd, struct err *e);
 /* When the process started, in clock ticks since boot; 0: there is no such process. */
 uint64_t process_start(pid_t pid);
+/* What this boot of the machine is called; "": not known. Static. */
+const char *machine_boot(void);
 int process_fd(pid_t pid); /* -1 when there is none */
 /* The variables a child gets (NULL-ended), threads > 0 as OMP_NUM_THREADS; visible (may be NULL)
  * as CUDA_VISIBLE_DEVICES instead of ours; free with spawn_env_free. */

@@ -6,6 +6,7 @@
 #include "lib/mem.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static Tf__SlotState *add_slot(struct slot_rows *s, const char *name, const char *device)
@@ -94,51 +95,122 @@ struct slot_rows *slot_rows_new(struct daemon *d)
 
 #define STATES TF__JOB_STATE__DONE /* those before have not ended */
 
-struct counts {
-	Tf__KeyValue pair[STATES], *list[STATES];
-	char text[STATES][24];
-	size_t count;
+struct view {
+	struct slots_view base;
+	struct slot_rows *rows;
+	Tf__KeyValue pair[STATES], *count[STATES];
+	char number[STATES][24];
+	Tf__UserLoad *load, **user;
 };
 
-static void count_jobs(const struct live *l, struct counts *c)
+static void count_jobs(const struct live *l, struct view *v)
 {
 	uint64_t jobs[TF__JOB_STATE__CANCELLED + 1] = { 0 };
+	size_t n = 0;
 
 	for (size_t i = 0; i < l->count; i++)
 		if (l->job[i])
 			jobs[l->job[i]->state]++;
-	for (int s = TF__JOB_STATE__QUEUED; s < STATES; s++) {
-		size_t i = c->count++;
-
-		snprintf(c->text[i], sizeof c->text[i], "%llu", (unsigned long long)jobs[s]);
-		tf__key_value__init(&c->pair[i]);
-		c->pair[i].key = (char *)job_state_name((Tf__JobState)s);
-		c->pair[i].value = c->text[i];
-		c->list[i] = &c->pair[i];
+	for (int s = TF__JOB_STATE__QUEUED; s < STATES; s++, n++) {
+		snprintf(v->number[n], sizeof v->number[n], "%llu", (unsigned long long)jobs[s]);
+		tf__key_value__init(&v->pair[n]);
+		v->pair[n].key = (char *)job_state_name((Tf__JobState)s);
+		v->pair[n].value = v->number[n];
+		v->count[n] = &v->pair[n];
 	}
+	v->base.message.n_count = n;
+	v->base.message.count = v->count;
+}
+
+static uint32_t gpus_of(const struct daemon *d, const struct user_share *u)
+{
+	uint64_t gpus = 0;
+
+	for (size_t i = 0; i < d->workers; i++)
+		if (d->worker[i]->user == u && !d->worker[i]->idle)
+			gpus |= d->worker[i]->holding.gpus;
+	return (uint32_t)__builtin_popcountll(gpus);
+}
+
+static int by_jobs(const void *a, const void *b)
+{
+	const Tf__UserLoad *x = *(Tf__UserLoad *const *)a, *y = *(Tf__UserLoad *const *)b;
+
+	if (x->running != y->running)
+		return x->running < y->running ? 1 : -1;
+	if (x->queued != y->queued)
+		return x->queued < y->queued ? 1 : -1;
+	return strcmp(x->user, y->user);
+}
+
+/* Those with jobs that have not ended, the busiest first. */
+static void fill_users(struct daemon *d, struct view *v)
+{
+	const struct shares *s = &d->live.shares;
+	size_t n = 0;
+
+	v->load = xcalloc(s->count + 1, sizeof *v->load);
+	v->user = xcalloc(s->count + 1, sizeof *v->user);
+	for (size_t i = 0; i < s->count; i++) {
+		const struct user_share *u = s->user[i];
+		Tf__UserLoad *load = &v->load[n];
+
+		if (u->jobs == 0)
+			continue;
+		tf__user_load__init(load);
+		load->user = (char *)u->name;
+		load->has_running = load->has_queued = load->has_waiting = load->has_gpus = true;
+		load->running = u->running;
+		load->queued = u->queued;
+		load->waiting = u->jobs > u->running + u->queued
+					? u->jobs - u->running - u->queued
+					: 0; /* one that has ended may still have its process */
+		load->gpus = gpus_of(d, u);
+		v->user[n++] = load;
+	}
+	qsort(v->user, n, sizeof *v->user, by_jobs);
+	v->base.message.n_user = n;
+	v->base.message.user = v->user;
+}
+
+struct slots_view *slots_view_new(struct daemon *d)
+{
+	struct view *v = xcalloc(1, sizeof *v);
+	Tf__Slots *m = &v->base.message;
+
+	tf__slots__init(m);
+	v->rows = slot_rows_new(d);
+	m->n_slot = v->rows->count;
+	m->slot = v->rows->list;
+	count_jobs(&d->live, v);
+	fill_users(d, v);
+	m->driver = *d->gpu_watch.driver ? d->gpu_watch.driver : NULL;
+	m->fault = *d->gpu_watch.fault ? d->gpu_watch.fault : NULL;
+	m->has_draining = m->has_read_only = true;
+	m->draining = d->draining;
+	m->read_only = d->read_only;
+	return &v->base;
+}
+
+void slots_view_free(struct slots_view *view)
+{
+	struct view *v = (struct view *)view;
+
+	xfree(v->rows);
+	xfree(v->load);
+	xfree(v->user);
+	xfree(v);
 }
 
 int handle_slot_list(struct daemon *d, struct request *r)
 {
 	Tf__Reply reply = TF__REPLY__INIT;
-	Tf__Slots s = TF__SLOTS__INIT;
-	struct slot_rows *rows = slot_rows_new(d);
-	struct counts counts = { .count = 0 };
+	struct slots_view *view = slots_view_new(d);
 
-	count_jobs(&d->live, &counts);
-	s.n_slot = rows->count;
-	s.slot = rows->list;
-	s.n_count = counts.count;
-	s.count = counts.list;
-	s.driver = *d->gpu_watch.driver ? d->gpu_watch.driver : NULL;
-	s.fault = *d->gpu_watch.fault ? d->gpu_watch.fault : NULL;
-	s.has_draining = s.has_read_only = true;
-	s.draining = d->draining;
-	s.read_only = d->read_only;
 	reply.body_case = TF__REPLY__BODY_SLOTS;
-	reply.slots = &s;
+	reply.slots = &view->message;
 	reply_put(d, r, &reply);
-	xfree(rows);
+	slots_view_free(view);
 	return 0;
 }
 

@@ -313,19 +313,25 @@ void queue_tick(struct daemon *d)
 
 /* ---------------------------------------------------------------- for people */
 
-void queue_describe(struct daemon *d, const struct job *j, Tf__Job *view, char waits[WAITS_MAX])
+static struct queue_view kept; /* good as long as the forecast is */
+
+void queue_forecast(struct daemon *d)
 {
-	static struct queue_view kept; /* good as long as the forecast is */
 	int64_t now = clock_mono_ms();
 
-	if (j->state != TF__JOB_STATE__QUEUED)
-		return;
 	if (d->forecast_seq != d->seq || now - d->forecast_ms > FORECAST_MS) {
 		queue_view(d, true, &kept);
 		schedule_forecast(&kept.in);
 		d->forecast_seq = d->seq;
 		d->forecast_ms = now;
 	}
+}
+
+void queue_describe(struct daemon *d, const struct job *j, Tf__Job *view, char waits[WAITS_MAX])
+{
+	if (j->state != TF__JOB_STATE__QUEUED)
+		return;
+	queue_forecast(d);
 	if (d->draining || d->disk_low)
 		snprintf(waits, WAITS_MAX, "the daemon starts no jobs now: %s",
 			 d->draining ? "it is drained" : "the disk is nearly full");

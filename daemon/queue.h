@@ -14,6 +14,7 @@ struct worker;
 
 /* Decides, orders jobs to step back, and returns the starts. */
 size_t queue_decide(struct daemon *d, struct decision out[LIMIT_WORKERS]);
+void queue_forecast(struct daemon *d); /* places and expected starts of the queue, fresh enough */
 /* Fills place, waits and expected start of a queued job's view; the text lies in `waits`. */
 void queue_describe(struct daemon *d, const struct job *j, Tf__Job *view, char waits[WAITS_MAX]);
 /* Limits, weights and half-life from the options; again after they changed. */

@@ -57,6 +57,12 @@ struct slot_rows {
 	size_t count;
 };
 struct slot_rows *slot_rows_new(struct daemon *d); /* handle_slots.c */
+/* The message Slots, filled; texts are borrowed from the daemon. */
+struct slots_view {
+	Tf__Slots message;
+};
+struct slots_view *slots_view_new(struct daemon *d); /* handle_slots.c */
+void slots_view_free(struct slots_view *v);
 /* What the machine is to think of its slots now. */
 void slots_judge(struct daemon *d);
 

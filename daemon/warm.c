@@ -46,19 +46,28 @@ void warm_drop_all(struct daemon *d, const char *why)
 			warm_drop(d->worker[i], why);
 }
 
-static bool memory_is_short(void)
+int memory_now(uint64_t *total, uint64_t *available)
 {
 	FILE *f = fopen("/proc/meminfo", "re");
-	unsigned long long total = 0, available = 0;
+	unsigned long long kib[2] = { 0 };
 	char line[128];
 
 	while (f && fgets(line, sizeof line, f)) {
-		sscanf(line, "MemTotal: %llu", &total);
-		sscanf(line, "MemAvailable: %llu", &available);
+		sscanf(line, "MemTotal: %llu", &kib[0]);
+		sscanf(line, "MemAvailable: %llu", &kib[1]);
 	}
 	if (f)
 		fclose(f);
-	return total && available < total / PRESSURE_SHARE;
+	*total = kib[0] << 10;
+	*available = kib[1] << 10;
+	return kib[0] ? 0 : -1;
+}
+
+static bool memory_is_short(void)
+{
+	uint64_t total, available;
+
+	return memory_now(&total, &available) == 0 && available < total / PRESSURE_SHARE;
 }
 
 void warm_tick(struct daemon *d)

@@ -26,6 +26,7 @@
 #define LIMIT_TAGS 16u                        /* of a job */
 #define LIMIT_JOBS_QUEUED 1000000u
 #define LIMIT_JOBS_LISTED 10000u              /* in one reply */
+#define LIMIT_OVERVIEW_JOBS 100u              /* in one overview */
 #define LIMIT_JOBS_PASSED 4096u               /* passed over for one reply, not being asked for */
 #define LIMIT_FILTERS 64u                     /* states, users or kinds of one list */
 #define LIMIT_USERS 10000u                    /* keys of people, all together */

@@ -11,7 +11,7 @@ _transfuse() {
 	slots) subs='drain resume forget' ;;
 	esac
 	if [ "$COMP_CWORD" -eq 1 ]; then
-		words='ping version status doctor key login user audit noop data tokenizer vae check train generate eval jobs submit show logs wait cancel hold release requeue fetch models model gc usage drain slots'
+		words='ping version status doctor key login user audit noop data tokenizer vae check train generate eval jobs submit show logs wait cancel hold release requeue fetch models model gc usage drain top slots'
 	elif [ "$COMP_CWORD" -eq 2 ] && [ -n "$subs" ]; then
 		words=$subs
 	else
@@ -70,6 +70,7 @@ _transfuse() {
 	'gc') words='--endpoint --key --server-key --as --help --json --dry-run' ;;
 	'usage') words='--endpoint --key --server-key --as --help --json --user --by --since --until --csv' ;;
 	'drain') words='--endpoint --key --server-key --as --help --resume --stop' ;;
+	'top') words='--endpoint --key --server-key --as --help --json --limit --every --once' ;;
 	'slots') words='--endpoint --key --server-key --as --help --json' ;;
 	'slots drain') words='--endpoint --key --server-key --as --help --reason' ;;
 	'slots resume') words='--endpoint --key --server-key --as --help' ;;

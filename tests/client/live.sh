@@ -109,6 +109,16 @@ slots() {
 	status 2 "$cli" slots drain
 }
 check 'slots are shown, drained and resumed' slots
+top() {
+	status 0 "$cli" top || return 1 # no terminal: once
+	says '^cpu0 .* free' && says '^transfused .* you are ' || return 1
+	status 0 "$cli" top --once --limit 0 || return 1
+	status 0 "$cli" top --json || return 1
+	says '"counts":{"queued":"0"' && says '"slots":\[{"name":"cpu0"' || return 1
+	status 2 "$cli" top --every 0 || return 1
+	status 2 "$cli" top --limit 101
+}
+check 'top without a terminal' top
 check 'its log' status 0 "$cli" logs 1
 cancel() {
 	status 0 "$cli" noop --seconds 60 || return 1
