@@ -142,6 +142,18 @@ int process_fd(pid_t pid)
 	return (int)syscall(SYS_pidfd_open, pid, 0);
 }
 
+const char *machine_boot(void)
+{
+	static char boot[64];
+	FILE *f = *boot ? NULL : fopen("/proc/sys/kernel/random/boot_id", "re");
+
+	if (f && fgets(boot, sizeof boot, f))
+		boot[strcspn(boot, "\n")] = 0;
+	if (f)
+		fclose(f);
+	return boot;
+}
+
 uint64_t process_start(pid_t pid)
 {
 	char path[64], text[1024], state = 0, *p;

@@ -294,6 +294,7 @@ static int load_attempt(void *arg, const Tf__AttemptRecord *r)
 
 	*copy = *r;
 	copy->key = xstrdup(r->key);
+	copy->boot = r->boot ? xstrdup(r->boot) : NULL;
 	copy->slot = xstrdup(r->slot); /* its other fields are numbers */
 	a->record = xrealloc(a->record, a->count + 1, sizeof *a->record);
 	a->record[a->count++] = copy;
@@ -328,6 +329,7 @@ static int examine(struct daemon *d, struct err *e)
 			rc = worker_adopt(d, a.record[i], e);
 		xfree(a.record[i]->key);
 		xfree(a.record[i]->slot);
+		xfree(a.record[i]->boot);
 		xfree(a.record[i]);
 	}
 	xfree(a.record);

@@ -236,6 +236,7 @@ int worker_record(struct daemon *d, struct worker *w, struct err *e)
 	r.pid_start = w->pid_start;
 	r.key = w->key;
 	r.slot = slot;
+	r.boot = *machine_boot() ? (char *)machine_boot() : NULL;
 	r.has_cpus = r.has_mem = true;
 	r.cpus = w->holding.cpus;
 	r.mem = w->holding.mem;
@@ -543,6 +544,12 @@ void worker_exited(struct daemon *d, struct worker *w)
 
 /* ---------------------------------------------------------------- adopting */
 
+/* After another boot its number is a stranger's. Earlier versions did not note the boot. */
+static bool is_of_this_boot(const Tf__AttemptRecord *r)
+{
+	return !r->boot || !*machine_boot() || strcmp(r->boot, machine_boot()) == 0;
+}
+
 int worker_adopt(struct daemon *d, const Tf__AttemptRecord *r, struct err *e)
 {
 	struct worker *w = worker_new();
@@ -557,10 +564,10 @@ int worker_adopt(struct daemon *d, const Tf__AttemptRecord *r, struct err *e)
 	w->holding.mem = r->mem;
 	w->pid = (pid_t)r->pid;
 	w->pid_start = r->pid_start;
-	w->child = waitpid(w->pid, NULL, WNOHANG) == 0;
+	w->child = is_of_this_boot(r) && waitpid(w->pid, NULL, WNOHANG) == 0;
 	w->ended = !j || j->attempt != r->attempt || !job_state_active((Tf__JobState)j->state);
 	snprintf(w->key, sizeof w->key, "%s", r->key);
-	w->pidfd = process_fd(w->pid);
+	w->pidfd = is_of_this_boot(r) ? process_fd(w->pid) : -1;
 	if (w->pidfd >= 0 && process_start(w->pid) == w->pid_start) {
 		log_line(LOG_INFO, w->job, "attempt=%u is alive, pid=%d", w->attempt, (int)w->pid);
 		w->hello_by_ms = w->ended ? 0 : clock_mono_ms() + d->options.hello_seconds * 1000;
