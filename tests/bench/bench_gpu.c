@@ -4,18 +4,21 @@
  * tokens each with a picture of 256 patches (2 x 2 x 8), then one text of 2164 tokens; positions
  * restart in each document and attention stays inside it. Prints one JSON object a row.
  *
- *	bench_gpu train|decode|diffuse|profile [--device D] [--layers N] [--dim N] [--heads N]
+ *	bench_gpu train|save|decode|diffuse|profile [--device D] [--layers N] [--dim N] [--heads N]
  *		[--batch N] [--steps N] [--context N]
  *		[--recompute LAYERS] [--moments BITS] [--stochastic 1]
  *
  * --recompute, --moments 16 (bf16) and --stochastic are train.recompute, moments and rounding.
- * profile: a training step again, with the time of each operation. */
+ * profile: a training step again, with the time of each operation. save: steps while a checkpoint
+ * is written to a folder in TMPDIR, beside steps without. */
 #include "config.h"
 #include "lib/clock.h"
 #include "lib/err.h"
+#include "lib/files.h"
 #include "lib/mem.h"
 #include "model/pass.h"
 #include "model/sampler.h"
+#include "worker/saver.h"
 
 #include <getopt.h>
 #include <math.h>
@@ -88,14 +91,22 @@ static void set_dims(struct bench *b, int64_t batch)
 	need(dims_check(m, &e), &e);
 }
 
+static size_t free_bytes(struct kernels *k)   /* of a GPU */
+{
+	struct err e = ERR_INIT;
+	size_t available = 0, total;
+
+	(void)kernels_memory(k, &available, &total, &e);
+	return available;
+}
+
 static void open_model(struct bench *b, bool training, int64_t batch)
 {
 	struct err e = ERR_INIT;
-	size_t total;
 
 	set_dims(b, batch);
 	need(kernels_open(b->device, 0, &b->k, &e), &e);
-	need(kernels_memory(b->k, &b->free_at_start, &total, &e), &e);
+	b->free_at_start = free_bytes(b->k);
 	need(transformer_init(&b->m, b->k, &b->dims, T_POSITIONS, training, &e), &e);
 	transformer_draw(&b->m, 1);
 }
@@ -108,11 +119,7 @@ static void close_model(struct bench *b)
 
 static double used_gib(struct bench *b)
 {
-	struct err e = ERR_INIT;
-	size_t available, total;
-
-	need(kernels_memory(b->k, &available, &total, &e), &e);
-	return (double)(b->free_at_start - available) / (1 << 30);
+	return (double)(b->free_at_start - free_bytes(b->k)) / (1 << 30);
 }
 
 /* What --dry-run would say. */
@@ -284,6 +291,72 @@ static void bench_profile(struct bench *b)
 	trainer_close(&t);
 }
 
+/* ---- saving */
+
+/* Steps as a training run makes them, two ahead of the host, until `count` of them, or (count 0)
+ * until the checkpoint is written. Milliseconds of each. */
+static double time_steps(struct trainer *t, int64_t count, struct saver *s)
+{
+	struct kernels *k = t->b->k;
+	float *sums = k->ops->host_alloc(k, 4 * sizeof *sums);
+	struct fetch fetch[2];
+	int64_t from = clock_mono_ns(), n = 0;
+
+	while (count ? n < count : !saver_is_done(s)) {
+		if (n >= 2)
+			k->ops->fetch_end(k, &fetch[n % 2]);
+		train_step(t, n);
+		pass_losses_begin(t->p, &fetch[n % 2], sums + 2 * (n % 2));
+		n++;
+	}
+	for (int64_t i = n < 2 ? 0 : n - 2; i < n; i++)
+		k->ops->fetch_end(k, &fetch[i % 2]);
+	k->ops->sync(k);
+	k->ops->host_release(k, sums);
+	return elapsed_ms(from) / (double)(n ? n : 1);
+}
+
+static void bench_save(struct bench *b)
+{
+	const char *tmp = getenv("TMPDIR");
+	struct model_facts facts = { .pieces = VOCABULARY - 3, .bos = 1, .eos = 2,
+				     .experiment = xstrdup("model: {}\n") };
+	struct saver_options o = { xasprintf("%s/bench_gpu.XXXXXX", tmp ? tmp : "/tmp"), &facts,
+				   1, 0 };
+	struct err e = ERR_INIT;
+	struct trainer t = { 0 };
+	struct checkpoint c = { .step = 1 };
+	struct saver *s;
+	int64_t began, took = 0;
+	double open_ms, plain, during, held;
+	uint64_t step;
+
+	if (!mkdtemp((char *)o.folder))
+		die(1, "%s cannot be made", o.folder);
+	trainer_open(&t, b);
+	c.model = &b->m;
+	began = clock_mono_ns();
+	need(saver_new(&c, &o, &s, &e), &e);
+	open_ms = elapsed_ms(began);
+	plain = time_steps(&t, b->steps, NULL);
+	began = clock_mono_ns();
+	saver_begin(s, &c, NAN);
+	held = elapsed_ms(began);
+	during = time_steps(&t, 0, s);
+	need(saver_end(s, &step, &took, &e), &e);
+	print_row(b);
+	printf(", \"ms\": %.3f, \"ms_while_saving\": %.3f, \"ratio\": %.3f, \"save_s\": %.2f, "
+	       "\"gib\": %.2f, \"held_ms\": %.3f, \"pinning_s\": %.2f}\n", plain, during,
+	       during / plain, (double)took / 1e3,
+	       (double)checkpoint_copy_bytes(&b->m.params, false) / (1 << 30), held,
+	       open_ms / 1e3);
+	saver_free(s);
+	dir_remove(o.folder, NULL);
+	xfree_((char *)o.folder);
+	model_facts_release(&facts);
+	trainer_close(&t);
+}
+
 /* ---- sampling */
 
 struct stopwatch {
@@ -421,7 +494,7 @@ static void read_options(struct bench *b, int argc, char **argv)
 int main(int argc, char **argv)
 {
 	static const struct { const char *what; void (*run)(struct bench *b); } work[] = {
-		{ "train", bench_train }, { "profile", bench_profile },
+		{ "train", bench_train }, { "save", bench_save }, { "profile", bench_profile },
 		{ "decode", bench_decode }, { "diffuse", bench_diffuse },
 	};
 	struct bench b = { .device = "cuda", .layers = 24, .dim = 1536, .heads = 24, .batch = 4,
@@ -434,5 +507,5 @@ int main(int argc, char **argv)
 			work[i].run(&b);
 			return 0;
 		}
-	die(2, "%s: expected train, profile, decode or diffuse", b.what);
+	die(2, "%s: expected train, save, profile, decode or diffuse", b.what);
 }
