@@ -2,6 +2,7 @@
  * What --json prints. The keys are stable: programs depend on them; new ones may be added. */
 #include "config.h"
 #include "client/client.h"
+#include "proto/retry.h"
 #include "lib/clock.h"
 #include "lib/mem.h"
 
@@ -113,7 +114,19 @@ static json_t *json_of_ids(size_t n, const uint64_t *id)
 	return list;
 }
 
-/* How it stands to other jobs. */
+/* How many attempts failed, of each kind: {"crash": 1}. */
+static json_t *json_of_failures(const Tf__Job *j)
+{
+	json_t *o = json_object();
+
+	for (size_t i = 1; i < j->n_failed && i < FAILURES; i++)
+		if (j->failed[i])
+			json_object_set_new(o, failure_name((Tf__Failure)i),
+					    json_integer(j->failed[i]));
+	return o;
+}
+
+/* How it stands to other jobs, and to attempts of its own. */
 static void add_order(json_t *o, const Tf__Job *j)
 {
 	json_t *tags = json_array();
@@ -124,6 +137,8 @@ static void add_order(json_t *o, const Tf__Job *j)
 	json_object_set_new(o, "after", json_of_ids(j->n_after, j->after));
 	json_object_set_new(o, "after_any", json_of_ids(j->n_after_any, j->after_any));
 	json_object_set_new(o, "after_failed", json_of_ids(j->n_after_failed, j->after_failed));
+	json_object_set_new(o, "failures", json_of_failures(j));
+	json_object_set_new(o, "next_try", time_or_null(j->has_next_try, j->next_try));
 	json_object_set_new(o, "requeued", json_integer(j->has_requeued ? j->requeued : 0));
 }
 

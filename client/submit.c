@@ -8,6 +8,7 @@
 #include "lib/clock.h"
 #include "lib/mem.h"
 #include "lib/quantity.h"
+#include "proto/retry.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -126,6 +127,23 @@ static int order_read(const struct args *a, Tf__JobSpec *s, struct err *e)
 	return 0;
 }
 
+/* Rules for further attempts; of the one spec a process submits. */
+static int retry_read(const struct args *a, Tf__JobSpec *s, struct err *e)
+{
+	static Tf__RetryRule rule[FAILURES], *list[FAILURES];
+	const struct words *given = &a->given[OPTION_RETRY];
+
+	FAIL_IF(given->count >= FAILURES, e, TF_EUSAGE,
+		"--retry is given %d times, at most %d are allowed", given->count, FAILURES - 1);
+	for (int i = 0; i < given->count; i++) {
+		TRY(retry_parse(given->word[i], &rule[i], e));
+		list[i] = &rule[i];
+	}
+	s->retry = list;
+	s->n_retry = (size_t)given->count;
+	return 0;
+}
+
 int submit_check(struct client *c, Tf__JobSpec *spec, struct err *e)
 {
 	int64_t threads = 0, retries = 2;
@@ -141,6 +159,7 @@ int submit_check(struct client *c, Tf__JobSpec *spec, struct err *e)
 	spec->retries = (uint32_t)retries;
 	TRY(demand_read(&c->args, spec, e));
 	TRY(order_read(&c->args, spec, e));
+	TRY(retry_read(&c->args, spec, e));
 	return spec_check(spec, e);
 }
 

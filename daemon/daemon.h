@@ -100,8 +100,10 @@ struct job_edit {
 	Tf__StopReason stopping;
 	const char *slot;
 	const Tf__Outcome *outcome; /* its results are copied */
-	bool crashed;               /* the attempt counts against the retries */
 	double lost_s;              /* by leaving as it was told */
+	bool failed;                /* the attempt; failure says how */
+	Tf__Failure failure;
+	int64_t next_try_ms; /* of a job that is queued again; wall clock, 0: at once */
 };
 
 /* ---------------------------------------------------------------- workers */
@@ -312,6 +314,8 @@ void live_remove(struct live *l, uint64_t id);
 void live_release(struct live *l);
 void live_state(struct live *l, struct job *j, Tf__JobState state); /* in or out of its line */
 enum job_device device_parse(const char *text);
+/* Not before this, wall clock: what was asked for, or when it is to be tried again. */
+int64_t begin_of(const Tf__Job *j);
 struct demand demand_of(const Tf__Demand *d); /* NULL: nothing asked */
 
 /* ---- job_state.c: the one place where a job changes ---- */
@@ -334,7 +338,8 @@ void job_progress(struct daemon *d, struct job *j, const Tf__Progress *progress)
 /* Applies the outcome of an attempt: publishes, ends or requeues the job. */
 int job_outcome(struct daemon *d, struct worker *w, const Tf__Outcome *outcome, struct err *e);
 /* The attempt is gone without an outcome; why for people. */
-int job_lost(struct daemon *d, struct worker *w, const char *why, struct err *e);
+int job_lost(struct daemon *d, struct worker *w, Tf__Failure failure, const char *why,
+	     struct err *e);
 /* Dependents, uses, uploads and half-made artefacts of the jobs that ended in this turn. */
 void job_follow_up(struct daemon *d);
 /* Settles a waiting or held job by how those stand that it waits for: ready, given up, or neither.

@@ -122,8 +122,6 @@ static int create(struct daemon *d, const struct request *r, const Tf__Submit *m
 	job->seq = job_seq(d);
 	record.job = job;
 	record.token = m->token;
-	record.has_retries = true;
-	record.retries = m->spec->retries < LIMIT_RETRIES ? m->spec->retries : LIMIT_RETRIES;
 	record.device = m->spec->device;
 	spec.spec = m->spec;
 	spec.n_input = v->inputs;

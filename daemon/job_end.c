@@ -6,6 +6,7 @@
 #include "lib/clock.h"
 #include "lib/log.h"
 #include "lib/mem.h"
+#include "proto/retry.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -24,22 +25,44 @@ static char *shortened(const char *text)
 	return xasprintf("%.*s...", (int)n, text);
 }
 
-/* Another attempt, as long as some are left. */
-static int retry_or_fail(struct daemon *d, const Tf__JobRecord *r, const char *why, struct err *e)
+/* "attempt 2: why (crash 1 of 3)"; the caller's. */
+static char *failure_text(const Tf__Job *j, Tf__Failure failure, uint32_t n, uint32_t times,
+			  const char *why)
 {
-	struct job_edit edit = { .crashed = true };
+	const char *name = failure_name(failure);
+
+	if (times == RETRY_ANY)
+		return xstrdup(why);
+	if (n <= times)
+		return xasprintf("attempt %u: %s (%s %u of %u)", j->attempt, why, name, n,
+				 times + 1);
+	return n > 1 ? xasprintf("%s (%s %u of %u)", why, name, n, times + 1) : xstrdup(why);
+}
+
+/* Another attempt, as long as some are left after ends of this kind; later each time. */
+static int retry_or_fail(struct daemon *d, const Tf__Job *j, Tf__Failure failure, const char *why,
+			 struct job_edit *edit, struct err *e)
+{
+	uint32_t n = 1 + ((size_t)failure < j->n_failed ? j->failed[failure] : 0), times;
+	enum job_event event = EVENT_FAIL;
+	Tf__SpecRecord *spec = NULL;
 	char *reason;
 	int rc;
 
-	if (r->crashes < r->retries)
-		reason = xasprintf("attempt %u of %u: %s", r->job->attempt, r->retries + 1, why);
-	else if (r->crashes > 0)
-		reason = xasprintf("%s (after %u attempts)", why, r->crashes + 1);
-	else
-		reason = xstrdup(why);
-	edit.reason = reason;
-	rc = job_change(d, r->job->id, r->crashes < r->retries ? EVENT_REQUEUE : EVENT_FAIL, &edit,
-			e);
+	TRY(job_spec_get(d->state, j->id, &spec, e));
+	times = retry_times(spec->spec, failure);
+	if (n <= times) {
+		int64_t delay = retry_delay_ms(spec->spec, failure, n);
+
+		event = EVENT_REQUEUE;
+		edit->next_try_ms = delay ? clock_wall_ms() + delay : 0;
+		edit->outcome = NULL; /* the results are those of the last attempt */
+	}
+	record_free(spec);
+	edit->failed = true;
+	edit->failure = failure;
+	edit->reason = reason = failure_text(j, failure, n, times, why);
+	rc = job_change(d, j->id, event, edit, e);
 	xfree(reason);
 	return rc;
 }
@@ -59,7 +82,8 @@ static int left_as_told(struct daemon *d, const struct worker *w, const Tf__JobR
 	case TF__STOP_REASON__STOP_LIMIT:
 		return job_change(d, r->job->id, EVENT_FAIL, &edit, e);
 	case TF__STOP_REASON__STOP_PREEMPT:
-		break; /* its reason says for whom */
+		return retry_or_fail(d, r->job, TF__FAILURE__FAILURE_PREEMPTED,
+				     r->job->reason ? r->job->reason : "", &edit, e);
 	default:
 		edit.reason = "stopped by a drain";
 	}
@@ -85,10 +109,16 @@ static int failed(struct daemon *d, const Tf__JobRecord *r, const Tf__Outcome *o
 	char *why = shortened(outcome->text && *outcome->text ? outcome->text
 							      : err_text(outcome->code));
 	struct job_edit edit = { .reason = why, .outcome = outcome };
+	Tf__Failure failure = outcome->has_failure ? outcome->failure
+			      : outcome->retry	   ? TF__FAILURE__FAILURE_CRASH
+						   : TF__FAILURE__FAILURE_OTHER;
 	int rc;
 
-	rc = outcome->retry ? retry_or_fail(d, r, why, e)
-			    : job_change(d, r->job->id, EVENT_FAIL, &edit, e);
+	if ((unsigned)failure >= FAILURES)
+		failure = TF__FAILURE__FAILURE_OTHER; /* of a later program */
+	rc = failure != TF__FAILURE__FAILURE_OTHER
+		     ? retry_or_fail(d, r->job, failure, why, &edit, e)
+		     : job_change(d, r->job->id, EVENT_FAIL, &edit, e);
 	xfree(why);
 	return rc;
 }
@@ -106,6 +136,7 @@ static int current(struct daemon *d, const struct worker *w, Tf__JobRecord **out
 
 int job_outcome(struct daemon *d, struct worker *w, const Tf__Outcome *outcome, struct err *e)
 {
+	struct job_edit edit = { 0 };
 	Tf__JobRecord *r = NULL;
 	int rc;
 
@@ -117,7 +148,8 @@ int job_outcome(struct daemon *d, struct worker *w, const Tf__Outcome *outcome, 
 	else if (outcome->code == TF_ECANCELLED && r->job->stopping != TF__STOP_REASON__STOP_NONE)
 		rc = left_as_told(d, w, r, e);
 	else if (outcome->code == TF_ECANCELLED)
-		rc = retry_or_fail(d, r, "the worker was told to stop, but not by the daemon", e);
+		rc = retry_or_fail(d, r->job, TF__FAILURE__FAILURE_CRASH,
+				   "the worker was told to stop, but not by the daemon", &edit, e);
 	else
 		rc = failed(d, r, outcome, e);
 	if (rc == 0)
@@ -129,16 +161,19 @@ int job_outcome(struct daemon *d, struct worker *w, const Tf__Outcome *outcome, 
 	return 0;
 }
 
-int job_lost(struct daemon *d, struct worker *w, const char *why, struct err *e)
+int job_lost(struct daemon *d, struct worker *w, Tf__Failure failure, const char *why,
+	     struct err *e)
 {
+	struct job_edit edit = { 0 };
 	Tf__JobRecord *r = NULL;
 	int rc;
 
 	if (w->ended)
 		return 0;
 	TRY(current(d, w, &r, e));
-	rc = r->job->stopping != TF__STOP_REASON__STOP_NONE ? left_as_told(d, w, r, e)
-							    : retry_or_fail(d, r, why, e);
+	rc = r->job->stopping != TF__STOP_REASON__STOP_NONE
+		     ? left_as_told(d, w, r, e)
+		     : retry_or_fail(d, r->job, failure, why, &edit, e);
 	if (rc == 0)
 		rc = usage_attempt_ended(d, w, r->job, e);
 	record_free(r);

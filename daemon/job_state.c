@@ -6,6 +6,7 @@
 #include "lib/clock.h"
 #include "lib/log.h"
 #include "lib/mem.h"
+#include "proto/retry.h"
 
 #include <string.h>
 
@@ -152,8 +153,11 @@ static void put_back(Tf__JobRecord *r)
 
 	j->has_requeued = true;
 	j->requeued++;
-	r->has_crashes = r->has_ran_ms = r->has_resuming = false;
-	r->crashes = 0;
+	xfree(j->failed);
+	j->n_failed = 0;
+	j->has_failure = false;
+	j->failure = TF__FAILURE__FAILURE_OTHER;
+	r->has_ran_ms = r->has_resuming = false;
 	r->ran_ms = 0;
 	r->resuming = TF__STOP_REASON__STOP_NONE;
 	clear_results(j);
@@ -163,6 +167,18 @@ static void put_back(Tf__JobRecord *r)
 	j->has_started = false;
 	j->started = 0;
 	set_text(&j->slot, NULL);
+}
+
+static void count_failure(Tf__Job *j, Tf__Failure failure)
+{
+	j->has_failure = true;
+	j->failure = failure;
+	if (j->n_failed < FAILURES) {
+		j->failed = xrealloc(j->failed, FAILURES, sizeof *j->failed);
+		memset(j->failed + j->n_failed, 0, (FAILURES - j->n_failed) * sizeof *j->failed);
+		j->n_failed = FAILURES;
+	}
+	j->failed[failure]++;
 }
 
 /* Writes the new state and what goes with it into the record. */
@@ -186,10 +202,10 @@ static void edit_record(struct daemon *d, Tf__JobRecord *r, Tf__JobState to, enu
 	}
 	if (event == EVENT_AGAIN)
 		put_back(r);
-	if (edit->crashed) {
-		r->has_crashes = true;
-		r->crashes++;
-	}
+	if (edit->failed)
+		count_failure(j, edit->failure);
+	j->has_next_try = to == Q && edit->next_try_ms > 0;
+	j->next_try = j->has_next_try ? edit->next_try_ms : 0;
 	if (edit->reason)
 		set_text(&j->reason, edit->reason);
 	if (edit->outcome)
@@ -240,6 +256,7 @@ static void announce(struct daemon *d, const Tf__JobRecord *r)
 	j->seq = r->job->seq;
 	j->attempt = r->job->attempt;
 	j->stopping = (uint8_t)r->job->stopping;
+	j->begin_ms = begin_of(r->job);
 	j->started_ms = r->job->started;
 	j->ran_ms = r->ran_ms;
 	j->resuming = (uint8_t)r->resuming;

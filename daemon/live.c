@@ -60,6 +60,13 @@ struct job *live_find(const struct live *l, uint64_t id)
 	return i < l->count ? l->job[i] : NULL;
 }
 
+int64_t begin_of(const Tf__Job *j)
+{
+	int64_t begin = j->demand ? j->demand->begin : 0;
+
+	return begin > j->next_try ? begin : j->next_try;
+}
+
 /* What the scheduler needs to know of the record. */
 static void take_times(struct job *j, const Tf__JobRecord *r)
 {
@@ -68,7 +75,7 @@ static void take_times(struct job *j, const Tf__JobRecord *r)
 
 	j->demand = demand_of(m);
 	j->priority = (uint8_t)m->priority;
-	j->begin_ms = m->begin;
+	j->begin_ms = begin_of(r->job);
 	j->deadline_ms = m->deadline;
 	j->walltime_ms = 1000 * (int64_t)m->walltime;
 	j->lane = (uint8_t)lane_of(r->job->kind, m->priority, j->walltime_ms);

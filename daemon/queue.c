@@ -107,11 +107,13 @@ int queue_admit(struct daemon *d, const struct request *r, const char *owner,
 	const struct user_share *u = shares_get(&d->live.shares, owner);
 	const Tf__Demand *m = spec->demand;
 	uint32_t gpus = m ? m->gpus : 0;
+	/* a process that has yet to leave may be that of a job which has ended */
+	uint32_t waiting = u->jobs > u->running ? u->jobs - u->running : 0;
 
 	FAIL_IF(m && admins_only[m->priority] && r->role != ROLE_ADMIN, e, TF_EREFUSED,
 		"priority %s is for admins; you are a %s", priority_name(m->priority),
 		role_name(r->role));
-	FAIL_IF(u->limits.queued && u->jobs - u->running >= u->limits.queued, e, TF_ELIMIT,
+	FAIL_IF(u->limits.queued && waiting >= u->limits.queued, e, TF_ELIMIT,
 		"%s has %u jobs waiting, the limit", u->name, u->limits.queued);
 	FAIL_IF(u->limits.gpus && gpus > u->limits.gpus, e, TF_ELIMIT,
 		"the job asks for %u GPUs; %s may have %u at a time", gpus, u->name,

@@ -504,10 +504,11 @@ static Tf__Outcome *read_outcome(struct daemon *d, const struct worker *w)
 }
 
 /* The process is gone: its outcome, or its loss. */
-static int settle(struct daemon *d, struct worker *w, const char *why, struct err *e)
+static int settle(struct daemon *d, struct worker *w, Tf__Failure failure, const char *why,
+		  struct err *e)
 {
 	Tf__Outcome *outcome = w->ended ? NULL : read_outcome(d, w);
-	int rc = outcome ? job_outcome(d, w, outcome, e) : job_lost(d, w, why, e);
+	int rc = outcome ? job_outcome(d, w, outcome, e) : job_lost(d, w, failure, why, e);
 
 	if (outcome)
 		tf__outcome__free_unpacked(outcome, NULL);
@@ -517,14 +518,19 @@ static int settle(struct daemon *d, struct worker *w, const char *why, struct er
 	return attempt_delete(d->state, w->job, w->attempt, e);
 }
 
-static char *exit_text(const struct worker *w)
+/* How its process ended, for people, and what kind of failure that is. */
+static char *exit_text(const struct worker *w, Tf__Failure *failure)
 {
 	int status = 0;
 
+	*failure = TF__FAILURE__FAILURE_LOST;
 	if (!w->child || waitpid(w->pid, &status, 0) < 0)
 		return xstrdup("the worker's process is gone, without an outcome");
 	if (WIFSIGNALED(status) && w->hello_by_ms && w->killed)
 		return xstrdup("the worker did not report in time and was killed");
+	*failure = WIFEXITED(status) && WEXITSTATUS(status) == EXIT_MEMORY
+			   ? TF__FAILURE__FAILURE_MEMORY
+			   : TF__FAILURE__FAILURE_CRASH;
 	if (WIFSIGNALED(status))
 		return xasprintf("the worker was killed by signal %d (%s)", WTERMSIG(status),
 				 strsignal(WTERMSIG(status)));
@@ -533,10 +539,11 @@ static char *exit_text(const struct worker *w)
 
 void worker_exited(struct daemon *d, struct worker *w)
 {
-	char *why = exit_text(w);
+	Tf__Failure failure;
+	char *why = exit_text(w, &failure);
 	struct err e = ERR_INIT;
 
-	if (!d->read_only && settle(d, w, why, &e) < 0)
+	if (!d->read_only && settle(d, w, failure, why, &e) < 0)
 		log_line(LOG_ERROR, w->job, "after the end of its worker: %s", e.text);
 	xfree(why);
 	worker_remove(d, w); /* read-only: the attempt stays on record and is looked at again */
@@ -577,7 +584,8 @@ int worker_adopt(struct daemon *d, const Tf__AttemptRecord *r, struct err *e)
 			warm_drop(w, "its job had ended when this daemon came");
 		return 0;
 	}
-	rc = settle(d, w, "the worker ended while no daemon ran, without an outcome", e);
+	rc = settle(d, w, TF__FAILURE__FAILURE_LOST,
+		    "the worker ended while no daemon ran, without an outcome", e);
 	worker_free(w);
 	return rc;
 }

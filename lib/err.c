@@ -4,12 +4,14 @@
 #include "lib/err.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 static const char *program = "transfused";
 static void (*die_hook)(int status, const char *text);
+static _Thread_local bool dying; /* the hook died of something itself */
 
 static const struct { int code; const char *name, *text; } table[] = {
 #define E(name, number, text) { number, #name, text },
@@ -111,8 +113,10 @@ void die(int status, const char *fmt, ...)
 	vsnprintf(text, sizeof text, fmt, ap);
 	va_end(ap);
 	fprintf(stderr, "%s: %s\n", program, text);
-	if (die_hook)
+	if (die_hook && !dying) {
+		dying = true;
 		die_hook(status, text);
+	}
 	exit(status);
 }
 

@@ -41,6 +41,7 @@ void err_clear(struct err *e);
 
 /* Prints "<program>: <sentence>" to stderr and exits with status. */
 void die(int status, const char *fmt, ...) __attribute__((format(printf, 2, 3), noreturn));
+#define EXIT_MEMORY 41 /* exit status when there is no memory */
 void die_set_program(const char *name);
 /* Called by die before it exits, from whatever thread dies: a worker leaves its outcome. NULL:
  * none. */

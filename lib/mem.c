@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Allocation that aborts rather than fails; see mem.h. */
+ * Allocation that ends the process rather than fails; see mem.h. */
 #include "config.h"
 #include "lib/mem.h"
 #include "lib/err.h"
@@ -13,7 +13,7 @@
 static void *checked(void *p, size_t size)
 {
 	if (!p && size)
-		BUG("out of memory (%zu bytes)", size);
+		die(EXIT_MEMORY, "out of memory (%zu bytes)", size);
 	return p;
 }
 

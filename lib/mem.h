@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Memory that is always there: these abort the program when the system has none left. For sizes
+ * Memory that is always there: these end the program (EXIT_MEMORY) when none is left. For sizes
  * that come from outside, check the bound first (proto/limits.h). Pair every call with xfree. */
 #ifndef LIB_MEM_H
 #define LIB_MEM_H
@@ -7,7 +7,7 @@
 #include <stddef.h>
 
 void *xmalloc(size_t size);
-void *xcalloc(size_t count, size_t size);                 /* zeroed; aborts on overflow */
+void *xcalloc(size_t count, size_t size);                 /* zeroed */
 void *xrealloc(void *p, size_t count, size_t size);       /* count * size, overflow checked */
 char *xstrdup(const char *s);                             /* NULL gives NULL */
 char *xstrndup(const char *s, size_t n);

@@ -46,6 +46,7 @@
 #define LIMIT_USAGE_LISTED 10000u             /* sums of usage in one reply */
 #define LIMIT_GC_LISTED 1000u                 /* things to let go in one reply */
 #define LIMIT_RETRIES 10u
+#define LIMIT_RETRY_DELAY_S 86400u            /* between two attempts */
 #define LIMIT_SLOTS 64u                       /* of the processor */
 #define LIMIT_FAST_SLOTS 8u                   /* of the fast lane */
 #define LIMIT_GPUS 64u

@@ -4,6 +4,7 @@
 #include "proto/spec.h"
 #include "lib/files.h"
 #include "lib/mem.h"
+#include "proto/retry.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -273,6 +274,7 @@ static int common_check(const Tf__JobSpec *s, struct err *e)
 	TRY(count_check("tag", s->n_tag, LIMIT_TAGS, e));
 	for (size_t i = 0; i < s->n_tag; i++)
 		TRY(name_check("tag", s->tag[i], e));
+	TRY(retry_check(s, e));
 	return int_check("retries", s->retries, 0, LIMIT_RETRIES, e);
 }
 

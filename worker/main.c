@@ -172,18 +172,22 @@ static void fenced(const char *text)
 	_exit(WORKER_FENCED);
 }
 
-/* Outcomes that another attempt may turn for the better. */
-static bool is_worth_a_retry(int code)
+/* What kind of failure a code is, for another attempt. */
+static Tf__Failure failure_of(int code)
 {
-	return code == TF_EIO || code == TF_ETIMEOUT || code == TF_EINTERNAL;
+	return code == TF_EIO || code == TF_ETIMEOUT || code == TF_EINTERNAL
+		       ? TF__FAILURE__FAILURE_CRASH
+	       : code == TF_ENOMEM ? TF__FAILURE__FAILURE_MEMORY
+	       : code == TF_ENAN   ? TF__FAILURE__FAILURE_NAN
+				   : TF__FAILURE__FAILURE_OTHER;
 }
 
 /* Writes the outcome; what is told to the daemon then is in *packed. */
-static int leave_outcome(struct job *job, int code, const char *text, bool retry,
+static int leave_outcome(struct job *job, int code, const char *text, Tf__Failure failure,
 			 struct buf *packed, struct err *e)
 {
 	job_result(job, "peak_rss_anon_bytes", (double)link_peak_rss_anon(line));
-	report_outcome(job->state, code, text, retry, packed);
+	report_outcome(job->state, code, text, failure, packed);
 	return report_write_outcome(job->attempt_folder, packed, e);
 }
 
@@ -192,12 +196,15 @@ static void on_death(int status, const char *text)
 {
 	struct buf packed = BUF_INIT;
 	struct err e = ERR_INIT;
+	int code = status == EXIT_MEMORY ? TF_ENOMEM : TF_EINTERNAL;
+	Tf__Failure failure = status == EXIT_MEMORY || status == WORKER_DEVICE
+				      ? failure_of(code)
+				      : TF__FAILURE__FAILURE_OTHER;
 
 	pthread_mutex_lock(&dying.lock); /* never released: the process ends */
 	if (!dying.job)
 		return;
-	if (leave_outcome(dying.job, TF_EINTERNAL, text, status == WORKER_DEVICE, &packed, &e) ==
-	    0)
+	if (leave_outcome(dying.job, code, text, failure, &packed, &e) == 0)
 		link_done(line, &packed, HELLO_MS, &e);
 	if (e.code)
 		log_error("%s", e.text);
@@ -227,7 +234,7 @@ static int finish(struct job *job, int rc, const struct err *why, bool *told)
 		log_info("done");
 	else
 		log_line(rc == TF_ECANCELLED ? LOG_INFO : LOG_ERROR, 0, "%s", text);
-	if (leave_outcome(job, rc, rc == 0 ? NULL : text, is_worth_a_retry(rc), &packed, &e) < 0)
+	if (leave_outcome(job, rc, rc == 0 ? NULL : text, failure_of(rc), &packed, &e) < 0)
 		log_error("the outcome cannot be written: %s", e.text);
 	err_clear(&e);
 	*told = link_done(line, &packed, DONE_MS, &e) == 0;

@@ -287,7 +287,8 @@ static void pack(const Tf__Outcome *o, struct buf *out)
 	out->len += len;
 }
 
-void report_outcome(struct report *r, int code, const char *text, bool retry, struct buf *out)
+void report_outcome(struct report *r, int code, const char *text, Tf__Failure failure,
+		    struct buf *out)
 {
 	Tf__Outcome o = TF__OUTCOME__INIT;
 	Tf__Artefact artefact = TF__ARTEFACT__INIT;
@@ -297,8 +298,8 @@ void report_outcome(struct report *r, int code, const char *text, bool retry, st
 	o.version = TF_PROTOCOL_VERSION;
 	o.code = code;
 	o.text = (char *)text;
-	o.has_retry = true;
-	o.retry = retry;
+	o.has_failure = true;
+	o.failure = failure;
 	for (size_t i = 0; i < r->facts; i++) {
 		tf__key_value__init(&fact[i]);
 		fact[i].key = r->fact[i].key;

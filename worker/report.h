@@ -10,9 +10,10 @@
 struct report *report_new(void);
 void report_free(struct report *r);
 
-/* Packs the outcome: code 0 is done, e says why not (NULL: its code's words); retry: worth another
- * attempt. The bytes are appended to out. */
-void report_outcome(struct report *r, int code, const char *text, bool retry, struct buf *out);
+/* Packs the outcome: code 0 is done, e says why not (NULL: its code's words). The
+ * bytes are appended to out. */
+void report_outcome(struct report *r, int code, const char *text, Tf__Failure failure,
+		    struct buf *out);
 /* Writes <attempt folder>/outcome.pb, synced. */
 int report_write_outcome(const char *attempt_folder, const struct buf *outcome, struct err *e);
 

@@ -91,7 +91,7 @@ static void need(void *p, size_t *have, size_t bytes)
 		return;
 	memory_free(p, have);
 	if (posix_memalign((void **)at, 64, (bytes + 63) / 64 * 64) != 0)
-		die(KERNEL_EXIT_DEVICE, "no memory for a convolution: %zu bytes wanted", bytes);
+		die(EXIT_MEMORY, "no memory for a convolution: %zu bytes wanted", bytes);
 	*have = bytes;
 }
 

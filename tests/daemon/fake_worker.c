@@ -8,6 +8,7 @@
  *   half       makes half of it and fails          steps      leaves a checkpoint and fails
  *   env        writes what it may use, then as wait
  *   first      fails in its first attempt only
+ *   medley     nan, no memory, a crash, done: an attempt each
  * It writes "begin N" and "end N" (N: attempt) lines into its log. */
 #include "config.h"
 #include "lib/clock.h"
@@ -134,6 +135,10 @@ static void leave(int code, const char *text, Tf__Artefact *artefact, bool say)
 
 	o.version = 1;
 	o.code = code;
+	o.has_failure = true;
+	o.failure = code == TF_ENAN     ? TF__FAILURE__FAILURE_NAN
+		    : code == TF_ENOMEM ? TF__FAILURE__FAILURE_MEMORY
+					: TF__FAILURE__FAILURE_OTHER;
 	o.text = (char *)text;
 	o.artefact = artefact;
 	if (file_write(path, data, tf__outcome__pack(&o, data), 0600, NULL) < 0)
@@ -240,6 +245,12 @@ static void behave(const char *how)
 		checkpoint();
 	if (strcmp(how, "fail") == 0 || (strcmp(how, "first") == 0 && self.attempt == 1))
 		leave(TF_EINVALID, "it had to fail", NULL, true);
+	if (strcmp(how, "medley") == 0 && self.attempt == 1)
+		leave(TF_ENAN, NULL, NULL, true);
+	if (strcmp(how, "medley") == 0 && self.attempt == 2)
+		leave(TF_ENOMEM, "no memory", NULL, true);
+	if (strcmp(how, "medley") == 0 && self.attempt == 3)
+		abort();
 	leave(0, NULL, NULL, strcmp(how, "quiet") != 0);
 }
 

@@ -81,7 +81,7 @@ request() {
 }
 id_in() { sed -n 's/^ *{\{0,1\} *"id": *\([0-9]*\).*/\1/p' "$@"; }
 client() {
-	local number=$1 n=0 last='' ack options='--retries 10 --json'
+	local number=$1 n=0 last='' ack options='--retry crash=10:0 --retry lost=10:0 --json'
 	RANDOM=$((seed + number))
 	while [ ! -e "$work/stop" ]; do
 		n=$((n + 1)) ack=$work/acks/$number-$n

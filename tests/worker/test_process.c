@@ -214,7 +214,7 @@ static void a_failure_has_a_reason(void **state)
 	o = read_outcome();
 	assert_int_equal(o->code, TF_ENAN);
 	assert_string_equal(o->text, "not a number, as asked");
-	assert_false(o->retry);
+	assert_int_equal(o->failure, TF__FAILURE__FAILURE_NAN);
 	tf__outcome__free_unpacked(o, NULL);
 	fake_stop(&f);
 }
