@@ -28,6 +28,7 @@ enum status {
 	STATUS_NO_DAEMON = 3,
 	STATUS_REFUSED = 4,       /* by the daemon: key, role, name, state, limit */
 	STATUS_CANCELLED = 5,     /* the job was cancelled */
+	STATUS_TIMEOUT = 6,       /* of wait: the time is up */
 	STATUS_INTERRUPTED = 130, /* ctrl-C; the job goes on */
 };
 
@@ -138,6 +139,8 @@ struct selection {
 int selection_read(struct client *c, const Tf__JobState *state, size_t states,
 		   struct selection *out, struct err *e);
 void selection_release(struct selection *s);
+/* The states of --state. */
+int states_read(const struct args *a, Tf__JobState state[LIMIT_FILTERS], size_t *n, struct err *e);
 
 /* ---- for people (format.c) */
 
@@ -210,6 +213,19 @@ int submit(struct client *c, Tf__JobSpec *spec, bool follow, uint64_t *id, struc
 /* Follows a job to its end with progress. The last answer (its jobs[0] is the job) is the caller's.
  * Returns the status of the job. */
 int follow_job(struct client *c, uint64_t id, bool quiet, Tf__Reply **last, struct err *e);
+/* What of a job is waited for, and until when. */
+struct follow {
+	bool quiet;
+	uint32_t states;          /* a bit for each Tf__JobState; 0: its end */
+	int64_t until_ms;         /* monotonic; INT64_MAX: for ever */
+};
+/* Follows a job until it is so. *last is the caller's. Returns a status: of its end, if that came
+ * first; STATUS_TIMEOUT. */
+int follow_until(struct client *c, uint64_t id, const struct follow *f, Tf__Reply **last,
+		 struct err *e);
+/* Whether there is nothing more to wait for, and with which status. */
+bool follow_fits(const struct follow *f, const Tf__Job *j, int *status);
+uint32_t follow_left(const struct follow *f);               /* ms of the next question */
 /* "job 12 (train emoji): done after 3 min 02 s", and its results. */
 void print_end(const Tf__Job *j);
 

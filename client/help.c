@@ -67,7 +67,8 @@ void help_all(struct buf *out)
 		 "then the system's (/etc/transfused).\n"
 		 "\n"
 		 "Exit status: 0 done, 1 the job failed, 2 usage, 3 no daemon, 4 refused,\n"
-		 "5 cancelled, 130 interrupted while waiting (the job goes on).\n");
+		 "5 cancelled, 6 the time of wait is up, 130 interrupted while waiting (the job\n"
+		 "goes on). Of several jobs: 1 if one failed, else 5 if one was cancelled.\n");
 }
 
 static void help_option(const struct option_row *row, struct buf *out)

@@ -4,6 +4,8 @@
 #include "client/client.h"
 #include "lib/mem.h"
 
+#include <string.h>
+
 static void add(struct selection *s, uint64_t id)
 {
 	s->id = xrealloc(s->id, s->count + 1, sizeof *s->id);
@@ -70,5 +72,27 @@ int selection_read(struct client *c, const Tf__JobState *state, size_t states,
 	FAIL_IF(out->count == 0, e, TF_ENOTFOUND, "no such job has the tag");
 	FAIL_IF(out->count > LIMIT_JOB_REFS, e, TF_EUSAGE,
 		"%zu jobs are named, at most %u are allowed", out->count, LIMIT_JOB_REFS);
+	return 0;
+}
+
+int states_read(const struct args *a, Tf__JobState state[LIMIT_FILTERS], size_t *n, struct err *e)
+{
+	const struct words *given = &a->given[OPTION_STATE];
+
+	*n = 0;
+	FAIL_IF(given->count > (int)LIMIT_FILTERS, e, TF_EUSAGE,
+		"--state is given %d times, at most %u are allowed", given->count, LIMIT_FILTERS);
+	for (int i = 0; i < given->count; i++) {
+		Tf__JobState s = TF__JOB_STATE__QUEUED;
+
+		while (s <= TF__JOB_STATE__CANCELLED &&
+		       strcmp(given->word[i], job_state_name(s)) != 0)
+			s++;
+		FAIL_IF(s > TF__JOB_STATE__CANCELLED, e, TF_EUSAGE,
+			"--state '%s' is none of queued, waiting, held, starting, running, "
+			"stopping, done, failed, cancelled",
+			given->word[i]);
+		state[(*n)++] = s;
+	}
 	return 0;
 }

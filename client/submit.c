@@ -241,10 +241,36 @@ static enum status status_of_job(const Tf__Job *j)
 	}
 }
 
-static int ask_news(struct client *c, uint64_t id, uint64_t since, Tf__Reply **out, struct err *e)
+static int ask_news(struct client *c, uint64_t id, uint64_t since, uint32_t wait_ms,
+		    Tf__Reply **out, struct err *e)
 {
 	TRY(client_connect(c, e));
-	return client_note(c, line_news(c->line, id, since, POLL_MS, out, e));
+	return client_note(c, line_news(c->line, id, since, wait_ms, out, e));
+}
+
+uint32_t follow_left(const struct follow *f)
+{
+	int64_t left = f->until_ms - clock_mono_ms();
+
+	return left < 0 ? 0 : left < POLL_MS ? (uint32_t)left : POLL_MS;
+}
+
+/* A job that ended otherwise fits no more: one that ran has been running, which is as good as its
+ * end is. */
+bool follow_fits(const struct follow *f, const Tf__Job *j, int *status)
+{
+	bool ran = j->has_started && j->started > 0 &&
+		   f->states & (1u << TF__JOB_STATE__STARTING | 1u << TF__JOB_STATE__RUNNING);
+
+	*status = STATUS_DONE;
+	if (f->states >> j->state & 1)
+		return true;
+	if (!job_state_is_end(j->state))
+		return false;
+	*status = status_of_job(j);
+	if (f->states && !ran && *status == STATUS_DONE)
+		*status = STATUS_FAILED;
+	return true;
 }
 
 static void say_how_to_go_on(uint64_t id)
@@ -255,16 +281,18 @@ static void say_how_to_go_on(uint64_t id)
 		id, id, id);
 }
 
-int follow_job(struct client *c, uint64_t id, bool quiet, Tf__Reply **last, struct err *e)
+int follow_until(struct client *c, uint64_t id, const struct follow *f, Tf__Reply **last,
+		 struct err *e)
 {
 	struct progress_view view;
 	uint64_t since = 0;
 
-	progress_init(&view, quiet);
+	progress_init(&view, f->quiet);
 	for (;;) {
+		uint32_t left = follow_left(f);
 		Tf__Reply *reply = NULL;
 		const Tf__Job *j;
-		int rc = ask_news(c, id, since, &reply, e);
+		int rc = ask_news(c, id, since, left, &reply, e), status;
 
 		if (rc < 0) {
 			progress_end(&view);
@@ -274,14 +302,20 @@ int follow_job(struct client *c, uint64_t id, bool quiet, Tf__Reply **last, stru
 		}
 		j = reply->jobs->job[0];
 		since = j->has_seq ? j->seq : since;
-		if (job_state_is_end(j->state)) {
+		if (follow_fits(f, j, &status) || left == 0) {
+			status = follow_fits(f, j, &status) ? status : STATUS_TIMEOUT;
 			progress_end(&view);
 			*last = reply;
-			return status_of_job(j);
+			return status;
 		}
 		progress_job(&view, j);
 		tf__reply__free_unpacked(reply, NULL);
 	}
+}
+
+int follow_job(struct client *c, uint64_t id, bool quiet, Tf__Reply **last, struct err *e)
+{
+	return follow_until(c, id, &(struct follow){ quiet, 0, INT64_MAX }, last, e);
 }
 
 void print_end(const Tf__Job *j)
@@ -322,7 +356,7 @@ static int print_submitted(struct client *c, const Tf__JobSpec *spec, uint64_t i
 		       id, job_kind_name(spec->kind), id);
 		return STATUS_DONE;
 	}
-	TRY(ask_news(c, id, 0, &reply, e));
+	TRY(ask_news(c, id, 0, 0, &reply, e));
 	json_print(json_of_job(reply->jobs->job[0]));
 	tf__reply__free_unpacked(reply, NULL);
 	return STATUS_DONE;

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Verbs about jobs: noop, jobs, show, logs, wait, cancel, fetch. */
+ * Verbs about jobs: noop, jobs, show, logs, fetch. */
 #include "config.h"
 #include "client/client.h"
 #include "lib/clock.h"
 #include "lib/mem.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -39,18 +40,31 @@ static void percent_of(const Tf__Job *j, char out[16])
 		snprintf(out, 16, "%.0f %%", 100.0 * (double)p->done / (double)p->total);
 }
 
+/* "12 min 03 s" until a running job says it is done; "": it does not say. */
+static void time_left(const Tf__Job *j, char out[FORMAT_MAX])
+{
+	const Tf__Progress *p = job_state_is_end(j->state) ? NULL : j->progress;
+
+	out[0] = 0;
+	if (j->state == TF__JOB_STATE__RUNNING && p && p->has_eta_s && isfinite(p->eta_s) &&
+	    p->eta_s >= 0)
+		clock_format_span(p->eta_s, out);
+}
+
 static void add_job(struct table *t, const Tf__Job *j)
 {
-	char id[24], age[FORMAT_MAX], percent[16], place[16], start[FORMAT_MAX];
+	char id[24], age[FORMAT_MAX], percent[16], place[16], start[FORMAT_MAX], left[FORMAT_MAX];
 
 	snprintf(id, sizeof id, "%" PRIu64, j->id);
 	format_age(j->has_submitted ? j->submitted : 0, age);
 	percent_of(j, percent);
+	time_left(j, left);
 	snprintf(place, sizeof place, "%u", j->place);
 	format_until(j->has_expected_start ? j->expected_start : 0, start);
 	table_add(t, (const char *[]){ id, job_kind_name(j->kind), j->name, j->user,
 				       job_state_name(j->state), j->has_place ? place : NULL,
-				       start[0] ? start : NULL, j->slot, percent, age,
+				       start[0] ? start : NULL, j->slot, percent,
+				       left[0] ? left : NULL, age,
 				       j->waits && *j->waits     ? j->waits
 				       : j->reason && *j->reason ? j->reason
 								 : " " });
@@ -111,26 +125,6 @@ static int ask_jobs(struct client *c, Tf__JobList *m, struct job_list *l, struct
 	return 0;
 }
 
-static int read_states(const struct args *a, Tf__JobList *m, struct err *e)
-{
-	const struct words *given = &a->given[OPTION_STATE];
-
-	m->state = xcalloc((size_t)given->count + 1, sizeof *m->state);
-	for (int i = 0; i < given->count; i++) {
-		Tf__JobState s = TF__JOB_STATE__QUEUED;
-
-		while (s <= TF__JOB_STATE__CANCELLED &&
-		       strcmp(given->word[i], job_state_name(s)) != 0)
-			s++;
-		FAIL_IF(s > TF__JOB_STATE__CANCELLED, e, TF_EUSAGE,
-			"--state '%s' is none of queued, waiting, held, starting, running, "
-			"stopping, done, failed, cancelled",
-			given->word[i]);
-		m->state[m->n_state++] = s;
-	}
-	return 0;
-}
-
 static int read_kinds(const struct args *a, Tf__JobList *m, struct err *e)
 {
 	const struct words *given = &a->given[OPTION_KIND];
@@ -163,7 +157,8 @@ static int read_filters(const struct args *a, Tf__JobList *m, int64_t *limit, st
 	m->tag = a->given[OPTION_TAG].word;
 	m->n_tag = (size_t)a->given[OPTION_TAG].count;
 	TRY(args_int(a, OPTION_LIMIT, 1, INT32_MAX, limit, e));
-	TRY(read_states(a, m, e));
+	m->state = xcalloc(LIMIT_FILTERS, sizeof *m->state);
+	TRY(states_read(a, m->state, &m->n_state, e));
 	return read_kinds(a, m, e);
 }
 
@@ -188,14 +183,14 @@ static void print_counts(const json_t *counts)
 int verb_jobs(struct client *c, struct err *e)
 {
 	static const char *const head[] = { "id", "kind", "name", "user", "state", "place",
-					    "start", "slot", "progress", "age", "reason" };
+					    "start", "slot", "progress", "eta", "age", "reason" };
 	struct job_list l = { .counts = args_has(&c->args, OPTION_COUNTS), .left = INT64_MAX };
 	Tf__JobList m = TF__JOB_LIST__INIT;
 	bool none;
 	int rc;
 
 	l.list = l.counts ? json_object() : json_array();
-	table_init(&l.table, "rllllrllrrl", head);
+	table_init(&l.table, "rllllrllrrrl", head);
 	rc = read_filters(&c->args, &m, &l.left, e);
 	if (rc == 0)
 		rc = ask_jobs(c, &m, &l, e);
@@ -327,37 +322,7 @@ int verb_logs(struct client *c, struct err *e)
 	return STATUS_DONE;
 }
 
-/* ---- wait, cancel, fetch */
-
-int verb_wait(struct client *c, struct err *e)
-{
-	bool json = args_has(&c->args, OPTION_JSON);
-	json_t *list = json_array();
-	int worst = STATUS_DONE, rc = 0;
-
-	for (int i = 0; rc >= 0 && i < c->args.operand.count; i++) {
-		Tf__Reply *reply;
-		uint64_t id;
-
-		rc = operand_job(c, i, &id, e);
-		if (rc >= 0)
-			rc = follow_job(c, id, json, &reply, e);
-		if (rc < 0)
-			break;
-		if (json)
-			json_array_append_new(list, json_of_job(reply->jobs->job[0]));
-		else
-			print_end(reply->jobs->job[0]);
-		if (worst != STATUS_FAILED && rc != STATUS_DONE)
-			worst = rc;
-		tf__reply__free_unpacked(reply, NULL);
-	}
-	if (json && rc >= 0)
-		json_print(json_incref(c->args.operand.count == 1 ? json_array_get(list, 0)
-								  : list));
-	json_decref(list);
-	return rc < 0 ? rc : worst;
-}
+/* ---- fetch */
 
 int verb_fetch(struct client *c, struct err *e)
 {

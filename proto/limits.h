@@ -36,6 +36,7 @@
 #define LIMIT_AUDIT_LISTED 10000u             /* in one reply */
 #define LIMIT_AUDIT_SCAN_BYTES (256u << 20)   /* looked at for one reply */
 #define LIMIT_WAITS 4096u                     /* open long polls */
+#define LIMIT_WAIT_ANY 60u                    /* jobs of which the first is waited for */
 #define LIMIT_WAIT_MS 30000u
 #define LIMIT_FILES_LISTED 10000u             /* of one job or artefact */
 #define LIMIT_CHUNK_BYTES (1u << 20)          /* file and upload chunks */

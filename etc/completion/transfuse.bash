@@ -56,7 +56,7 @@ _transfuse() {
 	'submit') words='--endpoint --key --server-key --as --help --json --batch' ;;
 	'show') words='--endpoint --key --server-key --as --help --json' ;;
 	'logs') words='--endpoint --key --server-key --as --help --follow' ;;
-	'wait') words='--endpoint --key --server-key --as --help --json' ;;
+	'wait') words='--endpoint --key --server-key --as --help --json --tag --state --any --timeout' ;;
 	'cancel') words='--endpoint --key --server-key --as --help --json --tag' ;;
 	'hold') words='--endpoint --key --server-key --as --help --json --tag' ;;
 	'release') words='--endpoint --key --server-key --as --help --json --tag' ;;

@@ -145,6 +145,24 @@ hold() {
 	status 0 "$cli" noop --after-any 3 -w
 }
 check 'holding, tags, putting back' hold
+# For an end, a state, the first of several, for so long.
+waiting() {
+	held=$("$cli" noop --hold --tag slow --json | sed 's/.*"id":\([0-9]*\).*/\1/')
+	status 6 "$cli" wait "$held" --timeout 0 && says 'time is up for 1 of 1' || return 1
+	status 0 "$cli" wait "$held" --state held --state running --timeout 1m && says 'is held' || return 1
+	status 0 "$cli" noop --tag slow -w || return 1
+	status 0 "$cli" wait --tag slow --any --timeout 1m && says "job $((held + 1)) (noop): done" || return 1
+	status 6 "$cli" wait --tag slow --timeout 0 && says 'time is up for 1 of 2' || return 1
+	status 6 "$cli" wait "$held" 999999 --any --timeout 0 && return 1
+	status 6 "$cli" wait "$held" --any --timeout 0 --json && says '^\[\]' || return 1
+	status 0 "$cli" wait "$((held + 1))" --state running || return 1
+	status 1 "$cli" wait "$((held + 1))" --state held || return 1
+	status 0 "$cli" cancel "$held" && status 5 "$cli" wait --tag slow || return 1
+	status 2 "$cli" wait && status 2 "$cli" wait 1 --timeout soon || return 1
+	status 4 "$cli" wait --tag nobody-has-it && status 4 "$cli" wait 999999 || return 1
+	status 2 "$cli" wait --any $(seq 61) && says 'at most 60'
+}
+check 'waiting for states, tags, the first, for so long' waiting
 check 'fetch of everything' status 0 "$cli" fetch 1 --all -o "$folder/out"
 check 'a fetched file is there' test -s "$folder/out/log"
 nothing_half() { [ -z "$(find "$folder/out" -name '*.part')" ]; }
@@ -216,6 +234,25 @@ comes_back() {
 	grep -q 'survivor): done' "$folder/followed"
 }
 run_here 'a follower outlives the daemon' comes_back
+
+# From before the start of a job, through a daemon that goes and an attempt that crashes.
+log_comes_back() {
+	echo '{"noop": {"fail": "crash"}, "hold": true, "tag": ["crash"], "retry": [{"failure": "failure_crash", "times": 1, "delay_s": 0}]}' \
+		>"$folder/crash.jsonl"
+	"$cli" submit --batch "$folder/crash.jsonl" || return 1
+	crash=$("$cli" jobs --tag crash --json | sed 's/.*"id":\([0-9]*\).*/\1/')
+	"$cli" logs -f "$crash" >"$folder/followed" 2>&1 &
+	follower=$!
+	sleep 0.3
+	stop_daemon
+	start_daemon && "$cli" release "$crash" || return 1
+	wait "$follower" || { cat "$folder/followed"; return 1; }
+	"$cli" logs "$crash" | cmp - "$folder/followed" || return 1
+	[ "$(grep -c 'attempt=' "$folder/followed")" -eq 2 ] || { cat "$folder/followed"; return 1; }
+	status 1 "$cli" wait "$crash" && says 'crash 2 of 2' || return 1
+	status 0 "$cli" show "$crash" --json && says '"failures":{"crash":2}'
+}
+run_here 'a followed log outlives daemon and attempt' log_comes_back
 
 check 'the daemon drains' status 0 "$cli" drain
 check 'and goes on' status 0 "$cli" drain --resume
