@@ -12,6 +12,7 @@
 #include "daemon/queue.h"
 #include "daemon/gpu_watch.h"
 #include "daemon/machine.h"
+#include "daemon/notice.h"
 #include "daemon/slots.h"
 #include "lib/buf.h"
 #include "lib/err.h"
@@ -263,6 +264,7 @@ struct daemon {
 
 	void *zmq, *router, *zap;
 	struct audit audit;
+	struct notices notices;
 	struct outbox outbox;
 	struct wait *wait;
 	size_t waits, wait_room;
@@ -440,6 +442,7 @@ struct spawn {
 int spawn_process(const struct spawn *s, pid_t *pid, int *pidfd, struct err *e);
 /* When the process started, in clock ticks since boot; 0: there is no such process. */
 uint64_t process_start(pid_t pid);
+char *program_beside(const char *name); /* path of one in our own folder; the caller frees it */
 /* What this boot of the machine is called; "": not known. Static. */
 const char *machine_boot(void);
 int process_fd(pid_t pid); /* -1 when there is none */

@@ -275,6 +275,7 @@ static int follow_up(struct daemon *d, uint64_t id, struct err *e)
 		rc = artefact_unmake(d, r->artefact, e);
 	if (rc == 0)
 		rc = quota_job_ended(d, r, e);
+	notice_job_end(d, r->job);
 	record_free(r);
 	if (rc == 0)
 		rc = drop_uses(d, id, e);
@@ -293,5 +294,7 @@ void job_follow_up(struct daemon *d)
 		if (follow_up(d, id, &e) < 0)
 			log_line(LOG_ERROR, id, "after its end: %s", e.text);
 	}
+	if (d->ended.len)
+		notice_jobs_ended(d);
 	buf_clear(&d->ended);
 }

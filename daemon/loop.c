@@ -117,6 +117,7 @@ bool loop_commit(struct daemon *d)
 		state_abort(d->state);
 	remove_doomed(d, committed);
 	audit_write(d, committed);
+	notices_committed(d, committed);
 	outbox_send(d, committed);
 	if (committed)
 		return true;
@@ -158,6 +159,8 @@ static size_t fill_items(struct daemon *d, zmq_pollitem_t *item)
 		if (d->reader[i].pidfd >= 0)
 			item[n++] =
 				(zmq_pollitem_t){ .fd = d->reader[i].pidfd, .events = ZMQ_POLLIN };
+	if (d->notices.pidfd >= 0)
+		item[n++] = (zmq_pollitem_t){ .fd = d->notices.pidfd, .events = ZMQ_POLLIN };
 	if (d->gpu_watch.fd >= 0)
 		item[n++] = (zmq_pollitem_t){ .fd = d->gpu_watch.fd, .events = ZMQ_POLLIN };
 	return n;
@@ -192,6 +195,8 @@ static void take_ended(struct daemon *d, const zmq_pollitem_t *item, size_t n)
 		for (int i = 0; i < READER_PROCESSES_MAX; i++)
 			if (d->reader[i].pidfd == item[k].fd)
 				reader_exited(d, &d->reader[i]);
+		if (d->notices.pidfd == item[k].fd)
+			notice_exited(d);
 		if (d->gpu_watch.fd == item[k].fd)
 			gpu_watch_read(d);
 	}
@@ -214,6 +219,7 @@ static void housekeeping(struct daemon *d)
 		audit_tick(d);
 		reader_tick(d);
 		gpu_watch_tick(d);
+		notices_tick(d);
 	}
 	if (d->read_only && now >= d->retry_store_ms)
 		try_store(d);
@@ -229,7 +235,7 @@ static void housekeeping(struct daemon *d)
 
 static void turn(struct daemon *d)
 {
-	zmq_pollitem_t item[FIXED_ITEMS + LIMIT_WORKERS + READER_PROCESSES_MAX + 1];
+	zmq_pollitem_t item[FIXED_ITEMS + LIMIT_WORKERS + READER_PROCESSES_MAX + 2];
 	size_t n = fill_items(d, item);
 
 	CHECK(n <= ARRAY_LEN(item));
@@ -251,6 +257,7 @@ static void turn(struct daemon *d)
 
 void loop_run(struct daemon *d)
 {
+	notices_open(d);
 	while (!d->leaving && !(d->leave_when_idle && d->workers == 0))
 		turn(d);
 	/* what came in before the end is answered */

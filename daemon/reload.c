@@ -128,6 +128,7 @@ static int check(struct daemon *d, const struct options *fresh, struct err *e)
 
 	TRY(log_level_find(fresh->log_level, NULL, e));
 	TRY(quota_limit(fresh, NULL, &bytes, e));
+	TRY(notices_read(fresh, NULL, NULL, e));
 	FAIL_IF(d->read_only, e, TF_EUNKNOWN, "the state cannot be written now");
 	return users_configure(d->state, (const char *const *)fresh->user.text, fresh->user.count,
 			       e);
@@ -152,6 +153,7 @@ void options_reload(struct daemon *d)
 		log_error("the configuration stays as it was: %s", e.text);
 	} else {
 		take_changed(d, &fresh);
+		CHECK(notices_configure(d, &e) == 0); /* it was checked */
 		log_level_find(d->options.log_level, &level, NULL);
 		log_init("transfused", (enum log_level)level);
 		log_info("the configuration was read again");

@@ -317,6 +317,12 @@ void slots_judge(struct daemon *d)
 	for (uint32_t i = 0; i < d->machine.slots; i++)
 		if (d->slot[i].drained)
 			drained |= 1ull << i;
+	for (uint64_t fresh = drained & ~d->machine.drained; fresh; fresh &= fresh - 1) {
+		size_t i = (size_t)__builtin_ctzll(fresh);
+		char name[GPU_NAME_MAX];
+
+		notice_slot_drained(d, slot_name(d, i, name), d->slot[i].reason, d->slot[i].by);
+	}
 	if (drained != d->machine.drained) {
 		d->schedule_due = true;
 		log_info("slots of the processor drained: %#llx", (unsigned long long)drained);
@@ -328,6 +334,9 @@ void slots_judge(struct daemon *d)
 		bool now = judge_gpu(d, i, why);
 
 		d->schedule_due |= now != g->drained;
+		if (now && strcmp(why, NOT_LOOKED_AT) != 0 &&
+		    (!g->drained || strcmp(g->why, NOT_LOOKED_AT) == 0))
+			notice_slot_drained(d, g->name, why, slot_of_gpu(d, i)->by);
 		if (now != g->drained && strcmp(why, NOT_LOOKED_AT) != 0)
 			log_info("%s %s%s", g->name, now ? "is drained: " : "takes jobs", why);
 		g->drained = now;

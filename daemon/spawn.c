@@ -142,6 +142,17 @@ int process_fd(pid_t pid)
 	return (int)syscall(SYS_pidfd_open, pid, 0);
 }
 
+char *program_beside(const char *name)
+{
+	char path[1024];
+	ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
+	char *slash;
+
+	path[n > 0 ? n : 0] = 0;
+	slash = strrchr(path, '/');
+	return xasprintf("%.*s/%s", slash ? (int)(slash - path) : 0, path, name);
+}
+
 const char *machine_boot(void)
 {
 	static char boot[64];

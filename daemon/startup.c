@@ -123,9 +123,6 @@ static int open_runtime(struct daemon *d, struct err *e)
 
 static int find_worker(struct daemon *d, struct err *e)
 {
-	char path[1024];
-	ssize_t n;
-
 	if (*d->options.worker) {
 		char *real = realpath(d->options.worker, NULL);
 
@@ -134,12 +131,7 @@ static int find_worker(struct daemon *d, struct err *e)
 		d->worker_program = xstrdup(real);
 		free(real);
 	} else {
-		n = readlink("/proc/self/exe", path, sizeof path - 1);
-		if (n < 0)
-			return err_errno(e, "/proc/self/exe");
-		path[n] = 0;
-		*strrchr(path, '/') = 0;
-		d->worker_program = xasprintf("%s/transfuse-worker", path);
+		d->worker_program = program_beside("transfuse-worker");
 	}
 	if (access(d->worker_program, X_OK) < 0)
 		log_warn("no jobs can start: %s: %s", d->worker_program, strerror(errno));
@@ -375,6 +367,7 @@ int daemon_open(struct daemon *d, struct err *e)
 
 	umask(077);
 	d->lock = d->signal_fd = d->task_fd = d->audit.fd = d->gpu_watch.fd = -1;
+	d->notices.pidfd = d->notices.output = -1;
 	for (int i = 0; i < READER_PROCESSES_MAX; i++)
 		d->reader[i].pidfd = d->reader[i].output = -1;
 	d->started_ms = clock_wall_ms();
@@ -394,6 +387,7 @@ int daemon_open(struct daemon *d, struct err *e)
 	TRY(open_keys(d, e));
 	TRY(open_machine(d, e));
 	TRY(queue_configure(d, e));
+	TRY(notices_configure(d, e));
 	TRY(daemon_load(d, e));
 	artefact_collect(d);
 	upload_collect(d);
@@ -409,6 +403,7 @@ void daemon_close(struct daemon *d)
 	slots_release(d);
 	tasks_close(d);
 	audit_close(d);
+	notices_close(d);
 	worker_forget_all(d);
 	upload_release_all(d);
 	outbox_release(&d->outbox);

@@ -35,6 +35,8 @@
 #define LIMIT_AUDIT_PENDING_BYTES (4u << 20)  /* lines that wait to be written */
 #define LIMIT_AUDIT_LISTED 10000u             /* in one reply */
 #define LIMIT_AUDIT_SCAN_BYTES (256u << 20)   /* looked at for one reply */
+#define LIMIT_NOTICES 1000u                   /* that wait to be delivered */
+#define LIMIT_NOTICE_RULES 64u                /* entries of option notify_on */
 #define LIMIT_WAITS 4096u                     /* open long polls */
 #define LIMIT_WAIT_ANY 60u                    /* jobs of which the first is waited for */
 #define LIMIT_WAIT_MS 30000u
