@@ -134,6 +134,7 @@ static void add_order(json_t *o, const Tf__Job *j)
 	for (size_t i = 0; i < j->n_tag; i++)
 		json_array_append_new(tags, json_string(j->tag[i]));
 	json_object_set_new(o, "tags", tags);
+	json_object_set_new(o, "group", text_or_null(j->group));
 	json_object_set_new(o, "after", json_of_ids(j->n_after, j->after));
 	json_object_set_new(o, "after_any", json_of_ids(j->n_after_any, j->after_any));
 	json_object_set_new(o, "after_failed", json_of_ids(j->n_after_failed, j->after_failed));

@@ -127,7 +127,10 @@ static bool explain_limits(const struct schedule_input *in, const struct job *j,
 {
 	const struct user_share *u = j->user;
 
-	if (u->limits.running && u->running >= u->limits.running)
+	if (j->group && j->group->running >= j->group_most)
+		snprintf(out, room, "%u jobs of group %s may run at a time", j->group_most,
+			 j->group->name);
+	else if (u->limits.running && u->running >= u->limits.running)
 		snprintf(out, room, "%s may run %u jobs at a time", u->name, u->limits.running);
 	else if (u->limits.gpu_hours &&
 		 share_month_gpu_s(u, in->now_ms) >= 3600.0 * u->limits.gpu_hours)

@@ -103,6 +103,9 @@ static void describe(const struct request *r, const Tf__JobSpec *s, Tf__Job *j)
 	j->after_failed = s->after_failed;
 	j->n_tag = s->n_tag;
 	j->tag = s->tag;
+	j->group = s->group;
+	j->has_group_running = s->has_group_running;
+	j->group_running = s->group_running;
 	j->demand = s->demand;
 }
 

@@ -100,6 +100,11 @@ struct job *live_add(struct live *l, const Tf__JobRecord *r)
 	j->device = (uint8_t)device_parse(r->device);
 	j->user = shares_get(&l->shares, r->job->user ? r->job->user : "");
 	j->user->jobs++;
+	if (r->job->group && *r->job->group) {
+		j->group = group_enter(&l->shares, j->user, r->job->group);
+		j->group->running += job_state_active(r->job->state);
+		j->group_most = r->job->group_running;
+	}
 	take_times(j, r);
 	CHECK(!job_state_is_end(r->job->state));
 	if (l->count == l->room) {
@@ -123,6 +128,10 @@ struct job *live_add(struct live *l, const Tf__JobRecord *r)
 void live_state(struct live *l, struct job *j, Tf__JobState state)
 {
 	(void)l;
+	if (j->group) {
+		j->group->running -= job_state_active((Tf__JobState)j->state);
+		j->group->running += job_state_active(state);
+	}
 	if (j->state == TF__JOB_STATE__QUEUED && state != TF__JOB_STATE__QUEUED)
 		line_remove(j);
 	else if (j->state != TF__JOB_STATE__QUEUED && state == TF__JOB_STATE__QUEUED)
@@ -144,14 +153,20 @@ static void close_up(struct live *l)
 void live_remove(struct live *l, uint64_t id)
 {
 	size_t i = find(l, id);
+	struct job *j;
 
 	CHECK(i < l->count);
-	if (l->job[i]->state == TF__JOB_STATE__QUEUED)
-		line_remove(l->job[i]);
-	l->job[i]->user->jobs--;
-	l->deadlines -= l->job[i]->deadline_ms != 0;
-	if (l->job[i]->progress)
-		tf__progress__free_unpacked(l->job[i]->progress, NULL);
+	j = l->job[i];
+	if (j->state == TF__JOB_STATE__QUEUED)
+		line_remove(j);
+	j->user->jobs--;
+	if (j->group) {
+		j->group->running -= job_state_active((Tf__JobState)j->state);
+		group_leave(&l->shares, j->group);
+	}
+	l->deadlines -= j->deadline_ms != 0;
+	if (j->progress)
+		tf__progress__free_unpacked(j->progress, NULL);
 	xfree(l->job[i]);
 	if (++l->holes > 64 && l->holes > l->count / 2)
 		close_up(l);
@@ -165,6 +180,7 @@ void live_release(struct live *l)
 		xfree(l->job[i]);
 	}
 	xfree(l->job);
+	groups_release(&l->shares);
 	for (size_t i = 0; i < l->shares.count; i++) {
 		struct user_share *u = l->shares.user[i];
 

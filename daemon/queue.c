@@ -115,6 +115,9 @@ int queue_admit(struct daemon *d, const struct request *r, const char *owner,
 		role_name(r->role));
 	FAIL_IF(u->limits.queued && waiting >= u->limits.queued, e, TF_ELIMIT,
 		"%s has %u jobs waiting, the limit", u->name, u->limits.queued);
+	FAIL_IF(spec->group && *spec->group && u->groups >= LIMIT_GROUPS &&
+			!group_find(&d->live.shares, u, spec->group),
+		e, TF_ELIMIT, "%s has %u groups of jobs, the limit", u->name, u->groups);
 	FAIL_IF(u->limits.gpus && gpus > u->limits.gpus, e, TF_ELIMIT,
 		"the job asks for %u GPUs; %s may have %u at a time", gpus, u->name,
 		u->limits.gpus);

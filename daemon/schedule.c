@@ -145,6 +145,8 @@ struct order *order_open(const struct schedule_input *in)
 	const struct shares *s = in->shares;
 
 	o->in = in;
+	for (size_t i = 0; i < s->groups; i++)
+		s->group[i]->starting = 0;
 	o->cursor = xcalloc(s->count * LANES + 1, sizeof *o->cursor);
 	for (size_t i = 0; i < s->count; i++) {
 		struct user_share *u = s->user[i];
@@ -210,6 +212,8 @@ void order_start(struct order *o, struct charge c)
 	u->pass.rate.units += c.units;
 	u->pass.rate.gpus += c.gpus;
 	u->pass.running++;
+	if (o->given->group)
+		o->given->group->starting++;
 	u->pass.last_start_ms[o->given->lane] = o->in->now_ms;
 	u->pass.closed = user_is_full(u, o->in->now_ms);
 	order_again(o, u);
@@ -254,6 +258,8 @@ static bool may_start(const struct schedule_input *in, const struct job *j,
 	double gpus = want->gpus + (want->gpu_mem ? 1e-9 : 0);
 
 	if (j->begin_ms > in->now_ms || u->pass.closed)
+		return false;
+	if (j->group && j->group->running + j->group->starting >= j->group_most)
 		return false;
 	if (j->deadline_ms && j->deadline_ms < job_ends_ms(j, in->now_ms) &&
 	    (j->walltime_ms || j->deadline_ms <= in->now_ms))

@@ -18,6 +18,8 @@ struct job {
 	/* A decision looks at these of every queued job: they lie together. */
 	struct job *before, *after; /* in its line, while it is queued */
 	struct user_share *user;
+	struct group *group;  /* NULL: none */
+	uint32_t group_most;  /* of it run at a time when this one starts */
 	struct demand demand; /* as submitted; job_demand says what it comes to here */
 	uint8_t state;        /* Tf__JobState */
 	uint8_t kind;         /* Tf__JobKind */

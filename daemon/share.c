@@ -46,6 +46,7 @@ struct user_share *shares_get(struct shares *s, const char *name)
 
 void shares_release(struct shares *s)
 {
+	groups_release(s);
 	for (size_t i = 0; i < s->count; i++)
 		xfree(s->user[i]);
 	xfree(s->user);

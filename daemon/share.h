@@ -47,6 +47,7 @@ struct user_share {
 	uint32_t running;
 	uint32_t queued; /* in the lines */
 	uint32_t jobs;   /* that have not ended */
+	uint32_t groups; /* of those */
 	bool changed;    /* since it was saved */
 	struct line line[LANES];
 	struct {         /* of a decision being made */
@@ -58,16 +59,33 @@ struct user_share {
 	} pass;
 };
 
+/* Jobs of a user that are kept from running all at a time. */
+struct group {
+	struct user_share *user;
+	char name[LIMIT_NAME_BYTES + 1];
+	uint32_t jobs;     /* that have not ended */
+	uint32_t running;  /* of them, starting and stopping ones too */
+	uint32_t starting; /* of a decision being made */
+};
+
 /* All users that ever had a job, by name. */
 struct shares {
 	struct user_share **user;
 	size_t count;
+	struct group **group; /* by user and name */
+	size_t groups;
 	struct user_limits limits; /* of who has none of their own */
 	double half_life_s;
 };
 
 struct user_share *shares_get(struct shares *s, const char *name); /* made when there is none */
 void shares_release(struct shares *s);
+/* ---- group.c */
+struct group *group_find(const struct shares *s, const struct user_share *user, const char *name);
+struct group *group_enter(struct shares *s, struct user_share *user, const char *name);
+void group_leave(struct shares *s, struct group *g); /* the last one frees it */
+void groups_release(struct shares *s);
+
 struct charge charge_of(const struct machine *m, const struct holding *h, Tf__Priority priority);
 /* Decayed use at a time, without and with what runs counted ahead. */
 double share_used(const struct user_share *u, double half_life_s, int64_t now_ms);

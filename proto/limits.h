@@ -24,6 +24,7 @@
 #define LIMIT_BATCH_BYTES (64u << 20)         /* a file of jobs that a client submits */
 #define LIMIT_AFTER 256u                      /* dependencies of a job, of each kind */
 #define LIMIT_TAGS 16u                        /* of a job */
+#define LIMIT_GROUPS 1000u                    /* a user's, of jobs that have not ended */
 #define LIMIT_JOBS_QUEUED 1000000u
 #define LIMIT_JOBS_LISTED 10000u              /* in one reply */
 #define LIMIT_OVERVIEW_JOBS 100u              /* in one overview */

@@ -257,6 +257,16 @@ static int after_check(const char *field, const uint64_t *job, size_t count, str
 	return 0;
 }
 
+static int group_check(const Tf__JobSpec *s, struct err *e)
+{
+	if (!s->group || !*s->group) {
+		FAIL_IF(s->has_group_running, e, TF_EINVALID, "group_running needs a group");
+		return 0;
+	}
+	TRY(name_check("group", s->group, e));
+	return int_check("group_running", s->group_running, 1, LIMIT_WORKERS, e);
+}
+
 static int common_check(const Tf__JobSpec *s, struct err *e)
 {
 	if (s->name && *s->name)
@@ -275,6 +285,7 @@ static int common_check(const Tf__JobSpec *s, struct err *e)
 	for (size_t i = 0; i < s->n_tag; i++)
 		TRY(name_check("tag", s->tag[i], e));
 	TRY(retry_check(s, e));
+	TRY(group_check(s, e));
 	return int_check("retries", s->retries, 0, LIMIT_RETRIES, e);
 }
 

@@ -364,6 +364,70 @@ static void the_owners_limits_count_when_a_job_is_put_back(void **state)
 	xfree(user);
 }
 
+/* ---------------------------------------------------------------- groups */
+
+static uint64_t in_group(const char *how, const char *group, uint32_t most)
+{
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	uint64_t id = 0;
+
+	spec.group = (char *)group;
+	spec.has_group_running = true;
+	spec.group_running = most;
+	assert_ok(submit(how, &spec, &id), &e);
+	return id;
+}
+
+static void so_many_of_a_group_run(void **state)
+{
+	uint64_t job[4], other;
+	Tf__Reply *reply;
+
+	(void)state;
+	harness_kill(&h, SIGTERM);
+	h.slots = "4";
+	harness_start(&h);
+	for (size_t i = 0; i < ARRAY_LEN(job); i++)
+		job[i] = in_group("wait", "few", 2);
+	harness_until(&h, job[1], TF__JOB_STATE__RUNNING);
+	other = in_group("done", "more", 1); /* it goes past those that wait */
+	harness_until(&h, other, TF__JOB_STATE__DONE);
+	assert_int_equal(harness_state(&h, job[2]), TF__JOB_STATE__QUEUED);
+	reply = harness_show(&h, job[2]);
+	assert_string_equal(reply->jobs->job[0]->waits, "2 jobs of group few may run at a time");
+	tf__reply__free_unpacked(reply, NULL);
+	harness_kill(&h, SIGKILL);
+	harness_start(&h);
+	other = in_group("done", "more", 1);
+	harness_until(&h, other, TF__JOB_STATE__DONE);
+	assert_int_equal(harness_state(&h, job[0]), TF__JOB_STATE__RUNNING);
+	assert_int_equal(harness_state(&h, job[2]), TF__JOB_STATE__QUEUED);
+	assert_ok(harness_cancel(h.line, job[0], &e), &e);
+	harness_until(&h, job[2], TF__JOB_STATE__RUNNING);
+	assert_int_equal(harness_state(&h, job[3]), TF__JOB_STATE__QUEUED);
+}
+
+static void groups_are_counted(void **state)
+{
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	char name[16];
+	uint64_t id;
+
+	(void)state;
+	spec.has_hold = spec.hold = spec.has_group_running = true;
+	spec.group_running = 1;
+	assert_int_equal(submit("done", &spec, &id), TF_EINVALID); /* of which group? */
+	spec.group = name;
+	for (unsigned i = 0; i <= LIMIT_GROUPS; i++) {
+		snprintf(name, sizeof name, "g%u", i);
+		assert_int_equal(submit("done", &spec, &id), i < LIMIT_GROUPS ? 0 : TF_ELIMIT);
+	}
+	snprintf(name, sizeof name, "g1");
+	assert_ok(submit("done", &spec, &id), &e);
+	spec.group_running = 0;
+	assert_int_equal(submit("done", &spec, &id), TF_EINVALID);
+}
+
 /* ---------------------------------------------------------------- tags */
 
 /* The ids that a list gives, as text, newest first. */
@@ -450,6 +514,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(an_ended_job_is_put_back, start, stop),
 		cmocka_unit_test_setup_teardown(the_owners_limits_count_when_a_job_is_put_back,
 						start, stop),
+		cmocka_unit_test_setup_teardown(so_many_of_a_group_run, start, stop),
+		cmocka_unit_test_setup_teardown(groups_are_counted, start, stop),
 		cmocka_unit_test_setup_teardown(lists_are_filtered, start, stop),
 	};
 
