@@ -9,6 +9,7 @@
 #ifndef DAEMON_DAEMON_H
 #define DAEMON_DAEMON_H
 
+#include "daemon/inbox.h"
 #include "daemon/queue.h"
 #include "daemon/gpu_watch.h"
 #include "daemon/machine.h"
@@ -263,8 +264,12 @@ struct daemon {
 	bool draining, leave_when_idle;
 
 	void *zmq, *router, *zap;
+	struct wire_watch *peers; /* of the router */
+	size_t connections;
 	struct audit audit;
 	struct notices notices;
+	struct inbox *inbox; /* requests that wait */
+	bool flooded;        /* some were refused as their line is full */
 	struct outbox outbox;
 	struct wait *wait;
 	size_t waits, wait_room;
@@ -512,7 +517,10 @@ void server_close(struct daemon *d);
  * <owner>". owner NULL: nobody. */
 int may_change(const struct request *r, const char *owner, const char *what, struct err *e);
 void server_zap(struct daemon *d);     /* answers the questions of handshakes */
-void server_receive(struct daemon *d); /* takes up to a turn's worth of messages */
+/* Reads messages and handles a turn's worth of requests. */
+void server_receive(struct daemon *d);
+/* Until a request that waits may be handled, 0: now; INT64_MAX: none waits. */
+int64_t server_wait_ms(const struct daemon *d);
 
 /* ---- audit.c, audit_read.c ---- */
 int audit_open(struct daemon *d, struct err *e);

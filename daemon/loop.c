@@ -20,6 +20,7 @@
 #define SECOND_MS 1000
 #define MINUTE_MS 60000
 #define STORE_RETRY_MS 2000
+#define LAST_TURNS 1000 /* at the end, for what waits */
 
 /* ---------------------------------------------------------------- committing */
 
@@ -134,14 +135,18 @@ bool loop_commit(struct daemon *d)
 static int64_t wait_ms(const struct daemon *d)
 {
 	int64_t now = clock_mono_ms();
-	int64_t until = d->second_ms;
+	int64_t until = d->second_ms, inbox = server_wait_ms(d);
 
+	if (inbox == 0)
+		return 0;
 	if (d->outbox.count > 0)
 		return 1; /* a peer's queue was full */
 	if (d->waits > 0)
 		until = d->tick_ms < until ? d->tick_ms : until;
 	if (d->spawn_after_ms > now && d->spawn_after_ms < until)
 		until = d->spawn_after_ms;
+	if (inbox < until - now)
+		return inbox;
 	return until > now ? until - now : 0;
 }
 
@@ -217,6 +222,7 @@ static void housekeeping(struct daemon *d)
 		worker_tick(d);
 		queue_tick(d);
 		audit_tick(d);
+		inbox_tick(d->inbox, clock_mono_ns());
 		reader_tick(d);
 		gpu_watch_tick(d);
 		notices_tick(d);
@@ -261,7 +267,11 @@ void loop_run(struct daemon *d)
 	while (!d->leaving && !(d->leave_when_idle && d->workers == 0))
 		turn(d);
 	/* what came in before the end is answered */
-	server_receive(d);
-	loop_commit(d);
+	for (int i = 0; i < LAST_TURNS; i++) {
+		server_receive(d);
+		loop_commit(d);
+		if (server_wait_ms(d) > 0)
+			break;
+	}
 	warm_drop_all(d, "the daemon leaves");
 }

@@ -7,6 +7,7 @@
 #include "lib/log.h"
 #include "lib/mem.h"
 
+#include <xxhash.h>
 #include <zmq.h>
 #include <errno.h>
 #include <string.h>
@@ -228,9 +229,27 @@ static bool letter_send(struct daemon *d, struct letter *l)
 	return true;
 }
 
+/* Answers that a peer does not take are kept within bounds, counted by a hash of its route: at
+ * worst two peers share a bound. */
+struct unsent {
+	uint64_t of[256], all;
+};
+
+static bool keep(struct unsent *u, const struct letter *l)
+{
+	uint64_t *of = &u->of[XXH32(l->route, l->route_len, 0) % ARRAY_LEN(u->of)];
+
+	if (*of + l->len > LIMIT_PEER_UNSENT_BYTES || u->all + l->len > LIMIT_UNSENT_BYTES)
+		return false;
+	*of += l->len;
+	u->all += l->len;
+	return true;
+}
+
 void outbox_send(struct daemon *d, bool committed)
 {
 	struct outbox *o = &d->outbox;
+	struct unsent unsent = { { 0 }, 0 };
 	size_t kept = 0;
 
 	for (size_t i = 0; i < o->count; i++) {
@@ -243,8 +262,14 @@ void outbox_send(struct daemon *d, bool committed)
 		}
 		if (!committed && l.tries == 0)
 			make_unknown(&l);
-		if (!letter_send(d, &l))
+		if (letter_send(d, &l))
+			continue;
+		if (keep(&unsent, &l)) {
 			o->letter[kept++] = l;
+		} else {
+			log_warn("an answer of %zu bytes was dropped: nobody takes it", l.len);
+			xfree(l.data);
+		}
 	}
 	o->count = kept;
 }

@@ -5,17 +5,26 @@
  * an open connection), and handed to the function of its row in requests.def. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "lib/clock.h"
 #include "lib/log.h"
 #include "lib/mem.h"
 #include "proto/wire.h"
+#include "proto/wire_check.h"
 
 #include <zmq.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <time.h>
 
-#define TURN_MESSAGES 512 /* taken in one turn: then the commit comes */
 #define TURN_HANDSHAKES 64
+#define TURN_ALONE_NS 2000000   /* requests are handled so long, then the commit comes */
+#define TURN_SHARED_NS 500000   /* while several users are about */
+#define READ_MESSAGES 512       /* in a turn */
+#define READ_FLOODED 4        /* in a turn after one with refusals, which begins */
+#define FLOODED_NS 100000     /* so much later */
+#define OWN_DESCRIPTORS 1024 /* workers, uploads, files, libraries */
 #define REQUEST_FIELD_MAX 100
 
 /* ---------------------------------------------------------------- rows */
@@ -99,11 +108,50 @@ static bool is_allowed(const struct row *row, enum user_role role)
 					: role >= row->role && role <= ROLE_ADMIN;
 }
 
+/* Counts connections, and puts down those that were closed for what they sent. */
+static void watch_peers(struct daemon *d)
+{
+	const char *what = "";
+	enum wire_peer news;
+
+	while ((news = wire_router_next(d->peers, &what)) != PEER_NOTHING) {
+		struct request nobody = { .route_len = 0 };
+
+		d->connections += news == PEER_CAME;
+		d->connections -= news == PEER_WENT && d->connections > 0;
+		if (news != PEER_BROKE)
+			continue;
+		log_warn("a connection was closed: %s", what);
+		audit_note(d, &nobody, "connect", TF_EREFUSED, what);
+	}
+}
+
+/* Whether a known key is let in; *status and *text for the handshake. */
+static void let_in(struct daemon *d, struct request *r, const char **status, const char **text)
+{
+	look_up(d, r);
+	watch_peers(d);
+	if (r->role == ROLE_NONE && !d->state) {
+		*status = "300"; /* it will be tried again */
+		*text = "not now";
+	} else if (r->role != ROLE_NONE && r->role != ROLE_WORKER &&
+		   (int64_t)d->connections > d->options.clients + (int64_t)d->workers) {
+		*status = "500";
+		*text = "too many connections (option clients)";
+	} else if (r->role != ROLE_NONE) {
+		if (*r->user)
+			inbox_expect(d->inbox, r->user, clock_mono_ns());
+		*status = "200";
+		*text = "";
+	}
+}
+
 /* Answers a question of the handshake: version, request id, domain, address, identity, mechanism,
  * key. False when there is none. */
 static bool answer_handshake(struct daemon *d)
 {
-	char part[7][256], *status = "400", *text = "unknown key";
+	const char *status = "400", *text = "unknown key";
+	char part[7][256];
 	size_t len[7] = { 0 };
 	struct request r = { 0 };
 	int more = 1, n = 0;
@@ -121,20 +169,13 @@ static bool answer_handshake(struct daemon *d)
 	}
 	if (n == 7 && len[5] == 5 && memcmp(part[5], "CURVE", 5) == 0 && len[6] == 32) {
 		zmq_z85_encode(r.key, (const uint8_t *)part[6], 32);
-		look_up(d, &r);
-		if (r.role != ROLE_NONE) {
-			status = "200";
-			text = "";
-		} else if (!d->state) {
-			status = "300"; /* it will be tried again */
-			text = "not now";
-		}
+		let_in(d, &r, &status, &text);
 	}
 	if (*text) {
 		snprintf(r.from, sizeof r.from, "%.*s", (int)len[3], part[3]);
 		wire_address(r.from, sizeof r.from);
 		log_warn("refused a connection from %s: %s", r.from, text);
-		audit_note(d, &r, "connect", TF_EREFUSED, text);
+		audit_note(d, &r, "connect", *status == '5' ? TF_ELIMIT : TF_EREFUSED, text);
 	}
 	zmq_send(d->zap, "1.0", 3, ZMQ_SNDMORE);
 	zmq_send(d->zap, part[1], n > 1 ? len[1] : 0, ZMQ_SNDMORE);
@@ -241,34 +282,102 @@ static void take(struct daemon *d, struct wire_message *m)
 		tf__request__free_unpacked(message, NULL);
 }
 
-/* A message that is none. */
-static void drop(struct daemon *d, const struct wire_message *m, int code, const struct err *e)
+/* What is not looked at: answered if it can be, and put down. */
+static void drop(struct daemon *d, struct wire_message *m, bool whole, const struct err *e)
 {
-	struct request r = { .route_len = 0 };
+	struct request r = { .route_len = m->route_len };
 
+	memcpy(r.route, m->route, m->route_len);
 	snprintf(r.key, sizeof r.key, "%s", m->user);
 	snprintf(r.from, sizeof r.from, "%s", m->from);
 	look_up(d, &r);
-	log_warn("a message of %s was dropped: %s", *r.user ? r.user : r.key, e->text);
-	audit_note(d, &r, "message", code, e->text);
+	if (whole)
+		r.id = wire_peek_varint(zmq_msg_data(&m->body), zmq_msg_size(&m->body), 2);
+	if (r.id)
+		reply_error(d, &r, e->code, e->text);
+	else
+		log_warn("a message of %s was dropped: %s", *r.user ? r.user : r.key, e->text);
+	audit_note(d, &r, "message", e->code, e->text);
 }
 
-void server_receive(struct daemon *d)
+/* Into the line of its user. Workers' are handled at once, for they are ours. */
+static void take_in(struct daemon *d, const struct inbox_bounds *bounds, struct wire_message *m,
+		    int64_t now)
 {
-	for (int i = 0; i < TURN_MESSAGES; i++) {
+	Tf__UserRecord *user = NULL;
+	struct err e = ERR_INIT;
+
+	if (d->state && worker_by_key(d, m->user)) {
+		take(d, m);
+	} else {
+		bool known = d->state && user_get(d->state, m->user, &user, NULL) == 0;
+		const char *name = known ? user->name : "(nobody)";
+
+		if (inbox_put(d->inbox, name, bounds, m, now, &e) == 0) {
+			record_free(user);
+			return;
+		}
+		d->flooded = true;
+		drop(d, m, true, &e);
+	}
+	record_free(user);
+	wire_message_close(m);
+}
+
+/* What is not read stays with its sender, once ZeroMQ's queues are full. Who sends on although
+ * their line is full slows down the reading, so that refusing does not take all of the time. */
+static void read_messages(struct daemon *d, const struct inbox_bounds *bounds, int64_t now)
+{
+	size_t most = READ_MESSAGES, ready = inbox_ready(d->inbox, now);
+
+	if (!inbox_is_shared(d->inbox, now))
+		most = ready < most ? most - ready : 0; /* those come first anyway */
+	if (d->flooded) {
+		nanosleep(&(struct timespec){ .tv_nsec = FLOODED_NS }, NULL);
+		most = READ_FLOODED;
+	}
+	d->flooded = false;
+	for (size_t i = 0; i < most; i++) {
 		struct wire_message m;
 		struct err e = ERR_INIT;
 		int rc = wire_receive(d->router, true, &m, &e);
 
 		if (rc == 0)
 			break;
-		if (rc < 0) {
-			drop(d, &m, rc, &e);
-			continue;
-		}
+		if (rc < 0)
+			drop(d, &m, false, &e);
+		else
+			take_in(d, bounds, &m, now);
+	}
+}
+
+void server_receive(struct daemon *d)
+{
+	struct inbox_bounds bounds = { LIMIT_USER_PENDING,
+				       (uint64_t)d->options.user_pending_mib << 20,
+				       d->options.user_requests_per_second };
+	int64_t now = clock_mono_ns(), end;
+	struct wire_message m;
+
+	watch_peers(d);
+	read_messages(d, &bounds, now);
+	now = clock_mono_ns();
+	end = now + (inbox_is_shared(d->inbox, now) ? TURN_SHARED_NS : TURN_ALONE_NS);
+	while (now < end && inbox_take(d->inbox, &bounds, &m, now)) {
+		int64_t began = now;
+
 		take(d, &m);
 		wire_message_close(&m);
+		now = clock_mono_ns();
+		inbox_charge(d->inbox, now - began, now);
 	}
+}
+
+int64_t server_wait_ms(const struct daemon *d)
+{
+	int64_t wait = inbox_wait_ns(d->inbox, clock_mono_ns());
+
+	return wait > 0 && wait < INT64_MAX ? wait / 1000000 + 1 : wait;
 }
 
 /* ---------------------------------------------------------------- opening */
@@ -283,10 +392,26 @@ static int bind_to(struct daemon *d, const char *endpoint, struct err *e)
 static int open_router(struct daemon *d, struct err *e)
 {
 	TRY(wire_router(d->zmq, &d->server, &d->router, e));
+	TRY(wire_router_watch(d->zmq, d->router, &d->peers, e));
 	TRY(bind_to(d, d->worker_endpoint, e));
 	for (size_t i = 0; i < d->options.listen.count; i++)
 		TRY(bind_to(d, d->options.listen.text[i], e));
 	return 0;
+}
+
+/* Enough for the connections and for our own files besides. */
+static void raise_descriptors(const struct daemon *d)
+{
+	rlim_t wanted = (rlim_t)d->options.clients + OWN_DESCRIPTORS;
+	struct rlimit now;
+
+	if (getrlimit(RLIMIT_NOFILE, &now) < 0 || now.rlim_cur >= wanted)
+		return;
+	now.rlim_cur = now.rlim_max < wanted ? now.rlim_max : wanted;
+	if (setrlimit(RLIMIT_NOFILE, &now) < 0 || now.rlim_cur < wanted)
+		log_warn("%llu descriptors can be had, %llu would be wanted for %lld clients",
+			 (unsigned long long)now.rlim_cur, (unsigned long long)wanted,
+			 (long long)d->options.clients);
 }
 
 int server_open(struct daemon *d, struct err *e)
@@ -296,16 +421,19 @@ int server_open(struct daemon *d, struct err *e)
 	d->zap = zmq_socket(d->zmq, ZMQ_REP);
 	if (!d->zap || zmq_bind(d->zap, "inproc://zeromq.zap.01") < 0)
 		return err_set(e, TF_EIO, "the socket of the handshake: %s", zmq_strerror(errno));
-	return open_router(d, e);
+	TRY(open_router(d, e));
+	raise_descriptors(d);
+	return 0;
 }
 
 void server_close(struct daemon *d)
 {
 	if (d->router)
 		zmq_close(d->router);
+	wire_watch_close(d->peers);
 	if (d->zap)
 		zmq_close(d->zap);
 	if (d->zmq)
 		zmq_ctx_term(d->zmq);
-	d->router = d->zap = d->zmq = NULL;
+	d->router = d->zap = d->zmq = d->peers = NULL;
 }

@@ -384,6 +384,7 @@ int daemon_open(struct daemon *d, struct err *e)
 	TRY(rc);
 	TRY(upgrade(d, e));
 	TRY(audit_open(d, e));
+	d->inbox = inbox_new();
 	TRY(open_keys(d, e));
 	TRY(open_machine(d, e));
 	TRY(queue_configure(d, e));
@@ -398,6 +399,8 @@ int daemon_open(struct daemon *d, struct err *e)
 
 void daemon_close(struct daemon *d)
 {
+	inbox_free(d->inbox);
+	d->inbox = NULL;
 	server_close(d);
 	gpu_watch_close(d);
 	slots_release(d);

@@ -95,9 +95,14 @@ static int open_file(struct daemon *d, struct upload *u, struct err *e)
 static int take_up(struct daemon *d, const uint8_t token[16], const Tf__UploadRecord *r,
 		   struct upload **out, struct err *e)
 {
+	size_t own = 0;
 	struct upload *u;
 	int rc;
 
+	for (size_t i = 0; i < d->uploads; i++)
+		own += strcmp(d->upload[i]->user, r->user) == 0;
+	FAIL_IF(own >= LIMIT_USER_UPLOADS, e, TF_ELIMIT,
+		"%u uploads of %s are open already, the limit", LIMIT_USER_UPLOADS, r->user);
 	FAIL_IF(d->uploads >= LIMIT_UPLOADS, e, TF_ELIMIT, "%u uploads are open already, the limit",
 		LIMIT_UPLOADS);
 	u = xcalloc(1, sizeof *u);

@@ -10,11 +10,22 @@
 
 #include <string.h>
 
+static size_t waits_of(const struct daemon *d, const char *key)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < d->waits; i++)
+		n += memcmp(d->wait[i].key, key, KEY_CHARS) == 0;
+	return n;
+}
+
 int wait_add(struct daemon *d, const struct request *r, enum wait_kind kind, uint64_t job,
 	     uint64_t since, uint32_t timeout_ms, struct err *e)
 {
 	struct wait *w;
 
+	FAIL_IF(waits_of(d, r->key) >= LIMIT_USER_WAITS, e, TF_ELIMIT,
+		"%u requests of this key wait already, the limit", LIMIT_USER_WAITS);
 	FAIL_IF(d->waits >= LIMIT_WAITS, e, TF_ELIMIT, "%u requests wait already, the limit",
 		LIMIT_WAITS);
 	if (d->waits == d->wait_room) {

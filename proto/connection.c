@@ -31,7 +31,7 @@ struct connection {
 	struct wire_watch *watch;
 	struct open_request open[OPEN_MAX];
 	uint64_t last_id, reconnects;
-	bool ready, was_ready, refused, stranger;
+	bool ready, was_ready, refused, full, stranger;
 	int64_t away_since_ms;
 	bool (*interrupted)(void);
 };
@@ -100,6 +100,9 @@ static void take_events(struct connection *c)
 		case WIRE_REFUSED:
 			c->refused = true;
 			break;
+		case WIRE_FULL:
+			c->full = true;
+			break;
 		case WIRE_STRANGER:
 			c->stranger = true;
 			break;
@@ -144,6 +147,9 @@ static int check_line(const struct connection *c, struct err *e)
 	int64_t away = clock_mono_ms() - c->away_since_ms;
 	int64_t patience = c->was_ready ? c->reconnect_ms : c->connect_ms;
 
+	FAIL_IF(c->full, e, TF_ELIMIT,
+		"the daemon at %s takes no more connections now (its option clients)",
+		c->endpoint);
 	FAIL_IF(c->refused, e, TF_EREFUSED, "the daemon at %s does not know this key%s%s",
 		c->endpoint, c->key_file ? ": " : "", c->key_file ? c->key_file : "");
 	if (c->ready)

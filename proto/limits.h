@@ -38,12 +38,17 @@
 #define LIMIT_AUDIT_SCAN_BYTES (256u << 20)   /* looked at for one reply */
 #define LIMIT_NOTICES 1000u                   /* that wait to be delivered */
 #define LIMIT_NOTICE_RULES 64u                /* entries of option notify_on */
+#define LIMIT_USER_PENDING 4096u              /* requests of a user that are not handled yet */
+#define LIMIT_PEER_UNSENT_BYTES (8u << 20)    /* answers one connection does not take */
+#define LIMIT_UNSENT_BYTES (256u << 20)       /* all connections together */
+#define LIMIT_USER_WAITS 1024u                /* of one key */
 #define LIMIT_WAITS 4096u                     /* open long polls */
 #define LIMIT_WAIT_ANY 60u                    /* jobs of which the first is waited for */
 #define LIMIT_WAIT_MS 30000u
 #define LIMIT_FILES_LISTED 10000u             /* of one job or artefact */
 #define LIMIT_CHUNK_BYTES (1u << 20)          /* file and upload chunks */
 #define LIMIT_UPLOAD_CREDIT 4u
+#define LIMIT_USER_UPLOADS 64u                /* of one user */
 #define LIMIT_UPLOADS 256u                    /* open at once */
 #define LIMIT_UPLOAD_BYTES (1ull << 42)
 #define LIMIT_ARTEFACTS 100000u

@@ -20,6 +20,8 @@
 #define TCP "tcp://"
 #define IPC_PATH_MAX 107
 #define ZAP_DOMAIN "transfused"
+#define PEER_UNREAD 16 /* messages of a connection that a ROUTER did not take yet */
+#define PEER_UNSENT 64 /* and those the connection did not */
 
 struct wire_watch {
 	void *pair;
@@ -97,7 +99,7 @@ int wire_router(void *context, const struct key_pair *server, void **out, struct
 	rc = set_common(s, e);
 	if (rc == 0 &&
 	    (set_int(s, ZMQ_ROUTER_MANDATORY, 1) < 0 || set_int(s, ZMQ_CURVE_SERVER, 1) < 0 ||
-	     set_int(s, ZMQ_SNDHWM, 256) < 0 || set_int(s, ZMQ_RCVHWM, 256) < 0 ||
+	     set_int(s, ZMQ_SNDHWM, PEER_UNSENT) < 0 || set_int(s, ZMQ_RCVHWM, PEER_UNREAD) < 0 ||
 	     set_int(s, ZMQ_BACKLOG, 256) < 0 ||
 	     zmq_setsockopt(s, ZMQ_ZAP_DOMAIN, ZAP_DOMAIN, strlen(ZAP_DOMAIN)) < 0 ||
 	     zmq_setsockopt(s, ZMQ_CURVE_PUBLICKEY, server->public_key, KEY_CHARS + 1) < 0 ||
@@ -123,26 +125,31 @@ int wire_bind(void *router, const char *endpoint, unsigned mode, struct err *e)
 
 /* ---- a DEALER and its watcher */
 
-static int watch_open(void *context, void *dealer, struct wire_watch **out, struct err *e)
+#define DEALER_EVENTS                                                                              \
+	(ZMQ_EVENT_CONNECT_RETRIED | ZMQ_EVENT_CLOSED | ZMQ_EVENT_DISCONNECTED |                   \
+	 ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH |                         \
+	 ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL)
+#define ROUTER_EVENTS                                                                              \
+	(ZMQ_EVENT_ACCEPTED | ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL)
+
+static int watch_open(void *context, void *socket, int events, struct wire_watch **out,
+		      struct err *e)
 {
 	static atomic_uint count;
 	struct wire_watch *w = xcalloc(1, sizeof *w);
-	int events = ZMQ_EVENT_CONNECT_RETRIED | ZMQ_EVENT_CLOSED | ZMQ_EVENT_DISCONNECTED |
-		     ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH |
-		     ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL;
 
 	snprintf(w->address, sizeof w->address, "inproc://wire-watch-%u",
 		 atomic_fetch_add(&count, 1));
 	w->pair = zmq_socket(context, ZMQ_PAIR);
 	if (w->pair && set_int(w->pair, ZMQ_LINGER, 0) == 0 &&
 	    set_int(w->pair, ZMQ_RCVHWM, 0) == 0 &&
-	    zmq_socket_monitor(dealer, w->address, events) == 0 &&
+	    zmq_socket_monitor(socket, w->address, events) == 0 &&
 	    zmq_connect(w->pair, w->address) == 0) {
 		*out = w;
 		return 0;
 	}
 	err_set(e, TF_EINTERNAL, "the watcher of a socket: %s", zmq_strerror(errno));
-	zmq_socket_monitor(dealer, NULL, 0);
+	zmq_socket_monitor(socket, NULL, 0);
 	wire_watch_close(w);
 	return TF_EINTERNAL;
 }
@@ -159,7 +166,7 @@ int wire_dealer(void *context, const char *endpoint, const char *server_key,
 	FAIL_IF(!s, e, TF_EINTERNAL, "a socket: %s", zmq_strerror(errno));
 	rc = set_dealer(s, server_key, own, e);
 	if (rc == 0 && watch)
-		rc = watch_open(context, s, &w, e);
+		rc = watch_open(context, s, DEALER_EVENTS, &w, e);
 	if (rc == 0 && zmq_connect(s, endpoint) < 0)
 		rc = err_set(e, TF_EINVALID, "endpoint '%s': %s", endpoint, zmq_strerror(errno));
 	if (rc == 0) {
@@ -173,8 +180,9 @@ int wire_dealer(void *context, const char *endpoint, const char *server_key,
 	return rc;
 }
 
-/* The event's number; -1: none waits. Its second frame, the address, is not of interest. */
-static int next_event(struct wire_watch *w)
+/* The event's number and value; -1: none waits. Its second frame, the address, is not of interest.
+ */
+static int next_event(struct wire_watch *w, uint32_t *value)
 {
 	zmq_msg_t frame;
 	uint16_t event = 0;
@@ -187,6 +195,8 @@ static int next_event(struct wire_watch *w)
 	}
 	if (zmq_msg_size(&frame) >= sizeof event)
 		memcpy(&event, zmq_msg_data(&frame), sizeof event);
+	if (zmq_msg_size(&frame) >= sizeof event + sizeof *value)
+		memcpy(value, (char *)zmq_msg_data(&frame) + sizeof event, sizeof *value);
 	more = zmq_msg_more(&frame);
 	zmq_msg_close(&frame);
 	if (more) {
@@ -199,9 +209,10 @@ static int next_event(struct wire_watch *w)
 
 enum wire_event wire_watch_next(struct wire_watch *w)
 {
+	uint32_t value = 0;
 	int event;
 
-	while ((event = next_event(w)) >= 0) {
+	while ((event = next_event(w, &value)) >= 0) {
 		bool was_ready = w->ready;
 
 		switch (event) {
@@ -209,7 +220,7 @@ enum wire_event wire_watch_next(struct wire_watch *w)
 			w->ready = true;
 			return WIRE_READY;
 		case ZMQ_EVENT_HANDSHAKE_FAILED_AUTH:
-			return WIRE_REFUSED;
+			return value == 500 ? WIRE_FULL : WIRE_REFUSED;
 		case ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL:
 		case ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL:
 			return WIRE_STRANGER;
@@ -224,6 +235,43 @@ enum wire_event wire_watch_next(struct wire_watch *w)
 		}
 	}
 	return WIRE_NOTHING;
+}
+
+int wire_router_watch(void *context, void *router, struct wire_watch **watch, struct err *e)
+{
+	return watch_open(context, router, ROUTER_EVENTS, watch, e);
+}
+
+/* ZeroMQ names so what is wrong with a frame after the handshake, too. */
+static const char *fault_of(uint32_t code)
+{
+	switch (code) {
+	case ZMQ_PROTOCOL_ERROR_ZMTP_INVALID_SEQUENCE:
+		return "a frame was sent again or out of order";
+	case ZMQ_PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC:
+		return "a frame was forged or damaged, or is for another server key";
+	case ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
+		return "it is not encrypted";
+	default:
+		return "it does not keep to the protocol";
+	}
+}
+
+enum wire_peer wire_router_next(struct wire_watch *w, const char **what)
+{
+	uint32_t value = 0;
+
+	switch (next_event(w, &value)) {
+	case -1:
+		return PEER_NOTHING;
+	case ZMQ_EVENT_ACCEPTED:
+		return PEER_CAME;
+	case ZMQ_EVENT_DISCONNECTED:
+		return PEER_WENT;
+	default:
+		*what = fault_of(value);
+		return PEER_BROKE;
+	}
 }
 
 void *wire_watch_socket(struct wire_watch *w)

@@ -82,13 +82,26 @@ enum wire_event {
 	WIRE_NOTHING,   /* no news */
 	WIRE_READY,     /* connected and the handshake is through */
 	WIRE_REFUSED,   /* the daemon does not accept our key; it will not be tried again */
+	WIRE_FULL,      /* the daemon takes no more connections now */
 	WIRE_STRANGER,  /* who answers has another server key or is no daemon */
 	WIRE_ABSENT,    /* nobody listens there; it is tried again */
 	WIRE_LOST,      /* the connection broke; it is tried again */
 };
 enum wire_event wire_watch_next(struct wire_watch *w); /* WIRE_NOTHING when drained */
 void *wire_watch_socket(struct wire_watch *w);         /* to poll for ZMQ_POLLIN */
-/* After the DEALER was closed; NULL is fine. */
+/* After the DEALER or ROUTER was closed; NULL is fine. */
 void wire_watch_close(struct wire_watch *w);
+
+/* ---- what befalls the connections of a ROUTER */
+
+/* Before it is bound; *watch is to be drained often. */
+int wire_router_watch(void *context, void *router, struct wire_watch **watch, struct err *e);
+enum wire_peer {
+	PEER_NOTHING, /* no news */
+	PEER_CAME,    /* a connection: nobody is known by it yet */
+	PEER_WENT,
+	PEER_BROKE, /* it broke the protocol, so it was closed; *what says how */
+};
+enum wire_peer wire_router_next(struct wire_watch *w, const char **what);
 
 #endif

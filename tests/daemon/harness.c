@@ -5,6 +5,7 @@
 #include "lib/clock.h"
 #include "lib/files.h"
 #include "lib/mem.h"
+#include "proto/wire.h"
 
 #include <fcntl.h>
 #include <signal.h>
@@ -90,6 +91,32 @@ static void exec_daemon(struct harness *h, int ready, const char *log)
 	dup2(fd, STDOUT_FILENO);
 	execv(program, argv);
 	_exit(127);
+}
+
+int harness_said(const struct harness *h, const char *words)
+{
+	char *path = xasprintf("%s/daemon.log", h->folder);
+	struct buf b = BUF_INIT;
+	int n = 0;
+
+	file_read(path, 64 << 20, &b, NULL);
+	buf_text(&b, "");
+	for (const char *p = b.data; p && (p = strstr(p, words)) != NULL; p++)
+		n++;
+	buf_release(&b);
+	xfree(path);
+	return n;
+}
+
+void harness_until_said(const struct harness *h, const char *words, int times)
+{
+	int64_t until = clock_mono_ms() + CALL_MS;
+
+	while (harness_said(h, words) < times) {
+		if (clock_mono_ms() > until)
+			fail_msg("the daemon's log does not say '%s'", words);
+		clock_sleep_ms(10);
+	}
 }
 
 /* Starts one; true when it says that it is ready. */
@@ -219,6 +246,67 @@ void harness_stop(struct harness *h)
 	xfree(h->state);
 }
 
+void harness_enrol(struct harness *h, const char *name, const char *role, struct key_pair *keys)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__UserAdd m = TF__USER_ADD__INIT;
+	struct err e = ERR_INIT;
+
+	assert_ok(key_pair_make(keys, &e), &e);
+	m.name = (char *)name;
+	m.role = (char *)role;
+	m.key = keys->public_key;
+	r.body_case = TF__REQUEST__BODY_USER_ADD;
+	r.user_add = &m;
+	assert_ok(harness_call(h->line, &r, NULL, &e), &e);
+}
+
+void *harness_socket(struct harness *h, void *context, const struct key_pair *keys)
+{
+	char *server_path = harness_path(h, "keys/server.pub"), *endpoint = NULL;
+	char *own_path = harness_path(h, "keys/client.key"), server[KEY_CHARS + 1];
+	const struct key_pair *user = keys;
+	struct key_pair own;
+	struct err e = ERR_INIT;
+	void *socket = NULL;
+
+	assert_ok(key_public_read(server_path, server, &e), &e);
+	assert_ok(key_pair_read(own_path, &own, &e), &e);
+	assert_ok(endpoint_read(h->state, &endpoint, &e), &e);
+	if (!user)
+		user = &own;
+	assert_ok(wire_dealer(context, endpoint, server, user, &socket, NULL, &e), &e);
+	xfree(endpoint);
+	xfree(server_path);
+	xfree(own_path);
+	return socket;
+}
+
+void harness_send(void *socket, const Tf__Request *r)
+{
+	int64_t until = clock_mono_ms() + CALL_MS;
+
+	while (wire_send(socket, NULL, 0, &r->base, NULL) < 0) {
+		assert_true(clock_mono_ms() < until);
+		clock_sleep_ms(1);
+	}
+}
+
+Tf__Reply *harness_receive(void *socket, int64_t timeout_ms)
+{
+	zmq_pollitem_t item = { .socket = socket, .events = ZMQ_POLLIN };
+	struct err e = ERR_INIT;
+	struct wire_message m;
+	Tf__Reply *reply = NULL;
+
+	if (zmq_poll(&item, 1, (long)timeout_ms) <= 0)
+		return NULL;
+	assert_int_equal(wire_receive(socket, false, &m, &e), 1);
+	assert_ok(wire_unpack_reply(zmq_msg_data(&m.body), zmq_msg_size(&m.body), &reply, &e), &e);
+	wire_message_close(&m);
+	return reply;
+}
+
 int harness_call(struct connection *c, Tf__Request *r, Tf__Reply **reply, struct err *e)
 {
 	Tf__Reply *mine = NULL;
@@ -325,6 +413,22 @@ char *harness_reason(struct harness *h, uint64_t id, uint32_t *attempt)
 		*attempt = reply->jobs->job[0]->attempt;
 	tf__reply__free_unpacked(reply, NULL);
 	return reason;
+}
+
+int harness_upload_open(struct connection *c, uint64_t size, struct err *e)
+{
+	static uint64_t counter;
+	uint64_t token[2] = { ++counter, (uint64_t)clock_mono_ns() };
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__UploadOpen m = TF__UPLOAD_OPEN__INIT;
+
+	m.token.data = (uint8_t *)token;
+	m.token.len = sizeof token;
+	m.name = (char *)"file";
+	m.size = size;
+	r.body_case = TF__REQUEST__BODY_UPLOAD_OPEN;
+	r.upload_open = &m;
+	return harness_call(c, &r, NULL, e);
 }
 
 int harness_cancel(struct connection *c, uint64_t id, struct err *e)

@@ -29,8 +29,20 @@ int harness_start_fails(struct harness *h, char *text,
 void harness_kill(struct harness *h, int signal); /* and waits for the end; closes the line */
 void harness_stop(struct harness *h);             /* kills everything, removes the folder */
 
+/* How often the daemon's own log says this; and waits until it does so often, a minute at most. */
+int harness_said(const struct harness *h, const char *words);
+void harness_until_said(const struct harness *h, const char *words, int times);
+
 /* A line of another user; close it with connection_close. */
 struct connection *harness_line(struct harness *h, const struct key_pair *keys);
+/* Makes a pair of keys and enrols the public one. */
+void harness_enrol(struct harness *h, const char *name, const char *role, struct key_pair *keys);
+/* A bare DEALER of a user (NULL: the owner), for what a connection would not send; zmq_close. */
+void *harness_socket(struct harness *h, void *context, const struct key_pair *keys);
+/* Sends on it, waiting until there is room. */
+void harness_send(void *socket, const Tf__Request *r);
+/* An answer that comes on it within the time; NULL: none. */
+Tf__Reply *harness_receive(void *socket, int64_t timeout_ms);
 char *harness_path(const struct harness *h, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));
 bool harness_exists(const struct harness *h, const char *rel);
@@ -48,6 +60,8 @@ Tf__JobState harness_state(struct harness *h, uint64_t id);
 void harness_until(struct harness *h, uint64_t id, Tf__JobState state);
 /* The job's reason and attempt now; reason is the caller's. */
 char *harness_reason(struct harness *h, uint64_t id, uint32_t *attempt);
+/* Begins an upload of so many bytes, under a token of its own. */
+int harness_upload_open(struct connection *c, uint64_t size, struct err *e);
 int harness_cancel(struct connection *c, uint64_t id, struct err *e);
 char *harness_log(struct harness *h, uint64_t id); /* the job's log file; the caller's */
 

@@ -127,19 +127,6 @@ static void a_client_is_no_worker(void **state)
 
 /* ---------------------------------------------------------------- raw messages */
 
-static void *raw_socket(void *context)
-{
-	char *path = harness_path(&h, "keys/server.pub"), *endpoint = NULL, server[KEY_CHARS + 1];
-	void *socket = NULL;
-
-	assert_ok(key_public_read(path, server, &e), &e);
-	assert_ok(endpoint_read(h.state, &endpoint, &e), &e);
-	assert_ok(wire_dealer(context, endpoint, server, &member, &socket, NULL, &e), &e);
-	xfree(endpoint);
-	xfree(path);
-	return socket;
-}
-
 static void send_raw(void *socket, const void *data, size_t len, int parts)
 {
 	for (int i = 1; i <= parts; i++)
@@ -151,23 +138,10 @@ static void send_raw(void *socket, const void *data, size_t len, int parts)
 		}
 }
 
-static Tf__Reply *receive_raw(void *socket, int timeout_ms)
-{
-	zmq_pollitem_t item = { .socket = socket, .events = ZMQ_POLLIN };
-	struct wire_message m;
-	Tf__Reply *reply = NULL;
-
-	if (zmq_poll(&item, 1, timeout_ms) <= 0 || wire_receive(socket, false, &m, NULL) != 1)
-		return NULL;
-	assert_ok(wire_unpack_reply(zmq_msg_data(&m.body), zmq_msg_size(&m.body), &reply, &e), &e);
-	wire_message_close(&m);
-	return reply;
-}
-
 static void another_version_is_told_so(void **state)
 {
 	static Tf__Empty empty = TF__EMPTY__INIT;
-	void *context = zmq_ctx_new(), *socket = raw_socket(context);
+	void *context = zmq_ctx_new(), *socket = harness_socket(&h, context, &member);
 	Tf__Request r = TF__REQUEST__INIT;
 	uint8_t data[64];
 	Tf__Reply *reply;
@@ -178,7 +152,7 @@ static void another_version_is_told_so(void **state)
 	r.body_case = TF__REQUEST__BODY_PING;
 	r.ping = &empty;
 	send_raw(socket, data, tf__request__pack(&r, data), 1);
-	reply = receive_raw(socket, LIMIT_WAIT_MS);
+	reply = harness_receive(socket, LIMIT_WAIT_MS);
 	assert_non_null(reply);
 	assert_int_equal(reply->code, TF_EVERSION);
 	assert_int_equal(reply->id, 77);
@@ -189,7 +163,7 @@ static void another_version_is_told_so(void **state)
 
 static void bad_messages_harm_nobody(void **state)
 {
-	void *context = zmq_ctx_new(), *socket = raw_socket(context);
+	void *context = zmq_ctx_new(), *socket = harness_socket(&h, context, &member);
 	uint8_t *big = xcalloc(1, LIMIT_MESSAGE_BYTES + 1000);
 
 	(void)state;
@@ -199,7 +173,7 @@ static void bad_messages_harm_nobody(void **state)
 	send_raw(socket, big, LIMIT_MESSAGE_BYTES + 1000, 1);
 	clock_sleep_ms(100);
 	assert_ok(simple(h.line, TF__REQUEST__BODY_PING, NULL), &e);
-	assert_null(receive_raw(socket, 0));
+	assert_null(harness_receive(socket, 0));
 	xfree(big);
 	zmq_close(socket);
 	zmq_ctx_term(context);

@@ -437,38 +437,8 @@ static void configure(const char *path, const char *text)
 /* Sends SIGHUP and waits until the log says so. */
 static void reload_until(const char *says)
 {
-	char *log = xasprintf("%s/daemon.log", h.folder);
-	bool there = false;
-
 	assert_int_equal(kill(h.pid, SIGHUP), 0);
-	for (int i = 0; i < 1000 && !there; i++) {
-		struct buf b = BUF_INIT;
-
-		clock_sleep_ms(10);
-		assert_ok(file_read(log, 1 << 20, &b, &e), &e);
-		there = strstr(b.data, says) != NULL;
-		buf_release(&b);
-	}
-	if (!there)
-		fail_msg("the log does not say '%s'", says);
-	xfree(log);
-}
-
-static int upload_of(uint64_t size)
-{
-	static uint8_t token[16];
-	Tf__Request r = TF__REQUEST__INIT;
-	Tf__UploadOpen m = TF__UPLOAD_OPEN__INIT;
-
-	token[0]++;
-	m.token.len = sizeof token;
-	m.token.data = token;
-	m.name = (char *)"file";
-	m.size = size;
-	r.body_case = TF__REQUEST__BODY_UPLOAD_OPEN;
-	r.upload_open = &m;
-	err_clear(&e);
-	return harness_call(h.line, &r, NULL, &e);
+	harness_until_said(&h, says, 1);
 }
 
 static void a_signal_reads_the_configuration_again(void **state)
@@ -483,16 +453,16 @@ static void a_signal_reads_the_configuration_again(void **state)
 	harness_start(&h);
 	running = harness_noop(&h, "wait");
 	harness_until(&h, running, TF__JOB_STATE__RUNNING);
-	assert_ok(upload_of(1 << 20), &e);
+	assert_ok(harness_upload_open(h.line, 1 << 20, &e), &e);
 	configure(config, "quota: 2M\nmap_mib: 32\nlisten: ['tcp://127.0.0.1:1']\n");
 	reload_until("option quota: '1G' -> '2M'");
 	reload_until("option listen: 0 entries -> 1 entries takes a new daemon");
-	assert_int_equal(upload_of(2 << 20), TF_ELIMIT);
+	assert_int_equal(harness_upload_open(h.line, 2 << 20, &e), TF_ELIMIT);
 	configure(config, "quota: 7X\n");
 	reload_until("the configuration stays as it was: quota");
 	configure(config, "quotas: 1\n");
 	reload_until("the configuration stays as it was: ");
-	assert_int_equal(upload_of(2 << 20), TF_ELIMIT);
+	assert_int_equal(harness_upload_open(h.line, 2 << 20, &e), TF_ELIMIT);
 	assert_int_equal(harness_state(&h, running), TF__JOB_STATE__RUNNING);
 	assert_ok(harness_cancel(h.line, running, &e), &e);
 	harness_until(&h, running, TF__JOB_STATE__CANCELLED);

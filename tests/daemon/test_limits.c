@@ -40,41 +40,30 @@ static int call(Tf__Request *r, Tf__Reply **reply)
 	return harness_call(h.line, r, reply, &e);
 }
 
-static void *raw_socket(void *context)
-{
-	char *server_path = harness_path(&h, "keys/server.pub"), *endpoint = NULL;
-	char *own_path = harness_path(&h, "keys/client.key"), server[KEY_CHARS + 1];
-	struct key_pair own;
-	void *socket = NULL;
+#define PEOPLE 5 /* of whom all but the last may have as much as each may */
 
-	assert_ok(key_public_read(server_path, server, &e), &e);
-	assert_ok(key_pair_read(own_path, &own, &e), &e);
-	assert_ok(endpoint_read(h.state, &endpoint, &e), &e);
-	assert_ok(wire_dealer(context, endpoint, server, &own, &socket, NULL, &e), &e);
-	xfree(endpoint);
-	xfree(server_path);
-	xfree(own_path);
-	return socket;
-}
-
-static void send_to(void *socket, Tf__Request *r)
+static void enrol_people(struct key_pair *keys)
 {
-	for (int tries = 0; wire_send(socket, NULL, 0, &r->base, NULL) < 0; tries++) {
-		assert_true(tries < 5000);
-		clock_sleep_ms(1);
+	for (int i = 0; i < PEOPLE; i++) {
+		char name[] = "user-0";
+
+		name[5] = (char)('0' + i);
+		harness_enrol(&h, name, "member", &keys[i]);
 	}
 }
 
+/* The bound of a key, and of all keys together. */
 static void waits_are_bounded(void **state)
 {
-	void *context = zmq_ctx_new(), *socket = raw_socket(context);
-	zmq_pollitem_t item = { .socket = socket, .events = ZMQ_POLLIN };
+	void *context = zmq_ctx_new(), *socket[PEOPLE];
+	struct key_pair keys[PEOPLE];
 	Tf__Request r = TF__REQUEST__INIT;
 	Tf__JobWait m = TF__JOB_WAIT__INIT;
-	struct wire_message answer;
-	Tf__Reply *reply = NULL;
+	Tf__Reply *reply;
 
 	(void)state;
+	_Static_assert((PEOPLE - 1) * LIMIT_USER_WAITS == LIMIT_WAITS, "all but one fill it");
+	enrol_people(keys);
 	m.job = harness_noop(&h, "wait");
 	m.has_since = m.has_timeout_ms = true;
 	m.since = UINT64_MAX;
@@ -82,41 +71,43 @@ static void waits_are_bounded(void **state)
 	r.version = TF_PROTOCOL_VERSION;
 	r.body_case = TF__REQUEST__BODY_JOB_WAIT;
 	r.job_wait = &m;
-	for (r.id = 1; r.id <= LIMIT_WAITS + 1; r.id++)
-		send_to(socket, &r);
-	assert_true(zmq_poll(&item, 1, 2 * LIMIT_WAIT_MS) > 0);
-	assert_int_equal(wire_receive(socket, false, &answer, &e), 1);
-	assert_ok(wire_unpack_reply(zmq_msg_data(&answer.body), zmq_msg_size(&answer.body), &reply,
-				    &e),
-		  &e);
-	assert_int_equal(reply->id, LIMIT_WAITS + 1);
-	assert_int_equal(reply->code, TF_ELIMIT);
-	wire_message_close(&answer);
-	tf__reply__free_unpacked(reply, NULL);
-	zmq_close(socket);
+	for (int i = 0; i < PEOPLE; i++) {
+		uint64_t most = i < PEOPLE - 1 ? LIMIT_USER_WAITS : 0;
+
+		socket[i] = harness_socket(&h, context, &keys[i]);
+		for (r.id = 1; r.id <= most + 1; r.id++)
+			harness_send(socket[i], &r);
+		reply = harness_receive(socket[i], LIMIT_WAIT_MS);
+		assert_non_null(reply);
+		assert_int_equal(reply->id, most + 1);
+		assert_int_equal(reply->code, TF_ELIMIT);
+		assert_non_null(strstr(reply->text, most ? "requests of this key wait already"
+							 : "requests wait already"));
+		tf__reply__free_unpacked(reply, NULL);
+	}
+	for (int i = 0; i < PEOPLE; i++)
+		zmq_close(socket[i]);
 	zmq_ctx_term(context);
 }
 
 static void uploads_are_bounded(void **state)
 {
-	Tf__Request r = TF__REQUEST__INIT;
-	Tf__UploadOpen m = TF__UPLOAD_OPEN__INIT;
-	uint8_t token[16] = { 0 };
+	struct key_pair keys[PEOPLE];
 
 	(void)state;
-	m.token.data = token;
-	m.token.len = sizeof token;
-	m.name = (char *)"a";
-	m.size = 1;
-	r.body_case = TF__REQUEST__BODY_UPLOAD_OPEN;
-	r.upload_open = &m;
-	for (unsigned i = 0; i < LIMIT_UPLOADS; i++) {
-		token[0] = (uint8_t)i;
-		token[1] = (uint8_t)(i >> 8);
-		assert_ok(call(&r, NULL), &e);
+	_Static_assert((PEOPLE - 1) * LIMIT_USER_UPLOADS == LIMIT_UPLOADS, "all but one fill it");
+	enrol_people(keys);
+	for (int i = 0; i < PEOPLE; i++) {
+		struct connection *c = harness_line(&h, &keys[i]);
+
+		err_clear(&e);
+		for (unsigned j = 0; i < PEOPLE - 1 && j < LIMIT_USER_UPLOADS; j++)
+			assert_ok(harness_upload_open(c, 1, &e), &e);
+		assert_int_equal(harness_upload_open(c, 1, &e), TF_ELIMIT);
+		assert_non_null(strstr(e.text, i < PEOPLE - 1 ? "uploads of user-"
+							      : "uploads are open already"));
+		connection_close(c);
 	}
-	token[2] = 1;
-	assert_int_equal(call(&r, NULL), TF_ELIMIT);
 }
 
 static void a_list_comes_in_pages(void **state)
@@ -163,7 +154,7 @@ static size_t listed(Tf__JobList *m)
 /* Submits so many at once, over a socket of its own. */
 static void submit_many(unsigned count)
 {
-	void *context = zmq_ctx_new(), *socket = raw_socket(context);
+	void *context = zmq_ctx_new(), *socket = harness_socket(&h, context, NULL);
 	Tf__Request r = TF__REQUEST__INIT;
 	Tf__Submit m = TF__SUBMIT__INIT;
 	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
@@ -183,7 +174,7 @@ static void submit_many(unsigned count)
 	r.submit = &m;
 	for (r.id = 1; r.id <= count; r.id++) {
 		token[0] = r.id;
-		send_to(socket, &r);
+		harness_send(socket, &r);
 	}
 	for (unsigned i = 0; i < count; i++) {
 		zmq_pollitem_t item = { .socket = socket, .events = ZMQ_POLLIN };

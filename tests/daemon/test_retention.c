@@ -193,23 +193,6 @@ static int try_noop(void)
 	return harness_submit(h.line, &spec, NULL, false, NULL, &e);
 }
 
-static int try_upload(uint64_t size)
-{
-	static uint8_t token[16];
-	Tf__Request r = TF__REQUEST__INIT;
-	Tf__UploadOpen m = TF__UPLOAD_OPEN__INIT;
-
-	token[0]++;
-	m.token.len = sizeof token;
-	m.token.data = token;
-	m.name = (char *)"file";
-	m.size = size;
-	r.body_case = TF__REQUEST__BODY_UPLOAD_OPEN;
-	r.upload_open = &m;
-	err_clear(&e);
-	return harness_call(h.line, &r, NULL, &e);
-}
-
 static void a_quota_is_kept(void **state)
 {
 	Tf__Request r = TF__REQUEST__INIT;
@@ -223,9 +206,9 @@ static void a_quota_is_kept(void **state)
 	h.extra[1] = "4M";
 	harness_start(&h);
 	assert_ok(try_noop(), &e);
-	assert_int_equal(try_upload(2u << 20), TF_ELIMIT);
+	assert_int_equal(harness_upload_open(h.line, 2u << 20, &e), TF_ELIMIT);
 	assert_non_null(strstr(e.text, "the quota is 4M"));
-	assert_ok(try_upload(500), &e);
+	assert_ok(harness_upload_open(h.line, 500, &e), &e);
 	harness_kill(&h, SIGTERM);
 	h.extra[1] = "2M";
 	harness_start(&h);

@@ -14,7 +14,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define PATIENCE_MS 60000
 
 static char *program;
 
@@ -38,29 +37,6 @@ static char *daemon_log(const struct harness *h)
 	return buf_detach(&b);
 }
 
-static int count_in_log(const struct harness *h, const char *word)
-{
-	char *log = daemon_log(h);
-	int n = 0;
-
-	for (const char *p = log; (p = strstr(p, word)) != NULL; p++)
-		n++;
-	xfree(log);
-	return n;
-}
-
-static void until_log(const struct harness *h, const char *word, int times)
-{
-	int64_t until = clock_mono_ms() + PATIENCE_MS;
-
-	while (count_in_log(h, word) < times) {
-		if (clock_mono_ms() > until)
-			fail_msg("no %s in the daemon's log", word);
-		clock_sleep_ms(10);
-	}
-}
-
-/* The process the last job went to. */
 static pid_t warm_pid(const struct harness *h)
 {
 	char *log = daemon_log(h);
@@ -127,7 +103,7 @@ static void one_process_runs_many_jobs(void **state)
 		check_log(&h, id[i]);
 		xfree(echo);
 	}
-	assert_int_equal(count_in_log(&h, "goes to the warm worker"), 19);
+	assert_int_equal(harness_said(&h, "goes to the warm worker"), 19);
 	harness_stop(&h); /* and the idle worker goes with the daemon */
 }
 
@@ -145,7 +121,7 @@ static void a_cancelled_job_leaves_the_worker_warm(void **state)
 	assert_ok(harness_cancel(h.line, first, &e), &e);
 	harness_until(&h, first, TF__JOB_STATE__CANCELLED);
 	harness_until(&h, second, TF__JOB_STATE__DONE);
-	assert_int_equal(count_in_log(&h, "goes to the warm worker"), 1);
+	assert_int_equal(harness_said(&h, "goes to the warm worker"), 1);
 	second = noop(&h, 600, 0); /* the order was for the job alone */
 	harness_until(&h, second, TF__JOB_STATE__RUNNING);
 	clock_sleep_ms(100);
@@ -163,8 +139,8 @@ static void another_shape_takes_its_place(void **state)
 	harness_until(&h, noop(&h, 0, 0), TF__JOB_STATE__DONE);
 	id = noop(&h, 0, 1); /* one counted processor: not what the worker was started with */
 	harness_until(&h, id, TF__JOB_STATE__DONE);
-	assert_int_equal(count_in_log(&h, "another job needs its place"), 1);
-	assert_int_equal(count_in_log(&h, "goes to the warm worker"), 0);
+	assert_int_equal(harness_said(&h, "another job needs its place"), 1);
+	assert_int_equal(harness_said(&h, "goes to the warm worker"), 0);
 	harness_stop(&h);
 }
 
@@ -177,8 +153,8 @@ static void a_free_place_is_taken_first(void **state)
 	harness_until(&h, noop(&h, 0, 0), TF__JOB_STATE__DONE);
 	harness_until(&h, noop(&h, 0, 1), TF__JOB_STATE__DONE);
 	harness_until(&h, noop(&h, 0, 0), TF__JOB_STATE__DONE);
-	assert_int_equal(count_in_log(&h, "another job needs its place"), 0);
-	assert_int_equal(count_in_log(&h, "goes to the warm worker"), 1);
+	assert_int_equal(harness_said(&h, "another job needs its place"), 0);
+	assert_int_equal(harness_said(&h, "goes to the warm worker"), 1);
 	harness_stop(&h);
 }
 
@@ -198,8 +174,8 @@ static void on_a_drained_slot_it_gets_nothing(void **state)
 	r.slot_set = &m;
 	assert_ok(harness_call(h.line, &r, NULL, &e), &e);
 	harness_until(&h, noop(&h, 0, 0), TF__JOB_STATE__DONE);
-	assert_int_equal(count_in_log(&h, "goes to the warm worker"), 0);
-	until_log(&h, "its slot is drained", 1);
+	assert_int_equal(harness_said(&h, "goes to the warm worker"), 0);
+	harness_until_said(&h, "its slot is drained", 1);
 	harness_stop(&h);
 }
 
@@ -220,9 +196,9 @@ static void killed_idle_or_busy_it_is_replaced(void **state)
 	harness_until(&h, id, TF__JOB_STATE__DONE);
 	id = noop(&h, 600, 0);
 	harness_until(&h, id, TF__JOB_STATE__RUNNING);
-	before = count_in_log(&h, lost);
+	before = harness_said(&h, lost);
 	kill(warm_pid(&h), SIGKILL); /* at work: the attempt is lost, a new process follows */
-	until_log(&h, lost, before + 1);
+	harness_until_said(&h, lost, before + 1);
 	harness_until(&h, id, TF__JOB_STATE__RUNNING);
 	xfree_(harness_reason(&h, id, &attempt));
 	assert_int_equal(attempt, 2);
@@ -244,10 +220,10 @@ static void a_new_daemon_adopts_the_job_and_not_the_idle(void **state)
 	running = noop(&h, 1.5, 0); /* on the warm worker */
 	harness_until(&h, id, TF__JOB_STATE__DONE);
 	harness_until(&h, running, TF__JOB_STATE__RUNNING);
-	assert_int_equal(count_in_log(&h, "goes to the warm worker"), 1);
+	assert_int_equal(harness_said(&h, "goes to the warm worker"), 1);
 	harness_kill(&h, SIGKILL);
 	harness_start(&h);
-	until_log(&h, "its job had ended when this daemon came", 1);
+	harness_until_said(&h, "its job had ended when this daemon came", 1);
 	harness_until(&h, running, TF__JOB_STATE__DONE);
 	xfree_(harness_reason(&h, running, &attempt));
 	assert_int_equal(attempt, 1);
@@ -302,7 +278,7 @@ static void zero_seconds_is_off(void **state)
 	harness_start(&h);
 	harness_until(&h, noop(&h, 0, 0), TF__JOB_STATE__DONE);
 	harness_until(&h, noop(&h, 0, 0), TF__JOB_STATE__DONE);
-	assert_int_equal(count_in_log(&h, "warm worker"), 0);
+	assert_int_equal(harness_said(&h, "warm worker"), 0);
 	harness_stop(&h);
 }
 
@@ -317,7 +293,7 @@ static void an_idle_worker_leaves_in_time(void **state)
 	h.extra[1] = "1";
 	harness_start(&h);
 	harness_until(&h, noop(&h, 0, 0), TF__JOB_STATE__DONE);
-	until_log(&h, "leaves: no job came", 1);
+	harness_until_said(&h, "leaves: no job came", 1);
 	harness_until(&h, noop(&h, 0, 0), TF__JOB_STATE__DONE);
 	harness_stop(&h);
 }

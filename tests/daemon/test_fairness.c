@@ -1,0 +1,300 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Nobody's flood keeps the others out: users are served in turn however many connections one has;
+ * the rate, the waiting requests, the connections and the unread answers of a user are bounded.
+ * What a flood does to another's submits is measured by tests/bench/flood; how time is shared, by
+ * test_inbox. */
+#include "tests/daemon/harness.h"
+#include "lib/clock.h"
+#include "lib/files.h"
+#include "lib/mem.h"
+#include "proto/wire.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define FLOOD_LINES 8
+#define FLOOD_EACH 60
+#define POLITE 16
+
+static struct harness h;
+static struct key_pair flo;
+static struct err e;
+
+static void start(const char *option, const char *value)
+{
+	err_clear(&e);
+	harness_init(&h);
+	h.extra[0] = option;
+	h.extra[1] = value;
+	harness_start(&h);
+	harness_enrol(&h, "flo", "member", &flo);
+}
+
+static void send_submits(void *socket, uint64_t first, uint64_t count)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__Submit m = TF__SUBMIT__INIT;
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	Tf__NoopSpec noop = TF__NOOP_SPEC__INIT;
+	uint64_t token[2] = { 0, (uint64_t)(uintptr_t)socket };
+
+	spec.kind = TF__JOB_KIND__NOOP;
+	spec.name = (char *)"done";
+	spec.spec_case = TF__JOB_SPEC__SPEC_NOOP;
+	spec.noop = &noop;
+	m.token.len = sizeof token;
+	m.token.data = (uint8_t *)token;
+	m.spec = &spec;
+	r.version = TF_PROTOCOL_VERSION;
+	r.body_case = TF__REQUEST__BODY_SUBMIT;
+	r.submit = &m;
+	for (r.id = first; r.id < first + count; r.id++) {
+		token[0] = r.id;
+		harness_send(socket, &r);
+	}
+}
+
+/* The number of the job that the next answer names. */
+static uint64_t receive_job(void *socket)
+{
+	Tf__Reply *reply = harness_receive(socket, LIMIT_WAIT_MS);
+	uint64_t id;
+
+	assert_non_null(reply);
+	assert_int_equal(reply->code, 0);
+	id = reply->submitted->job;
+	tf__reply__free_unpacked(reply, NULL);
+	return id;
+}
+
+static void drain(void)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__Drain m = TF__DRAIN__INIT;
+
+	r.body_case = TF__REQUEST__BODY_DRAIN;
+	r.drain = &m;
+	assert_ok(harness_call(h.line, &r, NULL, &e), &e);
+}
+
+/* The daemon stands still while two users ask: one with many requests on each of many connections,
+ * one with a few. Job numbers tell the order in which they were served then. With one line for each
+ * connection, eight of the flood would come for each of the other's. */
+static void many_connections_are_one_user(void **state)
+{
+	void *context = zmq_ctx_new(), *flood[FLOOD_LINES], *polite;
+	uint64_t first, last = 0;
+
+	(void)state;
+	start(NULL, NULL);
+	drain();
+	polite = harness_socket(&h, context, NULL);
+	send_submits(polite, 1, 1);
+	receive_job(polite);
+	for (int i = 0; i < FLOOD_LINES; i++) {
+		flood[i] = harness_socket(&h, context, &flo);
+		send_submits(flood[i], 1, 1);
+		receive_job(flood[i]);
+	}
+	kill(h.pid, SIGSTOP);
+	for (int i = 0; i < FLOOD_LINES; i++)
+		send_submits(flood[i], 2, FLOOD_EACH);
+	send_submits(polite, 2, POLITE);
+	clock_sleep_ms(100);
+	kill(h.pid, SIGCONT);
+	first = receive_job(polite);
+	for (int i = 1; i < POLITE; i++)
+		last = receive_job(polite);
+	print_message("# %llu jobs between the first and the last of %d\n",
+		      (unsigned long long)(last - first), POLITE);
+	assert_true(last - first < 4 * POLITE);
+	for (int i = 0; i < FLOOD_LINES; i++) {
+		for (int j = 0; j < FLOOD_EACH; j++)
+			receive_job(flood[i]); /* they come too */
+		zmq_close(flood[i]);
+	}
+	zmq_close(polite);
+	zmq_ctx_term(context);
+	harness_stop(&h);
+}
+
+static void send_pings(void *socket, uint64_t first, uint64_t count)
+{
+	static Tf__Empty empty = TF__EMPTY__INIT;
+	Tf__Request r = TF__REQUEST__INIT;
+
+	r.version = TF_PROTOCOL_VERSION;
+	r.body_case = TF__REQUEST__BODY_PING;
+	r.ping = &empty;
+	for (r.id = first; r.id < first + count; r.id++)
+		harness_send(socket, &r);
+}
+
+/* Those above the rate wait; nobody else does. */
+static void the_rate_of_a_user_is_bounded(void **state)
+{
+	void *context = zmq_ctx_new(), *socket;
+	int64_t begin;
+
+	(void)state;
+	start("--user-requests-per-second", "40");
+	socket = harness_socket(&h, context, &flo);
+	begin = clock_mono_ms();
+	send_pings(socket, 1, 44);
+	for (int i = 0; i < 44; i++) {
+		Tf__Reply *reply = harness_receive(socket, LIMIT_WAIT_MS);
+
+		assert_non_null(reply);
+		assert_int_equal(reply->code, 0);
+		tf__reply__free_unpacked(reply, NULL);
+	}
+	assert_true(clock_mono_ms() - begin >= 900); /* the first four at once */
+	zmq_close(socket);
+	zmq_ctx_term(context);
+	harness_stop(&h);
+}
+
+/* With one request a second the others wait, until too many do. */
+static void what_waits_of_a_user_is_bounded(void **state)
+{
+	void *context = zmq_ctx_new(), *socket;
+	bool refused = false;
+	Tf__Reply *reply;
+
+	(void)state;
+	start("--user-requests-per-second", "1");
+	socket = harness_socket(&h, context, &flo);
+	send_pings(socket, 1, LIMIT_USER_PENDING + 100);
+	while (!refused && (reply = harness_receive(socket, LIMIT_WAIT_MS)) != NULL) {
+		refused = reply->code == TF_ELIMIT;
+		if (refused) {
+			assert_true(reply->id > LIMIT_USER_PENDING);
+			assert_non_null(strstr(reply->text, "4096 requests of flo wait already"));
+		}
+		tf__reply__free_unpacked(reply, NULL);
+	}
+	assert_true(refused);
+	harness_noop(&h, "done"); /* the others do not notice */
+	zmq_close(socket);
+	zmq_ctx_term(context);
+	harness_stop(&h);
+}
+
+static int ping(struct connection *c)
+{
+	static Tf__Empty empty = TF__EMPTY__INIT;
+	Tf__Request r = TF__REQUEST__INIT;
+
+	err_clear(&e);
+	r.body_case = TF__REQUEST__BODY_PING;
+	r.ping = &empty;
+	return harness_call(c, &r, NULL, &e);
+}
+
+/* The owner has one, another three. */
+static void connections_are_bounded(void **state)
+{
+	struct connection *line[8];
+	int refused = 0, open = 0;
+
+	(void)state;
+	start("--clients", "4");
+	for (int i = 0; i < 8; i++) {
+		line[i] = harness_line(&h, &flo);
+		if (ping(line[i]) < 0) {
+			refused++;
+			assert_int_equal(e.code, TF_ELIMIT);
+			assert_non_null(strstr(e.text, "takes no more connections now"));
+		} else {
+			open++;
+		}
+	}
+	assert_int_equal(open, 3);
+	assert_int_equal(refused, 5);
+	assert_int_equal(ping(h.line), 0); /* those that are there stay */
+	for (int i = 0; i < 8; i++)
+		connection_close(line[i]);
+	for (int64_t until = clock_mono_ms() + 20000;; clock_sleep_ms(20)) {
+		int rc;
+
+		line[0] = harness_line(&h, &flo); /* there is room again */
+		rc = ping(line[0]);
+		connection_close(line[0]);
+		if (rc == 0)
+			break;
+		assert_true(clock_mono_ms() < until);
+	}
+	harness_stop(&h);
+}
+
+static long anonymous_kib(void)
+{
+	char *path = xasprintf("/proc/%d/status", (int)h.pid), line[256];
+	FILE *f = fopen(path, "r");
+	long kib = -1;
+
+	while (f && fgets(line, sizeof line, f))
+		sscanf(line, "RssAnon: %ld", &kib);
+	if (f)
+		fclose(f);
+	xfree(path);
+	return kib;
+}
+
+/* Somebody asks for long answers and reads none: so much is kept for them, the rest is dropped. */
+static void unread_answers_are_bounded(void **state)
+{
+	void *context = zmq_ctx_new(), *socket;
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__LogRead m = TF__LOG_READ__INIT;
+	char *path, *text = xcalloc(1, 300u << 10);
+	struct err wrong = ERR_INIT;
+	long before;
+	int one = 1;
+	uint64_t id;
+
+	(void)state;
+	start(NULL, NULL);
+	id = harness_noop(&h, "done");
+	harness_until(&h, id, TF__JOB_STATE__DONE);
+	memset(text, 'x', (300u << 10) - 1);
+	path = harness_path(&h, "jobs/%llu/log", (unsigned long long)id);
+	assert_ok(file_write(path, text, (300u << 10) - 1, 0600, &wrong), &wrong);
+	socket = harness_socket(&h, context, &flo);
+	zmq_setsockopt(socket, ZMQ_RCVHWM, &one, sizeof one);
+	before = anonymous_kib();
+	m.job = id;
+	r.version = TF_PROTOCOL_VERSION;
+	r.body_case = TF__REQUEST__BODY_LOG_READ;
+	r.log_read = &m;
+	for (r.id = 1; r.id <= 1500; r.id++) /* 375 MiB of answers */
+		harness_send(socket, &r);
+	for (int64_t until = clock_mono_ms() + 30000; !harness_said(&h, "nobody takes it");) {
+		assert_true(clock_mono_ms() < until);
+		assert_int_equal(ping(h.line), 0);
+		clock_sleep_ms(20);
+	}
+	print_message("# %ld KiB for 1500 unread answers of 256 KiB\n", anonymous_kib() - before);
+	assert_true(anonymous_kib() - before < (100 << 10));
+	zmq_close(socket);
+	zmq_ctx_term(context);
+	xfree(path);
+	xfree(text);
+	harness_stop(&h);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(many_connections_are_one_user),
+		cmocka_unit_test(the_rate_of_a_user_is_bounded),
+		cmocka_unit_test(what_waits_of_a_user_is_bounded),
+		cmocka_unit_test(connections_are_bounded),
+		cmocka_unit_test(unread_answers_are_bounded),
+	};
+
+	return cmocka_run_group_tests_name("fairness", tests, NULL, NULL);
+}
