@@ -296,6 +296,9 @@ int keep_main(int argc, char **argv); /* argv[1] is a word it knows; the exit st
 /* ---- startup.c: from options to a daemon that can take requests ---- */
 int daemon_open(struct daemon *d, struct err *e);
 void daemon_close(struct daemon *d);
+/* What the options count of the host; at the start and after a reload. */
+int machine_configure(struct machine *m, const struct options *o, struct err *e);
+int64_t machine_threads(const struct machine *m); /* of a worker when the options say none */
 /* Fills the memory from the store: live jobs, sequence, attempts to examine. */
 int daemon_load(struct daemon *d, struct err *e);
 /* "<state folder>/<formatted>"; the caller frees it. */
@@ -374,6 +377,10 @@ bool job_filter_takes(const struct job_filter *f, const Tf__Job *j);
 /* ---- usage.c: who used how much ---- */
 /* Adds what the attempt had to the sums; j as it was before the end was applied. */
 int usage_attempt_ended(struct daemon *d, const struct worker *w, const Tf__Job *j, struct err *e);
+
+/* ---- log_file.c: the daemon's own log with --background ---- */
+int log_file_open(struct daemon *d, struct err *e); /* and lets the terminal go */
+void log_file_tick(struct daemon *d);
 
 /* ---- reload.c ---- */
 void options_reload(struct daemon *d); /* SIGHUP */

@@ -279,16 +279,20 @@ static void wait_for_list(struct daemon *d)
 	}
 }
 
+int gpu_foreign_check(const char *text, struct err *e)
+{
+	FAIL_IF(strcmp(text, "auto") != 0 && strcmp(text, "drain") != 0 &&
+			strcmp(text, "ignore") != 0,
+		e, TF_EINVALID, "gpu_foreign is '%s', expected auto, drain or ignore", text);
+	return 0;
+}
+
 int gpu_watch_open(struct daemon *d, struct err *e)
 {
 	struct gpu_watch *w = &d->gpu_watch;
 	bool wanted = !is_list_given(d);
 
-	FAIL_IF(strcmp(d->options.gpu_foreign, "auto") != 0 &&
-			strcmp(d->options.gpu_foreign, "drain") != 0 &&
-			strcmp(d->options.gpu_foreign, "ignore") != 0,
-		e, TF_EINVALID, "gpu_foreign is '%s', expected auto, drain or ignore",
-		d->options.gpu_foreign);
+	TRY(gpu_foreign_check(d->options.gpu_foreign, e));
 	for (size_t i = 0; i < d->machine.gpus; i++)
 		wanted |= *d->machine.gpu[i].uuid != 0;
 	if (strcmp(d->options.nvml, "off") == 0 || !wanted) {

@@ -29,6 +29,7 @@ struct gpu_watch {
 /* Finds the GPUs and starts to watch them. Waits at most gpu_timeout_ms for the driver; GPUs that
  * an earlier daemon found are known even when it does not answer. */
 int gpu_watch_open(struct daemon *d, struct err *e);
+int gpu_foreign_check(const char *text, struct err *e); /* is the option well formed? */
 void gpu_watch_close(struct daemon *d);
 void gpu_watch_read(struct daemon *d); /* its descriptor became readable */
 void gpu_watch_tick(struct daemon *d); /* once a second */

@@ -52,13 +52,20 @@ static void add_gpu(struct daemon *d, struct slot_rows *rows, size_t gpu)
 	say_drain(row, s, g->drained, g->why);
 }
 
-/* The row of a worker's slot; the fast lane's are made as they come, one holder each. */
-static Tf__SlotState *slot_row(struct slot_rows *s, const struct holding *h)
+/* The row of a worker's slot; those of the fast lane, and of slots that a reload took away, are
+ * made as they come, one holder each. */
+static Tf__SlotState *slot_row(struct slot_rows *s, const struct machine *m,
+			       const struct holding *h)
 {
 	char *name;
 
-	if (h->slot < (int)LIMIT_SLOTS)
+	if (h->slot < (int)m->slots)
 		return &s->row[h->slot];
+	if (h->slot < (int)LIMIT_SLOTS) {
+		name = s->name[h->slot];
+		snprintf(name, GPU_NAME_MAX, "cpu%d", h->slot);
+		return add_slot(s, name, "cpu");
+	}
 	name = s->fast[h->slot - (int)LIMIT_SLOTS];
 	snprintf(name, GPU_NAME_MAX, "fast%d", h->slot - (int)LIMIT_SLOTS);
 	return add_slot(s, name, "cpu");
@@ -83,7 +90,7 @@ struct slot_rows *slot_rows_new(struct daemon *d)
 		if (d->worker[i]->idle)
 			continue;
 		if (h->slot >= 0)
-			add_holder(slot_row(s, h), h);
+			add_holder(slot_row(s, m, h), h);
 		for (size_t g = 0; g < m->gpus; g++)
 			if (h->gpus >> g & 1)
 				add_holder(&s->row[m->slots + g], h);

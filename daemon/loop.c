@@ -226,6 +226,7 @@ static void housekeeping(struct daemon *d)
 		reader_tick(d);
 		gpu_watch_tick(d);
 		notices_tick(d);
+		log_file_tick(d);
 	}
 	if (d->read_only && now >= d->retry_store_ms)
 		try_store(d);

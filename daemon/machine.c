@@ -55,7 +55,9 @@ bool holding_drained(const struct machine *m, const struct holding *h)
 	for (size_t i = 0; i < m->gpus; i++)
 		if (h->gpus & BIT(i) && m->gpu[i].drained)
 			return true;
-	return h->slot >= 0 && h->slot < (int)LIMIT_SLOTS && (m->drained & BIT(h->slot));
+	if (h->slot >= (int)LIMIT_SLOTS)
+		return h->slot >= (int)(LIMIT_SLOTS + m->fast);
+	return h->slot >= (int)m->slots || (h->slot >= 0 && (m->drained & BIT(h->slot)));
 }
 
 void room_take(struct room *r, const struct machine *m, const struct holding *h)

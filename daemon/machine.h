@@ -80,7 +80,7 @@ void room_common(struct room *out, const struct room *a, const struct room *b);
 void room_claim(struct room *r, const struct demand *want);
 /* TF_EREFUSED, saying what exists, when the demand fits not even the empty machine. */
 int machine_suits(const struct machine *m, const struct demand *want, struct err *e);
-/* Whether some of what is held is drained. */
+/* Whether some of what is held takes nothing new: it is drained, or no longer handed out. */
 bool holding_drained(const struct machine *m, const struct holding *h);
 /* What exists: "4 slots of the processor, 8 CPUs, 64G of memory, 2 GPUs (gpu0 80G, gpu1 80G)". */
 void machine_text(const struct machine *m, char *out, size_t room);

@@ -84,23 +84,6 @@ static void go_to_background(struct daemon *d)
 	fcntl(fd[1], F_SETFD, FD_CLOEXEC);
 }
 
-/* From now on the log goes to a file, and the terminal is let go. */
-static void leave_terminal(struct daemon *d)
-{
-	char *path = daemon_path(d, "daemon.log");
-	int log = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
-	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-
-	if (log < 0 || null < 0)
-		die(1, "%s: %s", path, strerror(errno));
-	dup2(null, STDIN_FILENO);
-	dup2(null, STDOUT_FILENO);
-	dup2(log, STDERR_FILENO);
-	close(log);
-	close(null);
-	xfree(path);
-}
-
 /* Descriptors 0 to 2 must be something, or a socket would get their numbers. */
 static void fill_descriptors(void)
 {
@@ -141,8 +124,8 @@ int main(int argc, char **argv)
 		go_to_background(&d);
 	if (daemon_open(&d, &e) < 0)
 		die(1, "%s", e.text);
-	if (d.options.background)
-		leave_terminal(&d);
+	if (d.options.background && log_file_open(&d, &e) < 0)
+		die(1, "%s", e.text);
 	ready_say(&d);
 	loop_run(&d);
 	log_info("left");

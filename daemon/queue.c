@@ -24,12 +24,26 @@ struct queue_view {
 
 /* ---------------------------------------------------------------- users */
 
+int queue_check(const struct options *o, struct err *e)
+{
+	struct user_limits limits = { 0 };
+	char name[LIMIT_NAME_BYTES + 1];
+
+	for (size_t i = 0; i < o->user_limit.count; i++)
+		TRY(limits_parse(o->user_limit.text[i], name, &limits, e));
+	return 0;
+}
+
 int queue_configure(struct daemon *d, struct err *e)
 {
 	const struct options *o = &d->options;
 	struct shares *s = &d->live.shares;
 	char name[LIMIT_NAME_BYTES + 1];
 
+	for (size_t i = 0; s->half_life_s > 0 && i < s->count; i++)
+		share_settle(s->user[i], s->half_life_s, clock_wall_ms()); /* by the old one */
+	d->schedule_due = true;
+	d->forecast_ms = 0;
 	s->half_life_s = 3600.0 * (double)o->half_life_hours;
 	s->limits = (struct user_limits){ .weight = 1,
 					  .running = (uint32_t)o->limit_running,

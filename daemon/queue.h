@@ -7,6 +7,7 @@
 #include "proto/transfused.pb-c.h"
 
 struct daemon;
+struct options;
 struct request;
 struct worker;
 
@@ -19,6 +20,7 @@ void queue_forecast(struct daemon *d); /* places and expected starts of the queu
 void queue_describe(struct daemon *d, const struct job *j, Tf__Job *view, char waits[WAITS_MAX]);
 /* Limits, weights and half-life from the options; again after they changed. */
 int queue_configure(struct daemon *d, struct err *e);
+int queue_check(const struct options *o, struct err *e); /* are they well formed? */
 int queue_load(struct daemon *d, struct err *e); /* the users' shares, as last saved */
 int queue_save(struct daemon *d, struct err *e); /* those that changed */
 /* May r have one more job of this kind queued, for the owner, whose limits count? */

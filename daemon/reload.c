@@ -124,14 +124,29 @@ static void take_changed(struct daemon *d, struct options *fresh)
 /* What has a form of its own is checked like at the start. */
 static int check(struct daemon *d, const struct options *fresh, struct err *e)
 {
+	struct machine machine = { 0 };
 	uint64_t bytes;
 
 	TRY(log_level_find(fresh->log_level, NULL, e));
 	TRY(quota_limit(fresh, NULL, &bytes, e));
+	TRY(queue_check(fresh, e));
+	TRY(machine_configure(&machine, fresh, e));
+	TRY(gpu_foreign_check(fresh->gpu_foreign, e));
 	TRY(notices_read(fresh, NULL, NULL, e));
 	FAIL_IF(d->read_only, e, TF_EUNKNOWN, "the state cannot be written now");
 	return users_configure(d->state, (const char *const *)fresh->user.text, fresh->user.count,
 			       e);
+}
+
+/* What is made from the options; they were checked. */
+static int follow(struct daemon *d, bool threads, struct err *e)
+{
+	TRY(machine_configure(&d->machine, &d->options, e));
+	if (!threads)
+		d->options.threads = machine_threads(&d->machine);
+	TRY(queue_configure(d, e));
+	TRY(notices_configure(d, e));
+	return slots_load(d, e); /* a slot that is there again may be drained */
 }
 
 void options_reload(struct daemon *d)
@@ -153,7 +168,8 @@ void options_reload(struct daemon *d)
 		log_error("the configuration stays as it was: %s", e.text);
 	} else {
 		take_changed(d, &fresh);
-		CHECK(notices_configure(d, &e) == 0); /* it was checked */
+		if (follow(d, fresh.threads > 0, &e) < 0)
+			log_error("not all of the configuration is followed: %s", e.text);
 		log_level_find(d->options.log_level, &level, NULL);
 		log_init("transfused", (enum log_level)level);
 		log_info("the configuration was read again");

@@ -214,26 +214,34 @@ static long usable_processors(void)
 	return sysconf(_SC_NPROCESSORS_ONLN);
 }
 
+int machine_configure(struct machine *m, const struct options *o, struct err *e)
+{
+	uint64_t mem = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+
+	if (*o->mem)
+		TRY(size_parse("mem", o->mem, &mem, e));
+	m->slots = (uint32_t)o->slots;
+	m->fast = (uint32_t)o->fast_slots;
+	m->cpus = (uint32_t)(o->cpus ? o->cpus : usable_processors());
+	m->mem = mem;
+	return 0;
+}
+
+int64_t machine_threads(const struct machine *m)
+{
+	int64_t at_a_time = (int64_t)(m->slots + m->gpus);
+	int64_t threads = usable_processors() / (at_a_time ? at_a_time : 1);
+
+	return threads < 1 ? 1 : threads;
+}
+
 static int open_machine(struct daemon *d, struct err *e)
 {
-	long processors = usable_processors();
-	struct machine *m = &d->machine;
-
-	m->slots = (uint32_t)d->options.slots;
-	m->fast = (uint32_t)d->options.fast_slots;
-	m->cpus = (uint32_t)(d->options.cpus ? d->options.cpus : processors);
-	m->mem = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
-	if (*d->options.mem)
-		TRY(size_parse("mem", d->options.mem, &m->mem, e));
+	TRY(machine_configure(&d->machine, &d->options, e));
 	TRY(open_gpus(d, e));
 	TRY(gpu_watch_open(d, e));
-	if (d->options.threads == 0) {
-		long at_a_time = (long)(m->slots + m->gpus);
-
-		d->options.threads = processors / (at_a_time ? at_a_time : 1);
-		if (d->options.threads < 1)
-			d->options.threads = 1;
-	}
+	if (d->options.threads == 0)
+		d->options.threads = machine_threads(&d->machine);
 	return 0;
 }
 

@@ -36,6 +36,7 @@
 #define LIMIT_AUDIT_PENDING_BYTES (4u << 20)  /* lines that wait to be written */
 #define LIMIT_AUDIT_LISTED 10000u             /* in one reply */
 #define LIMIT_AUDIT_SCAN_BYTES (256u << 20)   /* looked at for one reply */
+#define LIMIT_LOG_FILES 4                     /* of the daemon's log, together of daemon_log_mib */
 #define LIMIT_NOTICES 1000u                   /* that wait to be delivered */
 #define LIMIT_NOTICE_RULES 64u                /* entries of option notify_on */
 #define LIMIT_USER_PENDING 4096u              /* requests of a user that are not handled yet */

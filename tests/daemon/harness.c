@@ -70,17 +70,19 @@ static void exec_daemon(struct harness *h, int ready, const char *log)
 			   "16",
 			   "--worker",
 			   (char *)(h->worker ? h->worker : worker),
-			   "--slots",
-			   (char *)(h->slots ? h->slots : "1"),
 			   "--threads",
 			   "1",
 			   "--ready-fd",
-			   number };
-	int n = 17, fd = open(log, O_WRONLY | O_CREAT | O_APPEND, 0600);
+			   number,
+			   "--slots",
+			   (char *)(h->slots ? h->slots : "1") };
+	int n = h->slots && !*h->slots ? 15 : 17;
+	int fd = open(log, O_WRONLY | O_CREAT | O_APPEND, 0600);
 
 	snprintf(number, sizeof number, "%d", ready);
 	for (int i = 0; i < 8 && h->extra[i]; i++)
 		argv[n++] = (char *)h->extra[i];
+	argv[n] = NULL;
 	if (h->fault)
 		setenv("TF_FAULT", h->fault, 1);
 	else

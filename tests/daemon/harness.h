@@ -16,7 +16,7 @@ struct harness {
 	pid_t pid;               /* of the daemon; 0: none runs */
 	struct connection *line; /* of its owner */
 	const char *worker;      /* program; NULL: fake_worker */
-	const char *slots;       /* NULL: 1 */
+	const char *slots;       /* NULL: 1; "": what the configuration says */
 	const char *extra[8];    /* further options, NULL-ended */
 	const char *fault;       /* TF_FAULT of the daemon; NULL: none */
 	char *environment[4];    /* further "NAME=value" of it, NULL-ended; owned by the test */
