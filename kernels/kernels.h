@@ -157,6 +157,7 @@ struct kernels {
 	const char *backend;      /* "ref", "cpu", "cuda" */
 	int threads;              /* CPU backends */
 	bool has_bf16;            /* bf16 matrix products are native here */
+	bool prefers_bf16;        /* precision auto: bf16 products are faster than f32 here */
 	bool has_graphs;          /* graph_* may be called */
 	void *state;              /* the backend's own */
 };

@@ -99,7 +99,7 @@ static struct vae_train_config config_of_training(const struct vae_experiment *x
 static enum dtype number_type(const struct vae_run *r)
 {
 	if (r->x.model.precision == PRECISION_AUTO)
-		return r->job->kernels->has_bf16 ? DT_BF16 : DT_F32;
+		return r->job->kernels->prefers_bf16 ? DT_BF16 : DT_F32;
 	return r->x.model.precision == PRECISION_BF16 ? DT_BF16 : DT_F32;
 }
 

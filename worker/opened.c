@@ -20,7 +20,7 @@
 static enum dtype number_type(const struct train_experiment *x, const struct kernels *k)
 {
 	if (x->model.precision == PRECISION_AUTO)
-		return k->has_bf16 ? DT_BF16 : DT_F32;
+		return k->prefers_bf16 ? DT_BF16 : DT_F32;
 	return x->model.precision == PRECISION_BF16 ? DT_BF16 : DT_F32;
 }
 

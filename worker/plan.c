@@ -101,7 +101,7 @@ static bool on_gpu(const struct planning *p)
  * it has left counts, unless the question says another size. */
 static int make_dims(struct planning *p, struct err *e)
 {
-	struct kernels gpu = { .backend = "cuda", .has_bf16 = true }, *k = NULL;
+	struct kernels gpu = { .backend = "cuda", .prefers_bf16 = true }, *k = NULL;
 	int64_t micro_batch = p->x.train.micro_batch ? p->x.train.micro_batch : p->x.train.batch;
 	struct err absent = ERR_INIT;
 	size_t total;

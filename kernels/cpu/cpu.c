@@ -99,6 +99,18 @@ static const char *isa_words(void)
 	}
 }
 
+/* Intel's cores multiply bf16 in AVX-512 no faster than f32, and converting comes on top: a step
+ * of the tiny preset takes 1.4 times as long there, and 0.55 times on AMD's (doc/speed.md). A rule,
+ * not a measurement, so that a resumed run computes what it would have. */
+static bool bf16_pays(void)
+{
+#if defined __x86_64__
+	return !__builtin_cpu_is("intel");
+#else
+	return true;
+#endif
+}
+
 int cpu_open(int threads, struct kernels **out, struct err *e)
 {
 	const dnnl_version_t *version = dnnl_version();
@@ -115,6 +127,7 @@ int cpu_open(int threads, struct kernels **out, struct err *e)
 	k->backend = "cpu";
 	k->threads = threads ? threads : cpus_allowed();
 	k->has_bf16 = dnnl_get_effective_cpu_isa() == dnnl_cpu_isa_avx512_core_bf16;
+	k->prefers_bf16 = k->has_bf16 && bf16_pays();
 	omp_set_num_threads(k->threads);
 	omp_set_dynamic(0);
 	CPU_DNNL(dnnl_engine_create(&state->engine, dnnl_cpu, 0));

@@ -92,7 +92,7 @@ int cuda_open(int device, struct kernels **out, struct err *e)
 	TRY(find_device(device, &p, e));
 	k = (struct kernels *)xcalloc(1, sizeof *k);
 	s = (struct cuda_state *)xcalloc(1, sizeof *s);
-	*k = (struct kernels){ &cuda_ops, "cuda", 0, true, true, s };
+	*k = (struct kernels){ &cuda_ops, "cuda", 0, true, true, true, s };
 	s->device = device;
 	s->processors = p.multiProcessorCount;
 	s->capability = p.major * 10 + p.minor;
