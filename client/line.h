@@ -31,7 +31,15 @@ int line_check(const Tf__Reply *reply, Tf__Reply__BodyCase want, struct err *e);
 /* Submits a spec that was checked. The answer (submitted) is the caller's. */
 int line_submit(struct transfuse *t, Tf__JobSpec *spec, bool dry_run, Tf__Reply **out,
 		struct err *e);
-/* Submits up to TRANSFUSE_BATCH_MOST jobs, all or none. */
+/* One of several jobs that are submitted together: it waits for another before it to be done. */
+struct line_member {
+	Tf__JobSpec *spec;
+	int64_t after; /* its place; -1: none */
+};
+/* Submits up to TRANSFUSE_BATCH_MOST jobs, all or none. job stays as it is after a dry run. */
+int line_submit_members(struct transfuse *t, const struct line_member *member, size_t count,
+			bool dry_run, uint64_t *job, struct err *e);
+/* The same for jobs that do not wait for each other. */
 int line_submit_batch(struct transfuse *t, Tf__JobSpec *const *spec, size_t count, uint64_t *job,
 		      struct err *e);
 /* One long poll: the job (the answer's jobs[0]) when its seq is over `since`, it has ended, or

@@ -97,24 +97,28 @@ int line_submit(struct transfuse *t, Tf__JobSpec *spec, bool dry_run, Tf__Reply 
 }
 
 /* Each job as a packed Submit of its own, as SubmitBatch wants them. */
-static int pack_all(Tf__JobSpec *const *spec, size_t count, ProtobufCBinaryData *packed,
+static int pack_all(const struct line_member *member, size_t count, ProtobufCBinaryData *packed,
 		    struct err *e)
 {
 	for (size_t i = 0; i < count; i++) {
 		Tf__Submit m = TF__SUBMIT__INIT;
+		Tf__AfterMember after = TF__AFTER_MEMBER__INIT, *first = &after;
 		uint8_t token[16];
 
 		TRY(random_token(token, e));
 		m.token.data = token;
 		m.token.len = sizeof token;
-		m.spec = spec[i];
+		m.spec = member[i].spec;
+		m.n_after_member = member[i].after >= 0;
+		m.after_member = &first;
+		after.member = (uint32_t)member[i].after;
 		TRY(wire_pack(&m.base, &packed[i].data, &packed[i].len, e));
 	}
 	return 0;
 }
 
-static int send_batch(struct transfuse *t, ProtobufCBinaryData *packed, size_t count, uint64_t *job,
-		      struct err *e)
+static int send_batch(struct transfuse *t, ProtobufCBinaryData *packed, size_t count, bool dry_run,
+		      uint64_t *job, struct err *e)
 {
 	Tf__Request r = TF__REQUEST__INIT;
 	Tf__SubmitBatch m = TF__SUBMIT_BATCH__INIT;
@@ -123,19 +127,20 @@ static int send_batch(struct transfuse *t, ProtobufCBinaryData *packed, size_t c
 
 	m.n_submit = count;
 	m.submit = packed;
+	m.has_dry_run = m.dry_run = dry_run;
 	r.body_case = TF__REQUEST__BODY_SUBMIT_BATCH;
 	r.submit_batch = &m;
 	TRY(line_ask(t, &r, TF__REPLY__BODY_SUBMITTED_BATCH, ASK_MS, &reply, e));
-	if (reply->submitted_batch->n_job == count)
+	if (!dry_run && reply->submitted_batch->n_job == count)
 		memcpy(job, reply->submitted_batch->job, count * sizeof *job);
-	else
+	else if (!dry_run)
 		rc = wrong_answer(e);
 	tf__reply__free_unpacked(reply, NULL);
 	return rc;
 }
 
-int line_submit_batch(struct transfuse *t, Tf__JobSpec *const *spec, size_t count, uint64_t *job,
-		      struct err *e)
+int line_submit_members(struct transfuse *t, const struct line_member *member, size_t count,
+			bool dry_run, uint64_t *job, struct err *e)
 {
 	ProtobufCBinaryData *packed;
 	int rc;
@@ -145,12 +150,25 @@ int line_submit_batch(struct transfuse *t, Tf__JobSpec *const *spec, size_t coun
 	if (count == 0)
 		return 0;
 	packed = xcalloc(count, sizeof *packed);
-	rc = pack_all(spec, count, packed, e);
+	rc = pack_all(member, count, packed, e);
 	if (rc == 0)
-		rc = send_batch(t, packed, count, job, e);
+		rc = send_batch(t, packed, count, dry_run, job, e);
 	for (size_t i = 0; i < count; i++)
 		xfree(packed[i].data);
 	xfree(packed);
+	return rc;
+}
+
+int line_submit_batch(struct transfuse *t, Tf__JobSpec *const *spec, size_t count, uint64_t *job,
+		      struct err *e)
+{
+	struct line_member *member = xcalloc(count + 1, sizeof *member);
+	int rc;
+
+	for (size_t i = 0; i < count; i++)
+		member[i] = (struct line_member){ spec[i], -1 };
+	rc = line_submit_members(t, member, count, false, job, e);
+	xfree(member);
 	return rc;
 }
 

@@ -11,7 +11,7 @@ _transfuse() {
 	slots) subs='drain resume forget' ;;
 	esac
 	if [ "$COMP_CWORD" -eq 1 ]; then
-		words='ping version status doctor key login user audit noop data tokenizer vae check train generate eval jobs submit show logs wait cancel hold release requeue fetch models model gc usage drain top slots'
+		words='ping version status doctor key login user audit noop data tokenizer vae check train sweep generate eval jobs submit show logs wait cancel hold release requeue fetch models model gc usage drain top slots'
 	elif [ "$COMP_CWORD" -eq 2 ] && [ -n "$subs" ]; then
 		words=$subs
 	else
@@ -50,6 +50,7 @@ _transfuse() {
 	'vae export') words='--endpoint --key --server-key --as --help --output' ;;
 	'check') words='--endpoint --key --server-key --as --help --json --device --pieces --set --latent --settings' ;;
 	'train') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --after-any --after-failed --hold --tag --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries --retry --set --resume' ;;
+	'sweep') words='--endpoint --key --server-key --as --help --json --dry-run --after --after-any --after-failed --hold --tag --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries --retry --set' ;;
 	'generate') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --after-any --after-failed --hold --tag --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries --retry --output --count --seed --prompt --prompts --image --steps --guidance --temperature --top-p --sampler --mode --max-tokens --clamp' ;;
 	'eval') words='--endpoint --key --server-key --as --help --json --wait --dry-run --name --after --after-any --after-failed --hold --tag --threads --device --gpus --gpu-mem --cpus --mem --project --priority --time --begin --deadline --retries --retry --limit --seed --steps --guidance --sampler --task --data --split --batch --sheet --dump' ;;
 	'jobs') words='--endpoint --key --server-key --as --help --json --name --tag --all --limit --state --user --kind --counts' ;;

@@ -1,0 +1,113 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Sweeps: what a file may say, what is told of a wrong one, and one the whole way with real workers.
+. "${TF_SOURCE:?}/tests/tap.sh"
+: "${TF_BUILD:?}"
+folder=$(mktemp -d "${TMPDIR:-/tmp}/tf-sweep.XXXXXX") || exit 1
+daemon=
+trap '[ -z "$daemon" ] || { kill "$daemon"; wait "$daemon"; }; rm -rf "$folder"' EXIT
+unset TRANSFUSE_ENDPOINT
+TRANSFUSE_STATE=$folder/state HOME=$folder/home XDG_CONFIG_HOME=
+export TRANSFUSE_STATE HOME XDG_CONFIG_HOME
+cli=$TF_BUILD/transfuse
+
+# status WANTED COMMAND...: its output is in $out.
+status() {
+	wanted=$1; shift
+	out=$("$@" 2>&1); got=$?
+	[ "$got" -eq "$wanted" ] || { echo "status $got, expected $wanted: $out"; return 1; }
+}
+says() { printf '%s' "$out" | grep -q -e "$1" || { echo "'$1' is not in: $out"; return 1; }; }
+
+cat >"$folder/base.yaml" <<END
+model: {layers: 1, dim: 16, heads: 2, ff: 32, precision: f32}
+train: {steps: 4, sequence: 32, batch: 1, warmup: 1, lr: 1e-3}
+eval: {every: 2, batches: 1}
+save: {every: 2, keep_last: 9}
+data: [{name: lines}]
+END
+cat >"$folder/sweep.yaml" <<END
+name: rates
+base: base.yaml
+at_once: 1
+set:
+  train.warmup: 2
+grid:
+  train.lr: [1e-3, 3e-4]
+  model.layers: [1, 2]
+eval:
+  task: perplexity
+  data: lines
+  split: train
+  limit: 2
+END
+
+# wrong SED-SCRIPT TEXT: the file so changed is refused, saying the text.
+wrong() {
+	sed "$1" "$folder/sweep.yaml" >"$folder/wrong.yaml"
+	status 2 "$cli" sweep "$folder/wrong.yaml" && says "wrong.yaml$2"
+}
+check 'a bad value' wrong 's/1e-3/abc/' ":7: rates-1 .*train.lr: found 'abc', expected a number from 0 to 10"
+check 'an unknown setting' wrong 's/layers:/layerz:/' ':8: .*layerz: no such setting; did you mean model.layers'
+check 'a value for all points' wrong 's/warmup: 2/warmup: -1/' ":5: .*train.warmup: found '-1'"
+check 'an unknown field' wrong 's/^grid/gird/' ':[67]: gird: no such setting; did you mean grid'
+check 'no list of values' wrong 's/\[1e-3, 3e-4\]/1e-3/' ':7: grid.train.lr: expected a list of values'
+check 'an empty list' wrong 's/\[1e-3, 3e-4\]/[]/' ':7: grid.train.lr: expected a list of values'
+check 'too many at once' wrong 's/at_once: 1/at_once: 999/' ":3: at_once: found '999', expected a whole number"
+check 'no base' wrong 's/base: .*/base: none.yaml/' ': base: .*none.yaml: No such file'
+check 'a name that is none' wrong 's/name: .*/name: a b/' ": 'a b' is no name of a sweep"
+check 'an unknown task' wrong 's/task: .*/task: love/' ":10: eval: .*task is 'love'"
+check 'a wrong value of an evaluation' wrong 's/limit: 2/limit: x/' ":10: eval: field 'limit'.*found \"x\", expected a whole number"
+check 'an unknown field of an evaluation' wrong 's/limit: 2/limits: 2/' ":10: eval: EvalSpec has no field 'limits'"
+check 'nothing that varies' wrong 's/^  train.lr.*//; s/^  model.layers.*//; s/^grid:/list: [{}]/' ': grid: no setting varies'
+check 'too many jobs' wrong 's/model.layers: .*/train.seed: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]\n  train.steps: [4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26]\n  train.lambda: [1, 2]/' \
+	': 920 points or more with 1 evaluations each are over 1000 jobs'
+
+mkfifo "$folder/ready"
+"$TF_BUILD/transfused" --state "$folder/state" --slots 2 --threads 1 --map-mib 16 --data-map-mib 16 \
+	--ready-fd 3 3>"$folder/ready" 2>"$folder/log" &
+daemon=$!
+read -r _ <"$folder/ready" || { echo 'Bail out! no daemon'; exit 1; }
+for i in $(seq 200); do echo "the $i. line says that $((i * 7919 % 1000)) comes after $((i * 31 % 100))"; done >"$folder/lines.txt"
+check 'a tokenizer' status 0 "$cli" tokenizer train words --from "$folder/lines.txt" --pieces 300 -w
+refused() { status 4 "$cli" sweep "$folder/sweep.yaml" --dry-run && says "sweep.yaml: job 1 of 8: .*'lines'"; }
+check 'what the daemon refuses' refused
+check 'a dataset' status 0 "$cli" data import lines "$folder/lines.txt" --tokenizer words -w
+
+dry() {
+	status 0 "$cli" sweep "$folder/sweep.yaml" --dry-run || return 1
+	says 'job  *kind  *name  *train.lr  *model.layers' && says 'train  *rates-3  *3e-4  *1' || return 1
+	says 'eval  *rates-4-perplexity  *3e-4  *2' && says 'these 8 jobs; nothing was submitted' || return 1
+	status 0 "$cli" jobs --tag rates --all && says 'no such jobs'
+}
+check 'a dry run shows the jobs' dry
+listed() {
+	sed '/^  train.lr/d; /^  model.layers/d; s/^grid:/list: [{train.lr: 5e-4, train.seed: 7}, {model.layers: 3}]/' \
+		"$folder/sweep.yaml" >"$folder/list.yaml"
+	status 0 "$cli" sweep "$folder/list.yaml" --dry-run --json || return 1
+	says '"name":"rates-2","kind":"train","settings":{"model.layers":"3"}' || return 1
+	says '"settings":{"train.lr":"5e-4","train.seed":"7"},"after_member":0'
+}
+check 'points one by one' listed
+# One at a time, although there is room for two.
+whole() {
+	status 0 "$cli" sweep "$folder/sweep.yaml" --tag more --set train.seed=3 --json || return 1
+	says '"at_once":1,"dry_run":false' || return 1
+	status 0 "$cli" jobs --tag rates --tag more --state queued --json || return 1
+	says '"group":"rates"' && says 'group rates may run at a time' || return 1
+	status 0 "$cli" wait --tag rates --timeout 5m || return 1
+	status 0 "$cli" jobs --tag rates --all --counts && says 'done  *8' || return 1
+	status 0 "$cli" jobs --name 'rates-2-perplexity' --all --json || return 1
+	says '"result":{.*perplexity' || return 1
+	status 4 "$cli" sweep "$folder/sweep.yaml" && says 'job 1 of 8.*rates-1. exists'
+}
+check 'a sweep the whole way' whole
+in_turn() {
+	# "started" of each job is not before "ended" of the one that ran before it
+	"$cli" jobs --tag rates --all --json | tr '}' '\n' |
+		sed -n 's/.*"started":\([^,]*\),"ended":\([^,]*\).*/\1 \2/p' | sort >"$folder/times"
+	[ "$(wc -l <"$folder/times")" -eq 8 ] || { cat "$folder/times"; return 1; }
+	awk 'NR > 1 && $1 < last { print "two at a time:", $0; bad = 1 } { last = $2 } END { exit bad }' "$folder/times"
+}
+check 'one at a time' in_turn
+finish
