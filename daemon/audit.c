@@ -39,6 +39,7 @@ static const char *const shown[] = {
 	"size",     "resume",	"dry_run",  "dataset",	"tokenizer", "vae",  "model",
 	"submit",   "spec",	"ingest",   "train",	"eval",	  "generate", "noop",
 	"task",     "stop_daemon", "priority", "slot",	"path",	  "state",   "tag",
+	"action",
 };
 
 static bool is_shown(const char *name)
