@@ -15,6 +15,7 @@
 #define TOP_ASK_MS 3000
 #define BAR_COLUMNS 10
 #define USERS_ON_SCREEN 6
+#define IDLE_ON_SCREEN 4
 
 static int ask_overview(struct client *c, uint32_t jobs, int64_t timeout_ms, Tf__Reply **out,
 			struct err *e)
@@ -144,22 +145,45 @@ static void put_jobs(struct buf *out, const Tf__Overview *o, int width)
 		buf_printf(out, "and %" PRIu64 " more\n", o->left_out);
 }
 
-/* width 0: nothing is cut. */
-static void put_overview(struct buf *out, const Tf__Overview *o, size_t users, int width)
+static bool is_idle(const Tf__SlotState *s)
 {
-	struct table t;
+	return s->n_jobs == 0 && !s->drained && s->memory == 0 && !s->gpu;
+}
 
+/* Free slots of the processor beyond so many are only counted. */
+static void put_slots(struct buf *out, const Tf__Slots *s, size_t idle_most, int width)
+{
+	Tf__Slots few = *s;
+	struct table t;
+	size_t idle = 0;
+
+	few.n_slot = 0;
+	few.slot = xcalloc(s->n_slot + 1, sizeof *few.slot);
+	for (size_t i = 0; i < s->n_slot; i++) {
+		idle += is_idle(s->slot[i]);
+		if (!is_idle(s->slot[i]) || idle <= idle_most)
+			few.slot[few.n_slot++] = s->slot[i];
+	}
+	table_of_slots(&t, &few);
+	table_render(&t, width, out);
+	if (idle > idle_most)
+		buf_printf(out, "and %zu more that are free\n", idle - idle_most);
+	xfree(few.slot);
+}
+
+/* width 0: nothing is cut. whole: nothing is only counted. */
+static void put_overview(struct buf *out, const Tf__Overview *o, bool whole, int width)
+{
 	put_head(out, o);
 	buf_text(out, "\n");
-	table_of_slots(&t, o->slots);
-	table_render(&t, width, out);
+	put_slots(out, o->slots, whole ? SIZE_MAX : IDLE_ON_SCREEN, width);
 	if (o->slots->fault) {
 		char *fault = text_safe(o->slots->fault);
 
 		buf_printf(out, "GPUs are not watched: %s\n", fault);
 		xfree(fault);
 	}
-	put_users(out, o->slots, users, width);
+	put_users(out, o->slots, whole ? SIZE_MAX : USERS_ON_SCREEN, width);
 	put_jobs(out, o, width);
 }
 
@@ -219,7 +243,7 @@ static void paint(const Tf__Overview *o, const char *trouble)
 		buf_printf(&text, "NO ANSWER: %s (q leaves)\n", safe);
 		xfree(safe);
 	}
-	put_overview(&text, o, USERS_ON_SCREEN, width);
+	put_overview(&text, o, false, width);
 	screen_paint(text.data);
 	buf_release(&text);
 }
@@ -281,7 +305,7 @@ int verb_top(struct client *c, struct err *e)
 	} else {
 		struct buf text = BUF_INIT;
 
-		put_overview(&text, reply->overview, SIZE_MAX, terminal_width(STDOUT_FILENO));
+		put_overview(&text, reply->overview, true, terminal_width(STDOUT_FILENO));
 		fputs(text.data, stdout);
 		buf_release(&text);
 	}

@@ -205,6 +205,23 @@ static void it_takes_another_size(void **state)
 	assert_int_equal(end(), 0);
 }
 
+/* So that jobs are seen below them. */
+static void free_slots_are_counted(void **state)
+{
+	(void)state;
+	harness_kill(&h, SIGTERM);
+	h.slots = "64";
+	harness_start(&h);
+	begin(120);
+	until("and 60 more that are free");
+	assert_null(strstr(tty.seen.data, "cpu4"));
+	assert_int_equal(write(tty.master, "q", 1), 1);
+	assert_int_equal(end(), 0);
+	harness_kill(&h, SIGTERM);
+	h.slots = NULL;
+	harness_start(&h);
+}
+
 static void any_signal_gives_the_terminal_back(void **state)
 {
 	static const int signals[] = { SIGTERM, SIGHUP, SIGQUIT, SIGSEGV, SIGABRT };
@@ -318,6 +335,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(it_draws_and_follows),
 		cmocka_unit_test(it_takes_another_size),
+		cmocka_unit_test(free_slots_are_counted),
 		cmocka_unit_test(any_signal_gives_the_terminal_back),
 		cmocka_unit_test(it_stops_and_goes_on),
 		cmocka_unit_test(a_daemon_that_goes_is_waited_for),

@@ -230,6 +230,31 @@ static void wrong_options_are_refused(void **state)
 	}
 }
 
+/* LIMIT_NOTICE_RULES are taken, one more is not. */
+static void too_many_rules_are_refused(void **state)
+{
+	struct buf config = BUF_INIT;
+	char text[2000] = "";
+
+	(void)state;
+	for (int more = 0; more < 2; more++) {
+		prepare();
+		buf_clear(&config);
+		buf_text(&config, "notify_on: [queue_empty");
+		for (size_t i = 1; i < LIMIT_NOTICE_RULES + (size_t)more; i++)
+			buf_text(&config, ", queue_empty");
+		buf_text(&config, "]\n");
+		write_config(config.data);
+		if (more)
+			assert_in_range(harness_start_fails(&h, text, sizeof text), 1, 2);
+		else
+			harness_start(&h);
+		harness_stop(&h);
+	}
+	assert_non_null(strstr(text, "notify_on"));
+	buf_release(&config);
+}
+
 /* SIGHUP: another command; a wrong one changes nothing. */
 static void a_reload_is_followed(void **state)
 {
@@ -390,6 +415,7 @@ int main(void)
 		cmocka_unit_test(a_command_that_hangs_or_fails),
 		cmocka_unit_test(the_queue_is_bounded),
 		cmocka_unit_test(wrong_options_are_refused),
+		cmocka_unit_test(too_many_rules_are_refused),
 		cmocka_unit_test(a_reload_is_followed),
 #ifdef HAVE_CURL
 		cmocka_unit_test(an_address_is_told),
