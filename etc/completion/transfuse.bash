@@ -11,7 +11,7 @@ _transfuse() {
 	slots) subs='drain resume forget' ;;
 	esac
 	if [ "$COMP_CWORD" -eq 1 ]; then
-		words='ping version status doctor key login user audit noop data tokenizer vae check train sweep generate eval jobs submit show logs wait cancel hold release requeue fetch models model gc usage drain top slots'
+		words='ping version status doctor key login user audit noop data tokenizer vae check train sweep generate eval jobs submit show logs wait compare cancel hold release requeue fetch models model gc usage drain top slots'
 	elif [ "$COMP_CWORD" -eq 2 ] && [ -n "$subs" ]; then
 		words=$subs
 	else
@@ -58,6 +58,7 @@ _transfuse() {
 	'show') words='--endpoint --key --server-key --as --help --json' ;;
 	'logs') words='--endpoint --key --server-key --as --help --follow' ;;
 	'wait') words='--endpoint --key --server-key --as --help --json --tag --state --any --timeout' ;;
+	'compare') words='--endpoint --key --server-key --as --help --json --tag --kind --csv' ;;
 	'cancel') words='--endpoint --key --server-key --as --help --json --tag' ;;
 	'hold') words='--endpoint --key --server-key --as --help --json --tag' ;;
 	'release') words='--endpoint --key --server-key --as --help --json --tag' ;;

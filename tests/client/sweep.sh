@@ -110,4 +110,20 @@ in_turn() {
 	awk 'NR > 1 && $1 < last { print "two at a time:", $0; bad = 1 } { last = $2 } END { exit bad }' "$folder/times"
 }
 check 'one at a time' in_turn
+
+
+# What differs, what came of it; an evaluation has the settings of its model's training.
+compared() {
+	status 0 "$cli" compare --tag rates --kind eval || return 1
+	says '^job  *kind  *model  *state  *model.layers  *train.lr  *samples  *perplexity  *loss' || return 1
+	says 'eval  *rates-3  *done  *1  *0.0003  *2  *[0-9.]*  *[0-9.]*  *[0-9]*$' || return 1
+	status 0 "$cli" compare --tag rates --csv || return 1
+	says '^job,kind,model,state,' && says ',train,rates-4,done,2,' || return 1
+	[ "$(printf '%s\n' "$out" | wc -l)" -eq 9 ] || { echo "$out"; return 1; }
+	status 0 "$cli" compare --tag rates --json || return 1
+	says '"model":"rates-2","state":"done","settings":{[^}]*"model.layers":"2"[^}]*},"result":{' || return 1
+	status 0 "$cli" compare 1 1 --json && says '"settings":{}' || return 1
+	status 2 "$cli" compare && status 2 "$cli" compare 1 --kind poem && status 4 "$cli" compare 1 --kind eval
+}
+check 'they are compared' compared
 finish
