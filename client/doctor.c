@@ -83,6 +83,11 @@ static void look_at_slots(struct doctor *d, const Tf__Status *s)
 	else
 		good("slots", "%zu, %zu busy, first is %s on %s", s->n_slot, busy,
 		     s->slot[0]->name, s->slot[0]->device);
+	for (size_t i = 0; i < s->n_slot; i++)
+		if (s->slot[i]->drained)
+			bad(d, s->slot[i]->name,
+			    "see `transfuse slots`; an administrator resumes it once it is well",
+			    "drained: %s", s->slot[i]->reason ? s->slot[i]->reason : "unknown");
 }
 
 static void look_at_state(struct doctor *d, const Tf__Status *s)

@@ -99,6 +99,8 @@ slots() {
 	status 0 "$cli" slots drain cpu0 --reason 'the fan' || return 1
 	status 0 "$cli" slots || return 1
 	says 'drained .*: the fan' || return 1
+	status 1 "$cli" doctor || return 1
+	says 'BAD *cpu0 *drained: the fan' || return 1
 	status 0 "$cli" slots --json || return 1
 	says '"drained":true,"reason":"the fan"' || return 1
 	status 0 "$cli" slots resume cpu0 || return 1
