@@ -265,6 +265,7 @@ static void turn(struct daemon *d)
 void loop_run(struct daemon *d)
 {
 	notices_open(d);
+	slots_announce(d);
 	while (!d->leaving && !(d->leave_when_idle && d->workers == 0))
 		turn(d);
 	/* what came in before the end is answered */

@@ -293,6 +293,8 @@ static bool judge_gpu(struct daemon *d, size_t gpu, char why[GPU_WHY_MAX])
 		snprintf(why, GPU_WHY_MAX, "%s", s->reason);
 	else if (!s->watched)
 		return false;
+	else if (s->missing && !d->gpu_watch.listed && !*d->gpu_watch.fault)
+		snprintf(why, GPU_WHY_MAX, NOT_LOOKED_AT);
 	else if (s->missing)
 		snprintf(why, GPU_WHY_MAX, "the driver does not list it%s%.80s",
 			 *d->gpu_watch.fault ? ": " : "", d->gpu_watch.fault);
@@ -308,6 +310,20 @@ static bool judge_gpu(struct daemon *d, size_t gpu, char why[GPU_WHY_MAX])
 	else
 		return has_foreign(d, m, why);
 	return true;
+}
+
+/* It is drained, and not only until it was looked at. */
+static bool is_known(const struct gpu *g)
+{
+	return g->drained && strcmp(g->why, NOT_LOOKED_AT) != 0;
+}
+
+static void tell_drain(struct daemon *d, size_t gpu)
+{
+	const struct gpu *g = &d->machine.gpu[gpu];
+
+	log_info("%s is drained: %s", g->name, g->why);
+	notice_slot_drained(d, g->name, g->why, slot_of_gpu(d, gpu)->by);
 }
 
 void slots_judge(struct daemon *d)
@@ -331,17 +347,23 @@ void slots_judge(struct daemon *d)
 	for (size_t i = 0; i < d->machine.gpus; i++) {
 		struct gpu *g = &d->machine.gpu[i];
 		char why[GPU_WHY_MAX];
-		bool now = judge_gpu(d, i, why);
+		bool known = is_known(g), now = judge_gpu(d, i, why), before = g->drained;
 
-		d->schedule_due |= now != g->drained;
-		if (now && strcmp(why, NOT_LOOKED_AT) != 0 &&
-		    (!g->drained || strcmp(g->why, NOT_LOOKED_AT) == 0))
-			notice_slot_drained(d, g->name, why, slot_of_gpu(d, i)->by);
-		if (now != g->drained && strcmp(why, NOT_LOOKED_AT) != 0)
-			log_info("%s %s%s", g->name, now ? "is drained: " : "takes jobs", why);
+		d->schedule_due |= now != before;
 		g->drained = now;
 		memcpy(g->why, why, sizeof why);
+		if (is_known(g) && !known)
+			tell_drain(d, i);
+		else if (before && !now)
+			log_info("%s takes jobs", g->name);
 	}
+}
+
+void slots_announce(struct daemon *d)
+{
+	for (size_t i = 0; i < d->machine.gpus; i++)
+		if (is_known(&d->machine.gpu[i]) && !slot_of_gpu(d, i)->drained)
+			notice_slot_drained(d, d->machine.gpu[i].name, d->machine.gpu[i].why, "");
 }
 
 void slots_release(struct daemon *d)

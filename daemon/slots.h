@@ -65,5 +65,7 @@ struct slots_view *slots_view_new(struct daemon *d); /* handle_slots.c */
 void slots_view_free(struct slots_view *v);
 /* What the machine is to think of its slots now. */
 void slots_judge(struct daemon *d);
+/* At the start: those that are drained, but not by what is on record, are news. */
+void slots_announce(struct daemon *d);
 
 #endif

@@ -2,6 +2,7 @@
  * Slots that are drained and why: GPUs of a fake NVML (fake_nvml.c) that are busy with others'
  * processes, break, hang and vanish; drains that outlive the daemon. */
 #include "tests/daemon/harness.h"
+#include "lib/buf.h"
 #include "lib/clock.h"
 #include "lib/files.h"
 #include "lib/mem.h"
@@ -60,6 +61,7 @@ static void start(const char *gpus, const char *timeout_ms)
 	h.extra[3] = "--gpu-timeout-ms";
 	h.extra[4] = timeout_ms ? timeout_ms : "60000";
 	h.extra[5] = "--gpu-foreign=drain";
+	h.extra[6] = NULL;
 	harness_start(&h);
 }
 
@@ -322,6 +324,47 @@ static void a_hung_query_drains_that_gpu(void **state)
 }
 
 /* The driver hangs from the start: the GPUs of before are known, and no job gets one. */
+static char *daemon_log(void)
+{
+	char *path = xasprintf("%s/daemon.log", h.folder);
+	struct buf b = BUF_INIT;
+
+	assert_ok(file_read(path, 1 << 20, &b, &e), &e);
+	buf_text(&b, "");
+	xfree(path);
+	return buf_detach(&b);
+}
+
+/* Found again after a restart, none is said to be drained; one that is gone is, and it is told. */
+static void a_restart_is_quiet(void **state)
+{
+	bool told = false;
+	char *log;
+
+	(void)state;
+	start(TWO_GPUS, NULL);
+	until("gpu1", NULL);
+	harness_kill(&h, SIGTERM);
+	h.extra[6] = "--notify-command=/bin/false";
+	harness_start(&h);
+	until("gpu1", NULL);
+	log = daemon_log();
+	assert_null(strstr(log, "is drained"));
+	xfree(log);
+	harness_kill(&h, SIGTERM);
+	set_gpus("GPU-b memory=40960\n");
+	harness_start(&h);
+	until("gpu0", "does not list it");
+	for (int i = 0; i < 1000 && !told; i++) {
+		clock_sleep_ms(10);
+		log = daemon_log();
+		told = strstr(log, "\"slot\":\"gpu0\"") != NULL; /* the command fails */
+		xfree(log);
+	}
+	assert_true(told);
+	harness_stop(&h);
+}
+
 static void a_driver_that_hangs_at_the_start(void **state)
 {
 	uint64_t running;
@@ -399,6 +442,7 @@ int main(void)
 		cmocka_unit_test(errors_drain_until_resumed),
 		cmocka_unit_test(a_failed_query_drains),
 		cmocka_unit_test(a_hung_query_drains_that_gpu),
+		cmocka_unit_test(a_restart_is_quiet),
 		cmocka_unit_test(a_driver_that_hangs_at_the_start),
 		cmocka_unit_test(drains_of_admins_last),
 		cmocka_unit_test(only_admins_drain),
