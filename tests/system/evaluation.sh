@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# The commands of doc/evaluation.md, word for word, against a daemon with real workers.
+set -u
+. "${TF_SOURCE:?}/tests/tap.sh"
+build=$(cd "${TF_BUILD:?}" && pwd)
+source=$(cd "$TF_SOURCE" && pwd)
+work=$(mktemp -d)
+export TRANSFUSE_STATE=$work/state PATH=$build:$PATH HOME=$work XDG_CONFIG_HOME=
+unset TRANSFUSE_ENDPOINT
+daemon=0
+leave() {
+	kill "$daemon" 2>/dev/null
+	wait "$daemon" 2>/dev/null
+	rm -rf "$work"
+}
+trap leave EXIT
+
+mkfifo "$work/ready"
+transfused --state "$TRANSFUSE_STATE" --slots 2 --threads 1 --map-mib 64 --data-map-mib 64 \
+	--ready-fd 3 3>"$work/ready" 2>"$work/daemon.log" </dev/null >/dev/null &
+daemon=$!
+read -r -t 120 _ <"$work/ready" || { echo "Bail out! no daemon:"; tail -5 "$work/daemon.log"; exit 1; }
+
+awk '/^```sh$/ { on = 1; next } /^```$/ { on = 0 } on' "$source/doc/evaluation.md" >"$work/script"
+cd "$work" || exit 1
+runs() { sh "$work/script" >"$work/out" 2>&1 || { tail -20 "$work/out"; return 1; }; }
+check 'the script runs' runs
+
+study() {
+	cat study.txt
+	[ "$(grep -c '^ *[0-9]* *eval *mine:[123]0 *done ' study.txt)" -eq 3 ]
+}
+check 'every checkpoint has a row' study
+# Eight jobs and a head; four of them have a perplexity, of models that differ in two settings.
+table() {
+	cat rates.csv
+	head -1 rates.csv | grep -q '^job,kind,model,state,model.layers,train.lr,' || return 1
+	[ "$(wc -l <rates.csv)" -eq 9 ] && [ "$(grep -c ',train,rates-[1-4],done,' rates.csv)" -eq 4 ] &&
+		[ "$(grep -c ',eval,rates-[1-4]:best,done,[12],0.00[13],' rates.csv)" -eq 4 ]
+}
+check 'the sweep has its table' table
+best() {
+	grep 'the best is' out || return 1
+	chosen=$(sed -n 's/^the best is //p' out)
+	transfuse compare --tag rates --kind eval --json | tr '{' '\n' | sed -n 's/.*"perplexity":\([0-9.e+]*\).*/\1/p' |
+		sort -g >perplexities
+	cat perplexities
+	[ "$(wc -l <perplexities)" -eq 4 ] || return 1
+	of=$(transfuse compare --tag rates --kind eval --json | tr '}' '\n' | tr -d '\n' | sed 's/"id"/\n"id"/g' |
+		grep -F "\"$chosen\"" | sed -n 's/.*"perplexity":\([0-9.e+]*\).*/\1/p')
+	[ "$of" = "$(head -1 perplexities)" ]
+}
+check 'the best one is the best' best
+check 'and writes' test -s best/texts.jsonl
+finish
