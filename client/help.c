@@ -93,7 +93,7 @@ static void help_tasks(struct buf *out)
 	static const struct {
 		const char *name, *help;
 	} tasks[] = {
-#define T(name, help) { #name, help },
+#define T(name, data, help) { #name, help },
 #include "proto/tasks.def"
 #undef T
 	};

@@ -303,7 +303,11 @@ int gpu_watch_open(struct daemon *d, struct err *e)
 	if (!is_list_given(d))
 		TRY(slots_each(d->state, add_remembered, d, e));
 	TRY(slots_load(d, e));
-	TRY(start_process(d, e));
+	if (start_process(d, e) < 0) { /* the queue goes on without; tried again */
+		set_fault(w, e->text);
+		err_clear(e);
+		w->restart_ms = clock_mono_ms() + RETRY_DRIVER_MS;
+	}
 	wait_for_list(d);
 	return 0;
 }

@@ -231,10 +231,40 @@ static int resolve_train(const struct resolve *v, const Tf__TrainSpec *s, struct
 	return rc;
 }
 
+/* Is `word` among the words of `list`, which '|' divides? */
+static bool is_one_of(const char *word, const char *list)
+{
+	size_t len = strlen(word);
+
+	for (const char *at = list; *at; at += strcspn(at, "|"), at += *at == '|')
+		if (strcspn(at, "|") == len && strncmp(at, word, len) == 0)
+			return true;
+	return false;
+}
+
+/* A dataset of a kind that the task cannot measure is refused now, not in the job. One that is
+ * still being made has no kind yet: there the job tells. */
+static int check_task_data(const struct resolve *v, const Tf__EvalSpec *s, struct err *e)
+{
+	const char *takes = eval_task_data(s->task);
+
+	for (size_t i = 0; i < v->out->facts; i++) {
+		const char *key = v->out->fact[i]->key, *kind = v->out->fact[i]->value;
+
+		if (strncmp(key, "data.", 5) != 0 || strcmp(strrchr(key, '.'), ".kind") != 0)
+			continue;
+		FAIL_IF(!is_one_of(kind, takes), e, TF_EINVALID,
+			"task %s: dataset '%s' holds %s, expected %s", s->task, s->data, kind,
+			takes);
+	}
+	return 0;
+}
+
 static int resolve_eval(const struct resolve *v, const Tf__EvalSpec *s, struct err *e)
 {
 	TRY(add_named(v, TF__ARTEFACT_KIND__MODEL, s->model, "model", 0, e));
-	return add_named(v, TF__ARTEFACT_KIND__DATASET, s->data, "data", 0, e);
+	TRY(add_named(v, TF__ARTEFACT_KIND__DATASET, s->data, "data", 0, e));
+	return check_task_data(v, s, e);
 }
 
 int resolve_spec(struct daemon *d, const Tf__JobSpec *spec, struct resolved *out, struct err *e)

@@ -114,10 +114,26 @@ const char *artefact_kind_name(Tf__ArtefactKind kind)
 }
 
 const char eval_tasks_barred[] =
-#define T(name, help) "|" #name
+#define T(name, data, help) "|" #name
 #include "proto/tasks.def"
 #undef T
 	;
+
+const char *eval_task_data(const char *task)
+{
+	static const struct {
+		const char *name, *data;
+	} tasks[] = {
+#define T(name, data, help) { #name, data },
+#include "proto/tasks.def"
+#undef T
+	};
+
+	for (size_t i = 0; i < ARRAY_LEN(tasks); i++)
+		if (strcmp(tasks[i].name, task) == 0)
+			return tasks[i].data;
+	return "";
+}
 
 bool job_state_is_end(Tf__JobState state)
 {

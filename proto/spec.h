@@ -37,6 +37,8 @@ const char *artefact_kind_name(Tf__ArtefactKind kind);       /* "dataset", "mode
 /* The tasks of proto/tasks.def as "perplexity|loss|...", behind one more '|'. */
 extern const char eval_tasks_barred[];
 #define EVAL_TASKS (eval_tasks_barred + 1)
+/* The kinds of datasets that a task takes, divided by '|': "text|pairs"; "" for an unknown task. */
+const char *eval_task_data(const char *task);
 bool job_state_is_end(Tf__JobState state);                   /* done, failed, cancelled */
 
 /* Every field of the spec: one sentence names the field, its value and what was expected. */

@@ -39,7 +39,7 @@ int eval_lines_write(struct eval_lines *l, const struct evaluation *ev, const ch
 		     struct err *e); /* releases the lines */
 
 /* The tasks. */
-#define T(name, help) int eval_##name(struct evaluation *ev, struct err *e);
+#define T(name, data, help) int eval_##name(struct evaluation *ev, struct err *e);
 #include "proto/tasks.def"
 #undef T
 

@@ -17,7 +17,7 @@ static const struct {
 	const char *name;
 	int (*run)(struct evaluation *ev, struct err *e);
 } tasks[] = {
-#define T(name, help) { #name, eval_##name },
+#define T(name, data, help) { #name, eval_##name },
 #include "proto/tasks.def"
 #undef T
 };

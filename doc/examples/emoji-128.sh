@@ -3,13 +3,13 @@
 # All 3,655 emoji at 128 pixels with their names, a tenth of the names with skin tones held out: trains an
 # autoencoder and a model, then evaluates every checkpoint. Meant for a GPU (some minutes); the daemon runs
 # already, and transfuse is in PATH.
-# usage: emoji-128.sh PICTURES OUT [--set key=value ...]
+# usage: [DEVICE=cpu] emoji-128.sh PICTURES OUT [--set key=value ...]
 #   PICTURES  what `emoji --size 128 PICTURES` of tools/ wrote
 #   OUT       folder for the figures and the contact sheet
 #   --set     settings of the model's training, e.g. --set train.steps=50 for a trial
 set -eu
 experiments=$(cd "$(dirname "$0")/../../etc" && pwd)
-pictures=$1 out=$2; shift 2
+pictures=$1 out=$2 device=${DEVICE:-cuda}; shift 2
 mkdir -p "$out"
 
 # Every tenth picture whose name has a skin tone, one a line.
@@ -17,9 +17,10 @@ grep -l 'skin tone' "$pictures"/*.txt | awk -F/ 'NR % 10 == 5 { sub(/\.txt$/, ""
 
 transfuse data import emoji-pixels "$pictures" --size 128 --heldout "$out/heldout" --wait
 transfuse tokenizer train words --from-data emoji-pixels --pieces 2000 --wait
-transfuse vae train look "$experiments/vae-emoji-128.yaml" --wait --json >"$out/vae.json"
-transfuse data import emoji "$pictures" --tokenizer words --vae look --size 128 --heldout "$out/heldout" --wait
-transfuse train emoji "$experiments/emoji-128.yaml" "$@" --wait --json >"$out/train.json"
+transfuse vae train look "$experiments/vae-emoji-128.yaml" --device "$device" --wait --json >"$out/vae.json"
+transfuse data import emoji "$pictures" --tokenizer words --vae look --size 128 --heldout "$out/heldout" \
+	--device "$device" --wait
+transfuse train emoji "$experiments/emoji-128.yaml" --device "$device" "$@" --wait --json >"$out/train.json"
 
 # Each checkpoint: how many of the held-out names are drawn so that the nearest picture is the true one,
 # and how many held-out pictures get their name.

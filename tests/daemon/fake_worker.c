@@ -158,6 +158,7 @@ static void leave(int code, const char *text, Tf__Artefact *artefact, bool say)
 static void make(bool whole)
 {
 	char *path = xasprintf("%s/content", self.a->output_folder);
+	Tf__KeyValue kind = TF__KEY_VALUE__INIT, *fact = &kind;
 	Tf__Artefact a = TF__ARTEFACT__INIT;
 
 	if (file_write(path, "content\n", 8, 0600, NULL) < 0)
@@ -167,6 +168,12 @@ static void make(bool whole)
 		 : self.a->spec->spec_case == TF__JOB_SPEC__SPEC_INGEST ? TF__ARTEFACT_KIND__DATASET
 		 : self.a->spec->spec_case == TF__JOB_SPEC__SPEC_VAE ? TF__ARTEFACT_KIND__VAE_MODEL
 								     : TF__ARTEFACT_KIND__MODEL;
+	kind.key = (char *)"kind";
+	kind.value = (char *)"images";
+	if (a.kind == TF__ARTEFACT_KIND__DATASET) {
+		a.n_fact = 1;
+		a.fact = &fact;
+	}
 	a.name = a.id = (char *)"";
 	a.hash = (char *)"00112233445566778899aabbccddeeff";
 	if (whole)

@@ -240,6 +240,56 @@ static void names_are_settled_at_the_submit(void **state)
 	assert_non_null(strstr(e.text, "bad"));
 }
 
+static int train(const char *how, const char *name, const char *data, uint64_t *id)
+{
+	char *text = xasprintf("preset: tiny\ndata:\n  - name: %s\n", data);
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	Tf__TrainSpec train = TF__TRAIN_SPEC__INIT;
+	int rc;
+
+	train.model = (char *)name;
+	train.experiment = text;
+	spec.kind = TF__JOB_KIND__TRAIN;
+	spec.name = (char *)how;
+	spec.spec_case = TF__JOB_SPEC__SPEC_TRAIN;
+	spec.train = &train;
+	err_clear(&e);
+	rc = harness_submit(h.line, &spec, NULL, false, id, &e);
+	xfree(text);
+	return rc;
+}
+
+static int evaluate(const char *task, const char *model, const char *data, uint64_t *id)
+{
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	Tf__EvalSpec eval = TF__EVAL_SPEC__INIT;
+
+	eval.task = (char *)task;
+	eval.model = (char *)model;
+	eval.data = (char *)data;
+	spec.kind = TF__JOB_KIND__EVAL;
+	spec.spec_case = TF__JOB_SPEC__SPEC_EVAL;
+	spec.eval = &eval;
+	err_clear(&e);
+	return harness_submit(h.line, &spec, NULL, true, id, &e);
+}
+
+static void a_task_of_other_data_is_refused(void **state)
+{
+	uint64_t id;
+
+	(void)state;
+	assert_ok(import("make", "emoji", source(), 0, &id), &e);
+	harness_until(&h, id, TF__JOB_STATE__DONE);
+	assert_ok(train("steps", "m", "emoji", &id), &e);
+	harness_until(&h, id, TF__JOB_STATE__FAILED);
+	assert_int_equal(evaluate("perplexity", "m", "emoji", &id), TF_EINVALID);
+	assert_string_equal(e.text,
+			    "task perplexity: dataset 'emoji' holds images, expected text");
+	assert_int_equal(evaluate("draw", "m", "emoji", &id), TF_EINVALID);
+	assert_string_equal(e.text, "task draw: dataset 'emoji' holds images, expected pairs");
+}
+
 /* The daemon dies just after the rename, before the commit: the next one finds the work done. */
 static void a_crash_within_publishing_is_mended(void **state)
 {
@@ -311,7 +361,7 @@ static void a_start_that_fails_is_tried_again(void **state)
 	uint32_t attempt;
 
 	(void)state;
-	h.fault = "spawn:1";
+	h.fault = "spawn:2"; /* the first is the process that looks after the GPUs */
 	harness_start(&h);
 	id = harness_noop(&h, "done");
 	harness_until(&h, id, TF__JOB_STATE__DONE);
@@ -392,6 +442,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(what_is_used_stays, start, stop),
 		cmocka_unit_test_setup_teardown(checkpoints_stay_and_are_resumed, start, stop),
 		cmocka_unit_test_setup_teardown(names_are_settled_at_the_submit, start, stop),
+		cmocka_unit_test_setup_teardown(a_task_of_other_data_is_refused, start, stop),
 		cmocka_unit_test_setup_teardown(a_crash_within_publishing_is_mended, prepare, stop),
 		cmocka_unit_test_setup_teardown(folders_nobody_names_are_removed, start, stop),
 		cmocka_unit_test_setup_teardown(a_failed_commit_is_never_a_yes, prepare, stop),
