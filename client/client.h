@@ -160,6 +160,7 @@ void format_bytes(uint64_t bytes, char out[FORMAT_MAX]);    /* "1.4 GB" */
 void format_count(uint64_t n, char out[FORMAT_MAX]);        /* "12,345" */
 void format_value(double x, char out[FORMAT_MAX]);          /* "12,345", "0.0123457" */
 void format_age(int64_t since_ms, char out[FORMAT_MAX]);    /* "3 min", "2 d"; "-" for 0 */
+void format_left(const Tf__Job *j, char out[FORMAT_MAX]);   /* until it says it is done; or "" */
 void format_until(int64_t at_ms, char out[FORMAT_MAX]);     /* "now", "in 3 min"; "" for 0 */
 /* The text with control characters shown as '?', so that nothing of it moves the cursor. Free
  * it. */

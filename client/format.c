@@ -7,6 +7,7 @@
 #include "lib/mem.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -211,6 +212,16 @@ void format_age(int64_t since_ms, char out[FORMAT_MAX])
 		snprintf(out, FORMAT_MAX, "%" PRId64 " h", s / 3600);
 	else
 		snprintf(out, FORMAT_MAX, "%" PRId64 " d", s / 86400);
+}
+
+void format_left(const Tf__Job *j, char out[FORMAT_MAX])
+{
+	const Tf__Progress *p = j->progress;
+
+	out[0] = 0;
+	if (j->state == TF__JOB_STATE__RUNNING && p && p->has_eta_s && isfinite(p->eta_s) &&
+	    p->eta_s >= 0)
+		clock_format_span(p->eta_s, out);
 }
 
 void format_until(int64_t at_ms, char out[FORMAT_MAX])

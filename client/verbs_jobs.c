@@ -6,7 +6,6 @@
 #include "lib/mem.h"
 
 #include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -40,17 +39,6 @@ static void percent_of(const Tf__Job *j, char out[16])
 		snprintf(out, 16, "%.0f %%", 100.0 * (double)p->done / (double)p->total);
 }
 
-/* "12 min 03 s" until a running job says it is done; "": it does not say. */
-static void time_left(const Tf__Job *j, char out[FORMAT_MAX])
-{
-	const Tf__Progress *p = job_state_is_end(j->state) ? NULL : j->progress;
-
-	out[0] = 0;
-	if (j->state == TF__JOB_STATE__RUNNING && p && p->has_eta_s && isfinite(p->eta_s) &&
-	    p->eta_s >= 0)
-		clock_format_span(p->eta_s, out);
-}
-
 static void add_job(struct table *t, const Tf__Job *j)
 {
 	char id[24], age[FORMAT_MAX], percent[16], place[16], start[FORMAT_MAX], left[FORMAT_MAX];
@@ -58,7 +46,7 @@ static void add_job(struct table *t, const Tf__Job *j)
 	snprintf(id, sizeof id, "%" PRIu64, j->id);
 	format_age(j->has_submitted ? j->submitted : 0, age);
 	percent_of(j, percent);
-	time_left(j, left);
+	format_left(j, left);
 	snprintf(place, sizeof place, "%u", j->place);
 	format_until(j->has_expected_start ? j->expected_start : 0, start);
 	table_add(t, (const char *[]){ id, job_kind_name(j->kind), j->name, j->user,

@@ -107,7 +107,7 @@ static void format_progress(const Tf__Progress *p, char out[FORMAT_MAX])
 static void add_job(struct table *t, const Tf__Job *j)
 {
 	const Tf__Progress *p = j->progress;
-	char id[24], place[16], bar[FORMAT_MAX], rate[FORMAT_MAX] = "", left[CLOCK_TEXT_MAX] = "",
+	char id[24], place[16], bar[FORMAT_MAX], rate[FORMAT_MAX] = "", left[FORMAT_MAX],
 	     start[FORMAT_MAX];
 
 	snprintf(id, sizeof id, "%" PRIu64, j->id);
@@ -115,8 +115,7 @@ static void add_job(struct table *t, const Tf__Job *j)
 	format_progress(p, bar);
 	if (p && p->has_rate && p->rate > 0)
 		snprintf(rate, sizeof rate, "%.3g %s/s", p->rate, p->unit ? p->unit : "");
-	if (p && p->has_eta_s && isfinite(p->eta_s) && p->eta_s > 0)
-		clock_format_span(p->eta_s, left);
+	format_left(j, left);
 	format_until(j->has_expected_start ? j->expected_start : 0, start);
 	table_add(t, (const char *[]){ id, j->user, job_kind_name(j->kind), j->name,
 				       job_state_name(j->state), j->slot,
@@ -131,7 +130,7 @@ static void add_job(struct table *t, const Tf__Job *j)
 static void put_jobs(struct buf *out, const Tf__Overview *o, int width)
 {
 	static const char *const head[] = { "id",    "user",  "kind",	  "name", "state", "slot",
-					    "place", "start", "progress", "rate", "left",  "note" };
+					    "place", "start", "progress", "rate", "eta",   "note" };
 	struct table t;
 
 	if (o->n_job == 0)
