@@ -22,8 +22,8 @@
 #define TURN_ALONE_NS 2000000   /* requests are handled so long, then the commit comes */
 #define TURN_SHARED_NS 500000   /* while several users are about */
 #define READ_MESSAGES 512       /* in a turn */
-#define READ_FLOODED 4        /* in a turn after one with refusals, which begins */
-#define FLOODED_NS 100000     /* so much later */
+#define READ_FLOODED 8        /* in a turn after one with refusals, which begins */
+#define FLOODED_NS 200000     /* so much later */
 #define OWN_DESCRIPTORS 1024 /* workers, uploads, files, libraries */
 #define REQUEST_FIELD_MAX 100
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Every bound of the wire, the queue and the store, by name. What exceeds one is answered with
- * TF_ELIMIT naming it; only LIMIT_MESSAGE_BYTES closes the connection. tests/ reach each that is
+ * TF_ELIMIT naming it; only LIMIT_FRAME_BYTES closes the connection. tests/ reach each that is
  * reached within seconds (not a million queued jobs, 100,000 artefacts or 65,536 shards). */
 #ifndef PROTO_LIMITS_H
 #define PROTO_LIMITS_H
@@ -8,7 +8,8 @@
 #define TF_PROTOCOL_VERSION 1u
 #define TF_STORE_VERSION 2u
 
-#define LIMIT_MESSAGE_BYTES (4u << 20)        /* one frame, both ways (ZMQ_MAXMSGSIZE) */
+#define LIMIT_MESSAGE_BYTES (4u << 20)        /* one message, both ways */
+#define LIMIT_FRAME_BYTES (5u << 20)          /* what is longer closes the connection unread */
 #define LIMIT_UNPACK_FACTOR 8u                /* unpacked size: at most so many times the message */
 #define LIMIT_UNPACK_REPLY_FACTOR 64u         /* a queued job: 12 bytes packed, 450 unpacked */
 #define LIMIT_NAME_BYTES 100u                 /* names of jobs, artefacts, users */

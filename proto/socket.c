@@ -66,7 +66,7 @@ static int set_int(void *s, int option, int value)
 
 static int set_common(void *s, struct err *e)
 {
-	int64_t largest = LIMIT_MESSAGE_BYTES;
+	int64_t largest = LIMIT_FRAME_BYTES;
 
 	if (zmq_setsockopt(s, ZMQ_MAXMSGSIZE, &largest, sizeof largest) < 0 ||
 	    set_int(s, ZMQ_LINGER, 0) < 0 || set_int(s, ZMQ_HANDSHAKE_IVL, 5000) < 0 ||

@@ -249,7 +249,7 @@ int wire_receive(void *socket, bool router, struct wire_message *m, struct err *
 		return err_set(e, TF_EIO, "cannot receive: %s", zmq_strerror(errno));
 	}
 	extra = drop_rest(socket, zmq_msg_more(&m->body));
-	if (extra == 0 && zmq_msg_size(&m->body) <= LIMIT_MESSAGE_BYTES) {
+	if (extra == 0 && (router || zmq_msg_size(&m->body) <= LIMIT_MESSAGE_BYTES)) {
 		note_user(&m->body, m);
 		return 1;
 	}

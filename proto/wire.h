@@ -54,7 +54,8 @@ struct wire_message {
 	zmq_msg_t body;                /* valid after a return of 1: wire_message_close */
 };
 /* Takes one message off the socket. 1: m is filled; 0: there is none; negative: a message of a
- * wrong shape was dropped (m has route and user, body is closed). */
+ * wrong shape was dropped (m has route and user, body is closed). On a ROUTER one over
+ * LIMIT_MESSAGE_BYTES is returned too: unpacking refuses it, so that it is answered. */
 int wire_receive(void *socket, bool router, struct wire_message *m, struct err *e);
 /* ZeroMQ's address of a peer, made readable: an IP, or "uid 1000 pid 77" of a local process. */
 void wire_address(char *address, size_t room);

@@ -2,6 +2,7 @@
  * The bounds of proto/limits.h on files from outside: what exceeds one is told by a sentence with
  * the bound in it, and what comes behind it is still read. Large files are holes. */
 #include "tests/test.h"
+#include "lib/buf.h"
 #include "lib/files.h"
 #include "lib/mem.h"
 #include "proto/limits.h"
@@ -191,6 +192,99 @@ static void bad_samples_are_listed_up_to_a_bound(void **state)
 	xfree(folder);
 }
 
+/* A tar is never unpacked: it is read in place, entry by entry. */
+struct tar {
+	struct buf bytes;
+};
+
+/* A head of 512 bytes; the size it claims need not be true. */
+static void tar_entry(struct tar *t, const char *name, char type, uint64_t claimed,
+		      const char *link, const char *text)
+{
+	unsigned char head[512] = { 0 };
+	unsigned sum = 0;
+	size_t len = strlen(text);
+
+	snprintf((char *)head, 100, "%s", name);
+	memcpy(head + 100, "0000644\0000000000\0000000000\0", 24);
+	snprintf((char *)head + 124, 12, "%011llo", (unsigned long long)claimed);
+	memcpy(head + 136, "00000000000", 12);
+	head[156] = (unsigned char)type;
+	snprintf((char *)head + 157, 100, "%s", link);
+	memcpy(head + 257, "ustar\00000", 8);
+	memset(head + 148, ' ', 8);
+	for (size_t i = 0; i < sizeof head; i++)
+		sum += head[i];
+	snprintf((char *)head + 148, 8, "%06o", sum);
+	buf_append(&t->bytes, head, sizeof head);
+	buf_append(&t->bytes, text, len);
+	while (t->bytes.len % 512)
+		buf_append(&t->bytes, "", 1);
+}
+
+static void tar_write(struct tar *t, const char *name)
+{
+	static const char end[1024];
+	struct err e = ERR_INIT;
+	char *path = below(name);
+
+	buf_append(&t->bytes, end, sizeof end);
+	assert_ok(file_write(path, t->bytes.data, t->bytes.len, 0600, &e), &e);
+	buf_release(&t->bytes);
+	xfree(path);
+}
+
+static void assert_no_tar(const char *name, const char *why)
+{
+	char *path = below(name);
+	struct source *s = NULL;
+	struct err e = ERR_INIT;
+	struct source_item item;
+	int rc = source_open(&path, 1, NULL, "", &s, &e);
+
+	if (rc == 0)
+		rc = source_next(s, &item, &e);
+	assert_int_equal(rc, TF_EINVALID);
+	if (!strstr(e.text, why))
+		fail_msg("%s: '%s' does not say %s", name, e.text, why);
+	if (s)
+		source_close(s);
+	xfree(path);
+}
+
+static void tar_bombs_are_refused(void **state)
+{
+	struct tar t = { BUF_INIT };
+	char reason[200] = "";
+	int good, bad;
+
+	(void)state;
+	tar_entry(&t, "a.txt", '0', 077777777777, "", "eight gigabytes that are not there");
+	tar_write(&t, "claims.tar");
+	assert_no_tar("claims.tar", "the tar ends within 'a.txt'");
+	/* an entry of a gigabyte in a few bytes, as GNU tar stores holes */
+	tar_entry(&t, "h", 'x', 103, "",
+		  "22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n25 GNU.sparse.name=b.txt\n"
+		  "34 GNU.sparse.realsize=1073741824\n");
+	tar_entry(&t, "GNUSparseFile.0/b.txt", '0', 513, "", "1\n1073741823\n1\n");
+	buf_append(&t.bytes, "x", 1);
+	while (t.bytes.len % 512)
+		buf_append(&t.bytes, "", 1);
+	tar_write(&t, "sparse.tar");
+	assert_no_tar("sparse.tar", "sparse");
+	/* nothing is written, whatever the names say; links are not followed */
+	tar_entry(&t, "../../outside.txt", '0', 4, "", "text");
+	tar_entry(&t, "/tmp/outside.txt", '0', 4, "", "text");
+	tar_entry(&t, "link.txt", '2', 0, "/etc/passwd", "");
+	tar_entry(&t, "hard.txt", '1', 0, "/etc/passwd", "");
+	tar_entry(&t, "device.txt", '3', 0, "", "");
+	tar_entry(&t, "good.txt", '0', 10, "", "a sentence");
+	tar_write(&t, "names.tar");
+	read_all("names.tar", &good, &bad, reason);
+	assert_int_equal(good, 1);
+	assert_int_equal(bad, 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -199,6 +293,7 @@ int main(void)
 		cmocka_unit_test(long_names_are_left_out),
 		cmocka_unit_test(large_models_and_manifests_are_refused),
 		cmocka_unit_test(bad_samples_are_listed_up_to_a_bound),
+		cmocka_unit_test(tar_bombs_are_refused),
 	};
 
 	return cmocka_run_group_tests_name("bounds", tests, make_top, remove_top);

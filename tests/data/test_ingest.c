@@ -48,6 +48,42 @@ static void caption(int i, char *out)
 }
 
 /* A folder of pictures with captions, three bad ones among them; lists beside it. */
+/* PNG's checksum. */
+static uint32_t crc_of(const uint8_t *data, size_t len)
+{
+	uint32_t c = 0xFFFFFFFFu;
+
+	for (size_t i = 0; i < len; i++) {
+		c ^= data[i];
+		for (int bit = 0; bit < 8; bit++)
+			c = c >> 1 ^ (c & 1 ? 0xEDB88320u : 0);
+	}
+	return ~c;
+}
+
+/* A picture of a gigapixel in a few hundred bytes. */
+static void write_bomb(const char *folder, const char *name)
+{
+	static const uint8_t side[8] = { 0, 0, 0x7d, 0, 0, 0, 0x7d, 0 }; /* 32000 x 32000 */
+	char *path = xasprintf("%s/%s", folder, name);
+	struct buf bytes = BUF_INIT;
+	struct picture p;
+	struct err e = ERR_INIT;
+	uint32_t crc;
+
+	picture_init(&p, 8, 8, 0);
+	assert_ok(png_write(path, &p, NULL, 0, &e), &e);
+	picture_release(&p);
+	assert_ok(file_read(path, 1 << 20, &bytes, &e), &e);
+	memcpy(bytes.data + 16, side, sizeof side);
+	crc = crc_of((const uint8_t *)bytes.data + 12, 17);
+	for (int i = 0; i < 4; i++)
+		bytes.data[29 + i] = (char)(crc >> (24 - 8 * i));
+	write_text(folder, name, bytes.data, bytes.len);
+	buf_release(&bytes);
+	xfree(path);
+}
+
 static void make_folder(void)
 {
 	char *folder = below("pictures"), *path, text[64];
@@ -74,6 +110,7 @@ static void make_folder(void)
 		write_text(folder, path, text, strlen(text));
 		xfree(path);
 	}
+	write_bomb(folder, "x-bomb.png");
 	write_text(folder, "x-cut.png", "\x89PNG\r\n\x1a\n\0\0\0\rIHDR", 16);
 	write_text(folder, "x-not.jpg", "no picture", 10);
 	write_text(folder, "x-empty.webp", "", 0);
@@ -282,9 +319,10 @@ static void folder_and_tar_are_the_same(void **state)
 	assert_int_equal(x.kind, DATASET_IMAGES);
 	assert_int_equal(x.samples[0] + x.samples[1], PICTURES);
 	assert_true(x.samples[1] > 0);
-	assert_int_equal(x.bad, 3);
-	assert_int_equal(y.bad, 3);
+	assert_int_equal(x.bad, 4);
+	assert_int_equal(y.bad, 4);
 	assert_ok(file_read(path, 1 << 20, &bad, &e), &e);
+	assert_non_null(strstr(bad.data, "a picture of 32000 x 32000"));
 	assert_non_null(strstr(bad.data, "x-cut"));
 	assert_non_null(strstr(bad.data, "x-not"));
 	assert_non_null(strstr(bad.data, "x-empty"));

@@ -1,0 +1,506 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * What must be refused is refused, and put down in the audit log: unknown and revoked keys, a
+ * reader that writes, paths out of bounds, messages over the limit, frames that are replayed,
+ * reordered or forged on the way, links in results, another's token, a worker of another attempt.
+ * doc/security.md has the table of all such tests. */
+#include "tests/daemon/harness.h"
+#include "lib/clock.h"
+#include "lib/files.h"
+#include "lib/mem.h"
+#include "proto/wire.h"
+
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+static struct harness h;
+static struct key_pair member;
+static struct err e;
+
+static int start(void **state)
+{
+	(void)state;
+	err_clear(&e);
+	harness_init(&h);
+	h.extra[0] = "--root";
+	h.extra[1] = h.state; /* any folder */
+	harness_start(&h);
+	harness_enrol(&h, "bob", "member", &member);
+	return 0;
+}
+
+static int stop(void **state)
+{
+	(void)state;
+	harness_stop(&h);
+	return 0;
+}
+
+/* Whether one of the newest entries is "user action outcome" with these words in its text. */
+static bool is_put_down(const char *user, const char *action, const char *outcome,
+			const char *words)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__AuditRead m = TF__AUDIT_READ__INIT;
+	Tf__Reply *reply = NULL;
+	bool there = false;
+
+	m.has_limit = true;
+	m.limit = 20;
+	r.body_case = TF__REQUEST__BODY_AUDIT_READ;
+	r.audit_read = &m;
+	assert_ok(harness_call(h.line, &r, &reply, &e), &e);
+	for (size_t i = 0; i < reply->audit->n_entry; i++) {
+		const Tf__AuditEntry *a = reply->audit->entry[i];
+
+		there |= strcmp(a->user, user) == 0 && strcmp(a->action, action) == 0 &&
+			 strcmp(a->outcome, outcome) == 0 && strstr(a->text, words);
+	}
+	tf__reply__free_unpacked(reply, NULL);
+	return there;
+}
+
+static void put_down(const char *user, const char *action, const char *outcome, const char *words)
+{
+	int64_t until = clock_mono_ms() + 30000;
+
+	while (!is_put_down(user, action, outcome, words)) {
+		if (clock_mono_ms() > until)
+			fail_msg("the audit log has no %s of '%s', %s with '%s'", action, user,
+				 outcome, words);
+		clock_sleep_ms(20);
+	}
+}
+
+static int ask(struct connection *c, Tf__Request__BodyCase body)
+{
+	static Tf__Empty empty = TF__EMPTY__INIT;
+	Tf__Request r = TF__REQUEST__INIT;
+
+	r.body_case = body;
+	r.ping = &empty;
+	err_clear(&e);
+	return harness_call(c, &r, NULL, &e);
+}
+
+static int submit(struct connection *c, const uint8_t *token, const char *how, uint64_t *id)
+{
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	Tf__NoopSpec noop = TF__NOOP_SPEC__INIT;
+
+	spec.kind = TF__JOB_KIND__NOOP;
+	spec.name = (char *)how;
+	spec.spec_case = TF__JOB_SPEC__SPEC_NOOP;
+	spec.noop = &noop;
+	err_clear(&e);
+	return harness_submit(c, &spec, token, false, id, &e);
+}
+
+/* ---------------------------------------------------------------- who */
+
+static void keys_and_roles(void **state)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__UserRevoke m = TF__USER_REVOKE__INIT;
+	struct key_pair stranger, reader;
+	struct connection *c;
+
+	(void)state;
+	assert_ok(key_pair_make(&stranger, &e), &e);
+	c = harness_line(&h, &stranger);
+	assert_int_equal(ask(c, TF__REQUEST__BODY_PING), TF_EREFUSED);
+	put_down("-", "connect", "TF_EREFUSED", "unknown key");
+	connection_close(c);
+	harness_enrol(&h, "ann", "reader", &reader);
+	c = harness_line(&h, &reader);
+	assert_int_equal(submit(c, NULL, "done", NULL), TF_EREFUSED);
+	put_down("ann", "submit", "TF_EREFUSED", "ann is a reader");
+	connection_close(c);
+	c = harness_line(&h, &member);
+	assert_ok(ask(c, TF__REQUEST__BODY_PING), &e);
+	m.who = (char *)"bob";
+	r.body_case = TF__REQUEST__BODY_USER_REVOKE;
+	r.user_revoke = &m;
+	assert_ok(harness_call(h.line, &r, NULL, &e), &e);
+	assert_int_equal(ask(c, TF__REQUEST__BODY_PING), TF_EREFUSED); /* an open connection */
+	put_down("-", "ping", "TF_EREFUSED", "not known here any more");
+	connection_close(c);
+	c = harness_line(&h, &member);
+	assert_int_equal(ask(c, TF__REQUEST__BODY_PING), TF_EREFUSED);
+	connection_close(c);
+}
+
+/* Whose token it is may ask for the job again; another learns nothing of it. */
+static void anothers_token(void **state)
+{
+	static const uint8_t token[16] = "an owner's token";
+	struct connection *c = harness_line(&h, &member);
+	uint64_t id = 0, again = 0, theirs = 0;
+
+	(void)state;
+	assert_ok(submit(h.line, token, "wait", &id), &e);
+	assert_int_equal(submit(c, token, "wait", &theirs), TF_EREFUSED);
+	assert_int_equal(theirs, 0);
+	put_down("bob", "submit", "TF_EREFUSED", "this token belongs to a job of another user");
+	assert_ok(submit(h.line, token, "wait", &again), &e);
+	assert_int_equal(again, id);
+	connection_close(c);
+}
+
+static void a_worker_of_another_attempt(void **state)
+{
+	uint64_t id = harness_noop(&h, "fence");
+	char *reason;
+
+	(void)state;
+	harness_until(&h, id, TF__JOB_STATE__FAILED);
+	reason = harness_reason(&h, id, NULL);
+	assert_string_equal(reason, "answered so");
+	xfree(reason);
+	put_down("(worker)", "worker_report", "TF_EFENCED", "attempt");
+}
+
+/* ---------------------------------------------------------------- where */
+
+static int read_result(uint64_t job, const char *path)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__FileRead m = TF__FILE_READ__INIT;
+	Tf__FileOf of = TF__FILE_OF__INIT;
+
+	of.of_case = TF__FILE_OF__OF_JOB;
+	of.job = job;
+	m.of = &of;
+	m.path = (char *)path;
+	m.length = 10;
+	r.body_case = TF__REQUEST__BODY_FILE_READ;
+	r.file_read = &m;
+	err_clear(&e);
+	return harness_call(h.line, &r, NULL, &e);
+}
+
+static int import(char *path)
+{
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	Tf__IngestSpec ingest = TF__INGEST_SPEC__INIT;
+
+	ingest.dataset = (char *)"data";
+	ingest.n_path = 1;
+	ingest.path = &path;
+	spec.kind = TF__JOB_KIND__INGEST;
+	spec.spec_case = TF__JOB_SPEC__SPEC_INGEST;
+	spec.ingest = &ingest;
+	err_clear(&e);
+	return harness_submit(h.line, &spec, NULL, false, NULL, &e);
+}
+
+static void paths_and_links(void **state)
+{
+	uint64_t id = harness_noop(&h, "done");
+	char *results = harness_path(&h, "jobs/%llu/results", (unsigned long long)id);
+	char *link = xasprintf("%s/link", results);
+
+	(void)state;
+	harness_until(&h, id, TF__JOB_STATE__DONE);
+	dir_make(results, 0700, NULL);
+	assert_int_equal(symlink("/etc/passwd", link), 0);
+	assert_int_equal(read_result(id, "results/link"), TF_EREFUSED);
+	assert_int_equal(harness_said(&h, "root:x"), 0);
+	assert_int_equal(read_result(id, "results/../spec.pb"), TF_EREFUSED);
+	assert_int_equal(import((char *)"/etc/passwd"), TF_EREFUSED);
+	xfree(link);
+	link = harness_path(&h, "passwd");
+	assert_int_equal(symlink("/etc/passwd", link), 0); /* below the root, and leads out of it */
+	assert_int_equal(import(link), TF_EREFUSED);
+	xfree(link);
+	xfree(results);
+}
+
+/* ---------------------------------------------------------------- what */
+
+static void a_message_over_the_limit(void **state)
+{
+	void *context = zmq_ctx_new(), *socket = harness_socket(&h, context, &member);
+	uint8_t *big = xcalloc(1, 2 * LIMIT_MESSAGE_BYTES);
+	static const uint8_t head[] = { 0x08, TF_PROTOCOL_VERSION, 0x10, 77 }; /* version, id */
+	struct connection *c = harness_line(&h, &member);
+	Tf__Reply *reply;
+
+	(void)state;
+	memcpy(big, head, sizeof head);
+	while (zmq_send(socket, big, LIMIT_MESSAGE_BYTES + 1, ZMQ_DONTWAIT) < 0)
+		clock_sleep_ms(1);
+	reply = harness_receive(socket, 30000);
+	assert_non_null(reply);
+	assert_int_equal(reply->id, 77);
+	assert_int_equal(reply->code, TF_ELIMIT);
+	assert_non_null(strstr(reply->text, "4194305 bytes"));
+	tf__reply__free_unpacked(reply, NULL);
+	put_down("bob", "message", "TF_ELIMIT", "4194305 bytes");
+	while (zmq_send(socket, big, LIMIT_FRAME_BYTES + 1, ZMQ_DONTWAIT) < 0)
+		clock_sleep_ms(1);
+	assert_null(harness_receive(socket, 300)); /* the connection is closed unread */
+	assert_ok(ask(c, TF__REQUEST__BODY_PING), &e);
+	connection_close(c);
+	zmq_close(socket);
+	zmq_ctx_term(context);
+	xfree(big);
+}
+
+/* ---------------------------------------------------------------- on the way */
+
+/* Somebody between client and daemon, who sees frames (ZMTP: flags, length, body) but no keys. */
+enum mischief { PASS, REPLAY, SWAP, FORGE };
+
+static struct proxy {
+	int listener;
+	char there[200]; /* the daemon's socket */
+	atomic_int mischief;
+	atomic_bool leave;
+	pthread_t thread;
+} proxy;
+
+static void send_all(int fd, const uint8_t *data, size_t len)
+{
+	while (len > 0) {
+		ssize_t n = send(fd, data, len, MSG_NOSIGNAL);
+
+		if (n <= 0)
+			return;
+		data += n;
+		len -= (size_t)n;
+	}
+}
+
+struct stream {
+	uint8_t data[1 << 16];
+	size_t len;
+	size_t greeted; /* of the 64 bytes before the first frame */
+	uint8_t held[4096];
+	size_t held_len;
+};
+
+/* The whole frame at the beginning; 0: it is not all there. */
+static size_t frame_len(const struct stream *s, bool *message)
+{
+	size_t head = s->len > 0 && (s->data[0] & 2) ? 9 : 2, body = 0;
+
+	*message = false;
+	if (s->len < head)
+		return 0;
+	for (size_t i = 1; i < head; i++)
+		body = body << 8 | s->data[i];
+	*message = s->len >= head + 8 && memcmp(s->data + head, "\x07MESSAGE", 8) == 0;
+	return s->len >= head + body ? head + body : 0;
+}
+
+static void pass_message(struct stream *s, int to, size_t len)
+{
+	switch (atomic_load(&proxy.mischief)) {
+	case REPLAY:
+		send_all(to, s->data, len);
+		break;
+	case FORGE:
+		s->data[len - 1] ^= 1;
+		break;
+	case SWAP:
+		if (s->held_len == 0) {
+			assert_true(len <= sizeof s->held);
+			memcpy(s->held, s->data, len);
+			s->held_len = len;
+			return;
+		}
+		send_all(to, s->data, len);
+		send_all(to, s->held, s->held_len);
+		atomic_store(&proxy.mischief, PASS);
+		return;
+	default:
+		break;
+	}
+	send_all(to, s->data, len);
+	atomic_store(&proxy.mischief, PASS);
+}
+
+static void take_off(struct stream *s, size_t len)
+{
+	s->len -= len;
+	memmove(s->data, s->data + len, s->len);
+}
+
+static void pass_frames(struct stream *s, int to)
+{
+	size_t len = 64 - s->greeted < s->len ? 64 - s->greeted : s->len;
+	bool message;
+
+	send_all(to, s->data, len);
+	take_off(s, len);
+	s->greeted += len;
+	while ((len = frame_len(s, &message)) > 0) {
+		if (message)
+			pass_message(s, to, len);
+		else
+			send_all(to, s->data, len);
+		take_off(s, len);
+	}
+}
+
+static int dial(void)
+{
+	struct sockaddr_un a = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	snprintf(a.sun_path, sizeof a.sun_path, "%.100s", proxy.there);
+	if (connect(fd, (struct sockaddr *)&a, sizeof a) == 0)
+		return fd;
+	close(fd);
+	return -1;
+}
+
+static void relay(int client)
+{
+	struct stream *s = xcalloc(1, sizeof *s);
+	uint8_t back[1 << 16];
+	int server = dial();
+
+	while (server >= 0 && !atomic_load(&proxy.leave)) {
+		struct pollfd item[2] = { { client, POLLIN, 0 }, { server, POLLIN, 0 } };
+		ssize_t n = 1;
+
+		if (poll(item, 2, 20) <= 0)
+			continue;
+		if (item[1].revents) {
+			n = read(server, back, sizeof back);
+			if (n > 0)
+				send_all(client, back, (size_t)n);
+		}
+		if (n > 0 && item[0].revents) {
+			n = read(client, s->data + s->len, sizeof s->data - s->len);
+			s->len += n > 0 ? (size_t)n : 0;
+			pass_frames(s, server);
+		}
+		if (n <= 0)
+			break;
+	}
+	if (server >= 0)
+		close(server);
+	close(client);
+	xfree(s);
+}
+
+static void *run_proxy(void *arg)
+{
+	(void)arg;
+	while (!atomic_load(&proxy.leave)) {
+		struct pollfd item = { proxy.listener, POLLIN, 0 };
+		int fd = poll(&item, 1, 20) > 0 ? accept(proxy.listener, NULL, NULL) : -1;
+
+		if (fd >= 0)
+			relay(fd);
+	}
+	return NULL;
+}
+
+/* A line of the member that goes through the proxy. */
+static struct connection *start_proxy(void)
+{
+	struct sockaddr_un a = { .sun_family = AF_UNIX };
+	struct connection_options o = { .keys = member,
+					.connect_ms = 60000,
+					.reconnect_ms = 60000 };
+	char *endpoint = NULL, *here, *path = harness_path(&h, "keys/server.pub");
+	char server[KEY_CHARS + 1];
+	struct connection *c = NULL;
+
+	assert_ok(endpoint_read(h.state, &endpoint, &e), &e);
+	snprintf(proxy.there, sizeof proxy.there, "%s", endpoint + strlen("ipc://"));
+	snprintf(a.sun_path, sizeof a.sun_path, "%.90s/proxy", h.folder);
+	proxy.listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	assert_int_equal(bind(proxy.listener, (struct sockaddr *)&a, sizeof a), 0);
+	assert_int_equal(listen(proxy.listener, 8), 0);
+	atomic_store(&proxy.leave, false);
+	atomic_store(&proxy.mischief, PASS);
+	assert_int_equal(pthread_create(&proxy.thread, NULL, run_proxy, NULL), 0);
+	here = xasprintf("ipc://%s", a.sun_path);
+	assert_ok(key_public_read(path, server, &e), &e);
+	o.endpoint = here;
+	o.server_key = server;
+	assert_ok(connection_open(&o, &c, &e), &e);
+	assert_ok(ask(c, TF__REQUEST__BODY_PING), &e);
+	xfree(here);
+	xfree(path);
+	xfree(endpoint);
+	return c;
+}
+
+static void stop_proxy(struct connection *c)
+{
+	connection_close(c);
+	atomic_store(&proxy.leave, true);
+	pthread_join(proxy.thread, NULL);
+	close(proxy.listener);
+}
+
+static void ping_twice(struct connection *c)
+{
+	static Tf__Empty empty = TF__EMPTY__INIT;
+	Tf__Request r = TF__REQUEST__INIT;
+	uint64_t id;
+
+	r.body_case = TF__REQUEST__BODY_PING;
+	r.ping = &empty;
+	for (int i = 0; i < 2; i++)
+		assert_ok(connection_send(c, &r, &id, &e), &e);
+	for (int i = 0; i < 2; i++) {
+		Tf__Reply *reply = NULL;
+
+		assert_ok(connection_receive(c, 60000, &reply, &e), &e);
+		assert_int_equal(reply->code, 0);
+		tf__reply__free_unpacked(reply, NULL);
+	}
+}
+
+/* The daemon closes the connection and says so; the client comes again and gets its answers. */
+static void frames_are_looked_at(void **state)
+{
+	static const char *const says[] = { [REPLAY] = "a frame was sent again or out of order",
+					    [SWAP] = "a frame was sent again or out of order",
+					    [FORGE] = "a frame was forged or damaged" };
+	struct connection *c = start_proxy();
+	int said = 0;
+
+	(void)state;
+	for (int k = REPLAY; k <= FORGE; k++) {
+		uint64_t before = connection_reconnects(c);
+
+		said = harness_said(&h, says[k]);
+		atomic_store(&proxy.mischief, k);
+		ping_twice(c);
+		harness_until_said(&h, says[k], said + 1);
+		put_down("-", "connect", "TF_EREFUSED", says[k]);
+		ping_twice(c);
+		assert_int_equal(connection_reconnects(c), before + 1);
+		assert_int_equal(harness_said(&h, says[k]), said + 1);
+	}
+	stop_proxy(c);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(keys_and_roles, start, stop),
+		cmocka_unit_test_setup_teardown(anothers_token, start, stop),
+		cmocka_unit_test_setup_teardown(a_worker_of_another_attempt, start, stop),
+		cmocka_unit_test_setup_teardown(paths_and_links, start, stop),
+		cmocka_unit_test_setup_teardown(a_message_over_the_limit, start, stop),
+		cmocka_unit_test_setup_teardown(frames_are_looked_at, start, stop),
+	};
+
+	return cmocka_run_group_tests_name("security", tests, NULL, NULL);
+}
