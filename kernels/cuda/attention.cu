@@ -110,12 +110,12 @@ void cuda_attention_cached(struct kernels *k, struct tensor out, struct tensor q
 		    (T *)keys.data, (T *)values.data, (const T *)qkv.data, (const int32_t *)at.data,
 		    (const int32_t *)limit.data, rows, rows / sequences, keys.dim[1], width));
 	LAUNCHED();
-	attend_cache(s, &out, &qkv, heads, &keys, &values, &limit);
+	attend_cache(s, &out, &qkv, heads, &keys, &values, &limit, NULL);
 }
 
 void attend_cache(struct cuda_state *s, const struct tensor *out, const struct tensor *qkv,
 		  int heads, const struct tensor *keys, const struct tensor *values,
-		  const struct tensor *limit)
+		  const struct tensor *limit, struct attend_plan *plan)
 {
 	int64_t rows = tensor_count(limit), width = keys->dim[2];
 	struct attend a = {};
@@ -136,6 +136,7 @@ void attend_cache(struct cuda_state *s, const struct tensor *out, const struct t
 	a.kv_row = width;
 	a.kv_sequence = width * a.keys;
 	a.type = qkv->type;
+	a.plan = plan;
 	if (a.queries >= 32 && attention_hopper_fits(s, &a))
 		attention_hopper(s, &a);
 	else if (attention_decode_fits(&a))

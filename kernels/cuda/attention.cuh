@@ -10,6 +10,15 @@
 
 #include "kernels/cuda/common.cuh"
 
+struct tile_plan;
+
+/* A plan of tiles of queries that serves several passes over the same intervals (Hopper). */
+struct attend_plan {
+	struct tile_plan *order; /* NULL: not made yet */
+	int *next;               /* a counter for each pass left, zero */
+	int passes;
+};
+
 struct attend {
 	const void *q, *k, *v;	      /* first element of head 0 of row 0 of sequence 0 */
 	void *out;		      /* [batch * queries, heads * hd] */
@@ -19,6 +28,7 @@ struct attend {
 	int64_t kv_row, kv_sequence;
 	int batch, queries, keys, heads, hd;
 	enum dtype type;
+	struct attend_plan *plan; /* forward: made on first use and kept in scratch; NULL: none */
 };
 
 struct attend_backward {
@@ -33,10 +43,11 @@ void attention_portable_backward(struct cuda_state *s, const struct attend_backw
 void attention_decode(struct cuda_state *s, const struct attend *a);
 bool attention_decode_fits(const struct attend *a);
 
-/* The queries of qkv over caches that hold their keys and values already. */
+/* The queries of qkv over caches that hold their keys and values already. plan (may be NULL): of
+ * this pass and the next ones; until the last of them nothing else may take scratch. */
 void attend_cache(struct cuda_state *s, const struct tensor *out, const struct tensor *qkv,
 		  int heads, const struct tensor *keys, const struct tensor *values,
-		  const struct tensor *limit);
+		  const struct tensor *limit, struct attend_plan *plan);
 
 bool attention_hopper_fits(const struct cuda_state *s, const struct attend *a);
 void attention_hopper(struct cuda_state *s, const struct attend *a);

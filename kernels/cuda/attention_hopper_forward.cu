@@ -36,8 +36,8 @@ void hopper_map(struct cuda_state *s, CUtensorMap *map, const void *first, const
 #define CACHE_BYTES \
 	(24 << 20) /* keys and values that stay in the second-level cache beside the rest */
 
-struct work_list hopper_work(struct cuda_state *s, const struct attend *a, bool by_query, int rows,
-			     struct tile_plan *order, struct tile_plan *work)
+struct work_list hopper_list(const struct attend *a, bool by_query, int rows,
+			     struct tile_plan *order)
 {
 	int each = (int)div_up(by_query ? a->queries : a->keys, rows), tiles = each * a->batch;
 	int together = (int)(CACHE_BYTES / ((int64_t)a->keys * a->hd * 4));
@@ -45,6 +45,15 @@ struct work_list hopper_work(struct cuda_state *s, const struct attend *a, bool 
 
 	together = together < 1 ? 1 : together < a->batch ? together : a->batch;
 	list.group = together * each;
+	return list;
+}
+
+struct work_list hopper_work(struct cuda_state *s, const struct attend *a, bool by_query, int rows,
+			     struct tile_plan *order, struct tile_plan *work)
+{
+	struct work_list list = hopper_list(a, by_query, rows, order);
+	int together = list.group / (int)div_up(by_query ? a->queries : a->keys, rows);
+
 	if (by_query)
 		attention_plan_queries(s, a, rows, together, order, work);
 	else
@@ -338,14 +347,37 @@ __global__ void __launch_bounds__((WGS + 1) * 128, 1)
 #endif
 }
 
+/* The work of one pass: its plan is made for it alone, or with the first of several. */
+static struct work_list forward_list(struct cuda_state *s, const struct attend *a, int rows)
+{
+	int tiles = (int)div_up(a->queries, rows) * a->batch;
+	int passes = a->plan ? a->plan->passes : 0;
+	size_t bytes = 2 * ((size_t)tiles + 1) * sizeof(struct tile_plan);
+	struct tile_plan *order;
+	struct work_list list;
+
+	if (a->plan && a->plan->order) {
+		list = hopper_list(a, true, rows, a->plan->order);
+	} else {
+		order = (struct tile_plan *)cuda_scratch(s, bytes + (size_t)passes * sizeof(int));
+		list = hopper_work(s, a, true, rows, order, order + tiles + 1);
+		if (!a->plan)
+			return list;
+		a->plan->order = order;
+		a->plan->next = (int *)((char *)order + bytes);
+		CUDA(cudaMemsetAsync(a->plan->next, 0, (size_t)passes * sizeof(int), s->stream));
+	}
+	CHECK(a->plan->passes-- > 0);
+	list.next = a->plan->next++;
+	return list;
+}
+
 template <int HD, int WGS>
 static void run_forward(struct cuda_state *s, const struct attend *a)
 {
 	int tiles = (int)div_up(a->queries, WGS * 64) * a->batch, grid;
-	struct tile_plan *plan =
-		(struct tile_plan *)cuda_scratch(s, 2 * ((size_t)tiles + 1) * sizeof *plan);
 	float scale = 1.0f / sqrtf((float)a->hd);
-	struct forward_work w = { hopper_work(s, a, true, WGS * 64, plan, plan + tiles + 1),
+	struct forward_work w = { forward_list(s, a, WGS * 64),
 				  a->queries,
 				  a->keys,
 				  a->start,
@@ -368,9 +400,12 @@ static void run_forward(struct cuda_state *s, const struct attend *a)
 	LAUNCHED();
 }
 
+/* 192 queries a tile, or 128 where these leave much less of the last tile empty. */
 void attention_hopper(struct cuda_state *s, const struct attend *a)
 {
-	if (a->hd == 64)
+	if (a->hd == 64 && div_up(a->queries, 128) * 128 * 8 < div_up(a->queries, 192) * 192 * 7)
+		run_forward<64, 2>(s, a);
+	else if (a->hd == 64)
 		run_forward<64, 3>(s, a);
 	else
 		run_forward<128, 2>(s, a);

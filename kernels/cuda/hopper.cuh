@@ -38,6 +38,9 @@ struct work_item {
 	int head;
 };
 
+/* The list of an order that is there already. */
+struct work_list hopper_list(const struct attend *a, bool by_query, int rows,
+			     struct tile_plan *order);
 /* Orders the plan of a query or key pass (see attention_plan_*); memory for its tiles + 1 entries.
  */
 struct work_list hopper_work(struct cuda_state *s, const struct attend *a, bool by_query, int rows,

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  * All layers of sampling. One row a sequence and at most FEW_ROWS of them (tokens): five kernels a
  * layer, each of which reads its weights or cache while the one ahead of it ends. Otherwise
- * (prompts, pictures): the library's products, residuals added inside them, and one kernel that
- * turns queries and keys and fills the cache. */
+ * (prompts, pictures): products with what follows them (fused.cu), or the library's and one kernel
+ * that turns queries and keys and fills the cache; residuals are added inside the products. */
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/few.cuh"
+#include "kernels/cuda/fused.cuh"
 
 /* ---- one query a sequence: a block takes CHUNK keys of a head, the last one to finish adds up */
 #define GROUPS 16  /* of lanes, each over one key at a time */
@@ -402,21 +403,55 @@ static void product(struct kernels *k, const struct tensor *y, const struct tens
 	cuda_matmul(k, *y, *x, false, *w, true, none, add ? 1.0f : 0.0f);
 }
 
+static void run_qkv(struct kernels *k, const struct cached_layers *c, const struct cached_layer *l)
+{
+	const struct fused_turn t = {
+		(const float *)c->cosine.data,
+		(const float *)c->sine.data,
+		(const int32_t *)c->position.data,
+		(const int32_t *)c->limit.data,
+		(const int32_t *)c->at.data,
+		(bf16 *)l->keys.data,
+		(bf16 *)l->values.data,
+		(int)(c->x.dim[0] / tensor_count(&c->at)),
+		(int)l->keys.dim[1],
+		(int)(2 * c->cosine.dim[1]),
+	};
+
+	if (fused_qkv_fits(state_of(k), &c->qkv, &c->h, &l->qkv, &t)) {
+		fused_qkv(state_of(k), &c->qkv, &c->h, &l->qkv, &t);
+		return;
+	}
+	product(k, &c->qkv, &c->h, &l->qkv, false);
+	run_turn(state_of(k), c, l);
+}
+
+static void run_gate_up(struct kernels *k, const struct cached_layers *c,
+			const struct cached_layer *l)
+{
+	if (fused_swiglu_fits(state_of(k), &c->swiglu, &c->h, &l->gate_up)) {
+		fused_swiglu(state_of(k), &c->swiglu, &c->h, &l->gate_up);
+		return;
+	}
+	product(k, &c->gate_up, &c->h, &l->gate_up, false);
+	cuda_swiglu(k, c->swiglu, c->gate_up);
+}
+
 static void run_rows(struct kernels *k, const struct cached_layers *c)
 {
 	struct cuda_state *s = state_of(k);
+	struct attend_plan plan = { NULL, NULL, c->layers };
 
 	for (int i = 0; i < c->layers; i++) {
 		const struct cached_layer *l = &c->layer[i];
 
 		cuda_rmsnorm(k, c->h, c->rstd, c->x, l->attention_norm, c->eps);
-		product(k, &c->qkv, &c->h, &l->qkv, false);
-		run_turn(s, c, l);
-		attend_cache(s, &c->attention, &c->qkv, c->heads, &l->keys, &l->values, &c->limit);
+		run_qkv(k, c, l);
+		attend_cache(s, &c->attention, &c->qkv, c->heads, &l->keys, &l->values, &c->limit,
+			     &plan);
 		product(k, &c->x, &c->attention, &l->attention_out, true);
 		cuda_rmsnorm(k, c->h, c->rstd, c->x, l->ff_norm, c->eps);
-		product(k, &c->gate_up, &c->h, &l->gate_up, false);
-		cuda_swiglu(k, c->swiglu, c->gate_up);
+		run_gate_up(k, c, l);
 		product(k, &c->x, &c->swiglu, &l->down, true);
 	}
 }

@@ -171,15 +171,23 @@ static __device__ __forceinline__ unsigned long long ranked(float v, int64_t ind
 	return (unsigned long long)bits << 32 | (0xffffffffu - (uint32_t)index);
 }
 
-template <typename T>
+template <bool WIDE, typename T>
 __global__ void argmax_rows(int32_t *out, const T *logits, int64_t width, int64_t vocab)
 {
 	__shared__ unsigned long long part[32];
 	const T *row = logits + (int64_t)blockIdx.x * width;
 	unsigned long long best = 0;
 
-	for (int64_t c = threadIdx.x; c < vocab; c += blockDim.x)
-		best = max(best, ranked(to_float(row[c]), c));
+#pragma unroll 4
+	for (int64_t c = (int64_t)threadIdx.x * 8; c < vocab; c += (int64_t)blockDim.x * 8) {
+		float x[8];
+
+		get_eight<WIDE>(row + c, width - c, x);
+#pragma unroll
+		for (int j = 0; j < 8; j++)
+			if (c + j < vocab)
+				best = max(best, ranked(x[j], c + j));
+	}
 	for (int i = 16; i > 0; i >>= 1)
 		best = max(best, __shfl_xor_sync(0xffffffffu, best, i));
 	if (threadIdx.x % 32 == 0)
@@ -201,8 +209,13 @@ void cuda_argmax(struct kernels *k, struct tensor out, struct tensor logits, int
 	      vocab <= logits.dim[1]);
 	if (!rows)
 		return;
-	ACT(logits.type, argmax_rows<<<(unsigned)rows, 1024, 0, s->stream>>>((int32_t *)out.data,
-									     (const T *)logits.data,
-									     logits.dim[1], vocab));
+	if (logits.dim[1] % 8 == 0 && aligned16(logits.data))
+		ACT(logits.type,
+		    argmax_rows<true><<<(unsigned)rows, 1024, 0, s->stream>>>(
+			    (int32_t *)out.data, (const T *)logits.data, logits.dim[1], vocab));
+	else
+		ACT(logits.type,
+		    argmax_rows<false><<<(unsigned)rows, 1024, 0, s->stream>>>(
+			    (int32_t *)out.data, (const T *)logits.data, logits.dim[1], vocab));
 	LAUNCHED();
 }

@@ -15,6 +15,7 @@
 #define T 4096
 #define DOCUMENT 322
 #define CAPTION 64
+#define DRAWN 4096 /* rows of a denoising step: 8 pictures of 256 patches, both branches */
 
 static struct kernels *k;
 static const char *only = "";
@@ -190,7 +191,7 @@ static void bench_products(int64_t rows, int64_t out, int64_t in)
 				     { t[3], t[2], t[0], true, false, 1 } };
 	static const char *const what[3] = { "forward", "input gradient", "weight gradient" };
 
-	for (int i = 0; i < 3; i++) {
+	for (int i = 0; i < (rows == DRAWN ? 1 : 3); i++) {
 		char name[96];
 
 		snprintf(name, sizeof name, "matmul %s %lld x %lld x %lld", what[i],
@@ -200,6 +201,72 @@ static void bench_products(int64_t rows, int64_t out, int64_t in)
 			       2.0 * (double)rows * (double)out * (double)in, 0);
 	}
 	release(t, 4);
+}
+
+/* ---- a layer of a denoising step: all of it, and its attention */
+struct drawing {
+	struct cached_layer layer;
+	struct cached_layers c;
+};
+
+static void run_drawing(void *of)
+{
+	k->ops->cached_layers(k, &((struct drawing *)of)->c);
+}
+
+static void run_drawing_attention(void *of)
+{
+	const struct cached_layers *c = &((struct drawing *)of)->c;
+
+	k->ops->attention_cached(k, c->attention, c->qkv, c->heads, c->layer->keys,
+				 c->layer->values, c->at, c->limit);
+}
+
+static struct tensor integers(int64_t n, int first, int each, int step)
+{
+	int32_t *host = xcalloc((size_t)n, sizeof *host);
+	struct tensor t = tensor_1d(k->ops->alloc(k, (size_t)n * 4), DT_I32, n);
+
+	for (int64_t i = 0; i < n; i++)
+		host[i] = first + (int32_t)(i % each) * step;
+	k->ops->upload(k, t.data, host, (size_t)n * 4);
+	xfree(host);
+	return t;
+}
+
+static void bench_drawing(int S, int d, int heads, int F)
+{
+	const int rows = DRAWN, each = DRAWN / S, capacity = CAPTION + 3 + each;
+	struct drawing g = { { tensor_1d(random_memory(d, DT_F32, 1), DT_F32, d),
+			       tensor_1d(random_memory(d, DT_F32, 1), DT_F32, d),
+			       random_tensor(DT_BF16, 3 * d, d), random_tensor(DT_BF16, d, d),
+			       random_tensor(DT_BF16, 2 * F, d), random_tensor(DT_BF16, d, F),
+			       random_tensor(DT_BF16, S * capacity, d),
+			       random_tensor(DT_BF16, S * capacity, d) },
+			     { .layers = 1, .heads = heads, .eps = 1e-5f } };
+
+	if (!wanted("drawing"))
+		return;
+	g.layer.keys = tensor_3d(g.layer.keys.data, DT_BF16, S, capacity, d);
+	g.layer.values = tensor_3d(g.layer.values.data, DT_BF16, S, capacity, d);
+	g.c.layer = &g.layer;
+	g.c.norm = g.layer.ff_norm;
+	g.c.x = random_tensor(DT_BF16, rows, d);
+	g.c.out = g.c.h = random_tensor(DT_BF16, rows, d);
+	g.c.position = integers(rows, CAPTION + 2, each, 1);
+	g.c.limit = integers(rows, capacity - 2, each, 0);
+	g.c.at = integers(S, CAPTION + 2, 1, 0);
+	g.c.cosine = random_tensor(DT_F32, capacity, d / heads / 2);
+	g.c.sine = random_tensor(DT_F32, capacity, d / heads / 2);
+	g.c.qkv = random_tensor(DT_BF16, rows, 3 * d);
+	g.c.attention = random_tensor(DT_BF16, rows, d);
+	g.c.gate_up = random_tensor(DT_BF16, rows, 2 * F);
+	g.c.swiglu = random_tensor(DT_BF16, rows, F);
+	g.c.rstd = tensor_1d(random_memory(rows, DT_F32, 1), DT_F32, rows);
+	report("drawing, a layer", time_of(run_drawing, &g),
+	       2.0 * rows * d * (4.0 * d + 3.0 * F) + 4.0 * rows * d * (capacity - 1), 0);
+	report("drawing, attention", time_of(run_drawing_attention, &g),
+	       4.0 * rows * d * (capacity - 1), 0);
 }
 
 /* ---- bound by memory */
@@ -360,6 +427,11 @@ int main(int argc, char **argv)
 	bench_products(rows, 2 * 4096, 1536);
 	bench_products(rows, 1536, 4096);
 	bench_products(8 * 2547, 32768, 1536);
+	bench_products(DRAWN, 3 * 1536, 1536);
+	bench_products(DRAWN, 1536, 1536);
+	bench_products(DRAWN, 2 * 4096, 1536);
+	bench_products(DRAWN, 1536, 4096);
+	bench_drawing(16, 1536, 24, 4096);
 	bench_norm(rows, 1536);
 	bench_swiglu(rows, 4096);
 	bench_rope(rows, 1536);
