@@ -76,6 +76,18 @@ static bool has(struct check *c, enum state_table table, const void *key, size_t
 	return state_get(c->state, table, key, len, &v, NULL) == 0;
 }
 
+static void check_after(struct check *c, uint64_t id, const uint64_t *job, size_t count)
+{
+	uint8_t key[8];
+
+	for (size_t i = 0; i < count; i++) {
+		state_key(job[i], key);
+		if (!has(c, STATE_JOBS, key, sizeof key))
+			found(c, "job %llu: waits for job %llu, which is not there",
+			      (unsigned long long)id, (unsigned long long)job[i]);
+	}
+}
+
 static void check_job(struct check *c, const Tf__JobRecord *r)
 {
 	unsigned long long id = r->job->id;
@@ -98,12 +110,9 @@ static void check_job(struct check *c, const Tf__JobRecord *r)
 	if (!ended && r->artefact && !has(c, STATE_ARTEFACTS, r->artefact, strlen(r->artefact)))
 		found(c, "job %llu: '%s', which it makes, is not in the catalogue", id,
 		      r->artefact);
-	for (size_t i = 0; i < r->job->n_after; i++) {
-		state_key(r->job->after[i], key);
-		if (!has(c, STATE_JOBS, key, sizeof key))
-			found(c, "job %llu: waits for job %llu, which is not there", id,
-			      (unsigned long long)r->job->after[i]);
-	}
+	check_after(c, r->job->id, r->job->after, r->job->n_after);
+	check_after(c, r->job->id, r->job->after_any, r->job->n_after_any);
+	check_after(c, r->job->id, r->job->after_failed, r->job->n_after_failed);
 }
 
 static int walk_job(void *arg, struct state_value key, struct state_value value)

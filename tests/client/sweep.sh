@@ -126,4 +126,14 @@ compared() {
 	status 2 "$cli" compare && status 2 "$cli" compare 1 --kind poem && status 4 "$cli" compare 1 --kind eval
 }
 check 'they are compared' compared
+
+# A bound of memory that the weights exceed; a sanitizer needs more than any bound for itself.
+starved() {
+	sed 's/dim: 16/dim: 512/; s/ff: 32/ff: 8192/' "$folder/base.yaml" >"$folder/large.yaml"
+	status 1 "$cli" train large "$folder/large.yaml" --mem 64M --retry oom=1:0 -w || return 1
+	says 'no memory for .*(oom 2 of 2)' || return 1
+	status 0 "$cli" jobs --all --limit 1 --json && says '"failures":{"oom":2}'
+}
+if [ -n "${TF_SANITIZED:-}" ]; then skip 'a worker without memory is tried again' 'sanitizers'
+else check 'a worker without memory is tried again' starved; fi
 finish

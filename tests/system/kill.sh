@@ -85,13 +85,17 @@ client() {
 	RANDOM=$((seed + number))
 	while [ ! -e "$work/stop" ]; do
 		n=$((n + 1)) ack=$work/acks/$number-$n
-		case $((RANDOM % 12)) in
+		case $((RANDOM % 15)) in
 		0) request "$number" "$ack" data import "set$number-$n" "$work/pictures" --size 32 \
 			--tokenizer words --vae look $options ;;
 		1) request "$number" "$ack" train "model$number-$n" "$work/model.yaml" $options ;;
 		2) request "$number" "$ack" generate ref --prompt 'red apple' --steps 5 --sampler ddim $options ;;
 		3) [ -z "$last" ] || request "$number" "$work/cancelled-$number" cancel "$last" ;;
 		4|5|6) [ -z "$last" ] || request "$number" "$work/watched-$number" wait "$last" ;;
+		7) [ -z "$last" ] || request "$number" "$ack" noop --after-any "$last" $options ;;
+		8) request "$number" "$ack" noop --hold --tag held $options ;;
+		9) [ -z "$last" ] || request "$number" "$work/released-$number" release "$last" ;;
+		10) [ -z "$last" ] || request "$number" "$work/requeued-$number" requeue "$last" ;;
 		*) request "$number" "$ack" noop --seconds "0.$((RANDOM % 4))" $options ;;
 		esac 2>/dev/null
 		[ ! -s "$ack" ] || last=$(id_in "$ack")
@@ -128,6 +132,7 @@ touch "$work/stop"
 echo "# killed: daemon $killed_daemons, workers $killed_workers, clients $killed_clients times; $together times together"
 
 settle() {
+	transfuse release --tag held >/dev/null 2>&1 # whose client was killed before
 	for _ in $(seq 600); do
 		transfuse jobs --json >"$work/living" && ! grep -q '"state"' "$work/living" && return 0
 		sleep 1
@@ -154,7 +159,7 @@ lost() {
 # A job fails by a worker's eleventh death only: ten were to be forgiven.
 failed() {
 	transfuse jobs --all --limit 10000 --json >"$work/all" || return 1
-	! tr '{' '\n' <"$work/all" | grep '"state": *"failed"' | grep -v '(after 11 attempts)'
+	! tr '{' '\n' <"$work/all" | grep '"state": *"failed"' | grep -v '(\(crash\|lost\) 11 of 11)'
 }
 twice() {
 	status=0
