@@ -205,6 +205,22 @@ static void a_later_attempt_waits(void **state)
 	says(id, 2, "(crash 1 of 2)");
 }
 
+/* A worker that never says hello is killed, and is no crash of its own. */
+static void a_lost_worker_is_tried_again(void **state)
+{
+	uint64_t id;
+
+	(void)state;
+	harness_kill(&h, SIGTERM);
+	h.fault = "mute-worker:1";
+	h.extra[0] = "--hello-seconds";
+	h.extra[1] = "1";
+	harness_start(&h);
+	id = SUBMIT("done", "lost=1:0", "crash=0");
+	harness_until(&h, id, TF__JOB_STATE__FAILED);
+	says(id, 2, "did not report in time and was killed (lost 2 of 2)");
+}
+
 /* An import can go on from where it was; this one may not as often as it is asked to. */
 static void stepping_back_may_have_an_end(void **state)
 {
@@ -254,6 +270,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(a_crash_is_tried_again_so_often, start, stop),
 		cmocka_unit_test_setup_teardown(each_kind_is_counted_apart, start, stop),
 		cmocka_unit_test_setup_teardown(a_later_attempt_waits, start, stop),
+		cmocka_unit_test_setup_teardown(a_lost_worker_is_tried_again, start, stop),
 		cmocka_unit_test_setup_teardown(stepping_back_may_have_an_end, start, stop),
 	};
 

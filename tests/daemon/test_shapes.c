@@ -364,6 +364,53 @@ static void the_owners_limits_count_when_a_job_is_put_back(void **state)
 	xfree(user);
 }
 
+/* A member changes their own jobs; several at once are all theirs or none is changed. */
+static void the_jobs_of_others_are_left_alone(void **state)
+{
+	static const Tf__Request__BodyCase what[] = { TF__REQUEST__BODY_JOB_HOLD,
+						      TF__REQUEST__BODY_JOB_RELEASE,
+						      TF__REQUEST__BODY_JOB_REQUEUE };
+	uint64_t first = harness_noop(&h, "wait"), failed, queued, both[2];
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__JobRefs m = TF__JOB_REFS__INIT;
+	struct key_pair keys;
+	struct connection *own;
+	char *user;
+
+	(void)state;
+	harness_cancel(h.line, first, NULL);
+	failed = harness_noop(&h, "fail");
+	harness_until(&h, failed, TF__JOB_STATE__FAILED);
+	harness_kill(&h, SIGTERM);
+	assert_ok(key_pair_make(&keys, &e), &e);
+	user = xasprintf("ann member %s", keys.public_key);
+	h.extra[0] = "--user";
+	h.extra[1] = user;
+	harness_start(&h);
+	first = harness_noop(&h, "wait");
+	queued = harness_noop(&h, "done");
+	own = h.line;
+	h.line = harness_line(&h, &keys);
+	for (size_t i = 0; i < ARRAY_LEN(what); i++) {
+		assert_int_equal(ask(what[i], i == 2 ? failed : queued), TF_EREFUSED);
+		assert_non_null(strstr(e.text, "belongs to"));
+	}
+	both[0] = harness_noop(&h, "done");
+	both[1] = queued;
+	m.job = both;
+	m.n_job = 2;
+	r.body_case = TF__REQUEST__BODY_JOB_HOLD;
+	r.job_hold = &m;
+	err_clear(&e);
+	assert_int_equal(harness_call(h.line, &r, NULL, &e), TF_EREFUSED);
+	assert_int_equal(harness_state(&h, both[0]), TF__JOB_STATE__QUEUED);
+	connection_close(h.line);
+	h.line = own;
+	assert_int_equal(harness_state(&h, queued), TF__JOB_STATE__QUEUED);
+	assert_ok(harness_call(h.line, &r, NULL, &e), &e); /* an admin may */
+	xfree(user);
+}
+
 /* ---------------------------------------------------------------- groups */
 
 static uint64_t in_group(const char *how, const char *group, uint32_t most)
@@ -514,6 +561,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(an_ended_job_is_put_back, start, stop),
 		cmocka_unit_test_setup_teardown(the_owners_limits_count_when_a_job_is_put_back,
 						start, stop),
+		cmocka_unit_test_setup_teardown(the_jobs_of_others_are_left_alone, start, stop),
 		cmocka_unit_test_setup_teardown(so_many_of_a_group_run, start, stop),
 		cmocka_unit_test_setup_teardown(groups_are_counted, start, stop),
 		cmocka_unit_test_setup_teardown(lists_are_filtered, start, stop),
