@@ -103,9 +103,7 @@ static int check_shape(struct sweep *s, struct err *e)
 			add_key(s, c->key);
 		}
 	}
-	return s->keys ? 0
-		       : wrong(s, NULL, "grid", NULL, e,
-			       "no setting varies, expected some here or in list");
+	return 0;
 }
 
 /* ---- points */
@@ -177,6 +175,8 @@ static int line_of(const struct sweep *s, const struct sweep_point *p, const cha
 {
 	size_t i = 0;
 
+	if (p->sets == 0)
+		return s->file.root->line;
 	for (const struct yaml_node *n = s->settings ? s->settings->child : NULL; n; n = n->next)
 		if (strstr(text, n->key) && !sweep_value(p, n->key))
 			return n->line;
@@ -256,6 +256,54 @@ static int expand(struct sweep *s, const struct words *set, struct err *e)
 
 /* ---- evaluations */
 
+static int64_t common_divisor(int64_t a, int64_t b)
+{
+	while (b != 0) {
+		int64_t rest = a % b;
+
+		a = b;
+		b = rest;
+	}
+	return a;
+}
+
+/* More than a sweep may have are not counted further. */
+static void add_step(struct sweep_point *p, int64_t step)
+{
+	p->step = xrealloc(p->step, p->steps + 1, sizeof *p->step);
+	p->step[p->steps++] = step;
+}
+
+/* The checkpoints that a training leaves: of those at every so many steps and at the last one, the
+ * newest and some multiples stay. That a best one stays as well is not known before. */
+static int find_steps(struct sweep_point *p, struct err *e)
+{
+	struct train_experiment x;
+	int64_t every, last, all, older, stride = 0;
+
+	TRY(train_experiment_read(p->name, p->experiment.data, p->experiment.len, &x, e));
+	every = x.save.every;
+	last = x.train.steps;
+	all = (last + every - 1) / every;
+	older = all > x.save.keep_last ? all - x.save.keep_last : 0;
+	if (x.save.keep_every)
+		stride = every / common_divisor(every, x.save.keep_every) * x.save.keep_every;
+	for (int64_t step = stride; stride && step <= older * every; step += stride) {
+		if (p->steps > LIMIT_BATCH_JOBS)
+			break;
+		add_step(p, step);
+	}
+	for (int64_t k = older + 1; k <= all && p->steps <= LIMIT_BATCH_JOBS; k++)
+		add_step(p, k < all ? k * every : last);
+	train_experiment_release(&x);
+	return 0;
+}
+
+size_t sweep_eval_count(const struct sweep_point *p, const struct sweep_eval *eval)
+{
+	return eval->every ? p->steps : 1;
+}
+
 static json_t *json_of_scalar(const struct yaml_node *n)
 {
 	json_t *v = n->quoted ? NULL : json_loads(n->text, JSON_DECODE_ANY, NULL);
@@ -282,29 +330,34 @@ static int read_eval(struct sweep *s, const struct yaml_node *map, struct err *e
 	eval->json = xstrdup(text);
 	free(text);
 	json_decref(o);
-	eval->of = xasprintf("%s%s%s", checkpoint ? ":" : "", checkpoint ? checkpoint->text : "",
-			     ema && strcmp(ema->text, "true") == 0 ? "@ema" : "");
+	eval->checkpoint = xstrdup(checkpoint ? checkpoint->text : "");
+	eval->every = strcmp(eval->checkpoint, "every") == 0;
+	eval->ema = ema && strcmp(ema->text, "true") == 0;
 	s->evaluations++;
 	if (yaml_get(map, "model"))
 		return wrong(s, yaml_get(map, "model"), "eval", "model", e,
 			     "it is the point's model, expected none");
-	if (ema && strcmp(ema->text, "true") != 0 && strcmp(ema->text, "false") != 0)
+	if (ema && !eval->ema && strcmp(ema->text, "false") != 0)
 		return wrong(s, ema, "eval", "ema", e, "expected true or false");
 	return 0;
 }
 
-char *sweep_eval_json(const struct sweep *s, size_t point, const struct sweep_eval *eval)
+char *sweep_eval_json(const struct sweep *s, size_t point, const struct sweep_eval *eval,
+		      int64_t step)
 {
 	const char *rest = eval->json + 1; /* behind its brace */
+	char number[24];
 
-	return xasprintf("{\"eval\":{\"model\":\"%s%s\"%s%s}", s->point[point].name, eval->of,
-			 *rest == '}' ? "" : ",", rest);
+	snprintf(number, sizeof number, "%lld", (long long)step);
+	return xasprintf("{\"eval\":{\"model\":\"%s%s%s%s\"%s%s}", s->point[point].name,
+			 *eval->checkpoint ? ":" : "", eval->every ? number : eval->checkpoint,
+			 eval->ema ? "@ema" : "", *rest == '}' ? "" : ",", rest);
 }
 
 static int check_eval(struct sweep *s, const struct yaml_node *map, struct err *e)
 {
 	const struct sweep_eval *eval = &s->eval[s->evaluations - 1];
-	char *text = sweep_eval_json(s, 0, eval);
+	char *text = sweep_eval_json(s, 0, eval, eval->every);
 	Tf__JobSpec *spec = NULL;
 	struct err why = ERR_INIT;
 	int rc = spec_json_read(text, strlen(text), &spec, &why);
@@ -333,6 +386,8 @@ static int read_evals(struct sweep *s, struct err *e)
 		TRY(read_eval(s, n, e));
 		TRY(check_eval(s, n, e));
 	}
+	for (size_t i = 0; i < s->points; i++)
+		TRY(find_steps(&s->point[i], e));
 	return 0;
 }
 
@@ -373,10 +428,11 @@ void sweep_release(struct sweep *s)
 	for (size_t i = 0; i < s->points; i++) {
 		xfree(s->point[i].name);
 		xfree(s->point[i].set);
+		xfree(s->point[i].step);
 		buf_release(&s->point[i].experiment);
 	}
 	for (size_t i = 0; i < s->evaluations; i++) {
-		xfree(s->eval[i].of);
+		xfree(s->eval[i].checkpoint);
 		xfree(s->eval[i].json);
 	}
 	xfree(s->point);

@@ -18,11 +18,14 @@ struct sweep_point {
 	struct sweep_setting *set;   /* what makes it differ from the others */
 	size_t sets;
 	struct buf experiment;       /* resolved: it stands for itself */
+	int64_t *step;               /* of the checkpoints that are there when it is done */
+	size_t steps;
 };
 
 /* What follows on each point, when it is done. */
 struct sweep_eval {
-	char *of;                    /* behind the model's name: ":best@ema" */
+	char *checkpoint;            /* "", "best", a step ...; "every": each that is kept */
+	bool every, ema;
 	char *json;                  /* of the EvalSpec, without the model */
 };
 
@@ -44,8 +47,12 @@ struct sweep {
  * field, value and what was expected. Release it after an error too. */
 int sweep_read(const char *path, const struct words *set, struct sweep *out, struct err *e);
 void sweep_release(struct sweep *s);
-/* A JobSpec as JSON: what is measured of the point's model. The caller's. */
-char *sweep_eval_json(const struct sweep *s, size_t point, const struct sweep_eval *eval);
+/* A JobSpec as JSON: what is measured of the point's model; step: of `every` the one, else 0. The
+ * caller's. */
+char *sweep_eval_json(const struct sweep *s, size_t point, const struct sweep_eval *eval,
+		      int64_t step);
+/* How many jobs the evaluation is of this point. */
+size_t sweep_eval_count(const struct sweep_point *p, const struct sweep_eval *eval);
 /* The value a point gives to a name; NULL: none. */
 const struct yaml_node *sweep_value(const struct sweep_point *p, const char *key);
 

@@ -89,10 +89,10 @@ static int add_point(struct client *c, const struct sweep *s, struct jobs *all, 
 }
 
 static int add_eval(struct client *c, const struct sweep *s, struct jobs *all, size_t point,
-		    const struct sweep_eval *eval, size_t after, struct err *e)
+		    const struct sweep_eval *eval, int64_t step, size_t after, struct err *e)
 {
 	struct sweep_job *j = &all->job[all->count];
-	char *text = sweep_eval_json(s, point, eval);
+	char *text = sweep_eval_json(s, point, eval, step), number[24];
 	Tf__JobSpec *spec = NULL;
 	int rc = spec_json_read(text, strlen(text), &spec, e);
 
@@ -101,29 +101,57 @@ static int add_eval(struct client *c, const struct sweep *s, struct jobs *all, s
 	*j = (struct sweep_job){ .spec = TF__JOB_SPEC__INIT, .point = point };
 	j->eval = spec;
 	j->after = (int64_t)after;
-	j->name = xasprintf("%s-%s", s->point[point].name, spec->eval->task);
+	snprintf(number, sizeof number, "-%" PRId64, step);
+	j->name = xasprintf("%s-%s%s", s->point[point].name, spec->eval->task,
+			    eval->every ? number : "");
 	j->spec.kind = TF__JOB_KIND__EVAL;
 	j->spec.spec_case = TF__JOB_SPEC__SPEC_EVAL;
 	j->spec.eval = spec->eval;
 	return finish(c, s, all, j, e);
 }
 
+/* A point's evaluations: each, or each of each checkpoint. */
+static int add_evals(struct client *c, const struct sweep *s, struct jobs *all, size_t point,
+		     struct err *e)
+{
+	const struct sweep_point *p = &s->point[point];
+	size_t training = all->count - 1;
+
+	for (size_t k = 0; k < s->evaluations; k++)
+		for (size_t i = 0; i < sweep_eval_count(p, &s->eval[k]); i++)
+			TRY(add_eval(c, s, all, point, &s->eval[k],
+				     s->eval[k].every ? p->step[i] : 0, training, e));
+	return 0;
+}
+
+static int count_jobs(const struct sweep *s, size_t *count, struct err *e)
+{
+	*count = s->points;
+	for (size_t i = 0; i < s->points; i++)
+		for (size_t k = 0; k < s->evaluations; k++)
+			*count += sweep_eval_count(&s->point[i], &s->eval[k]);
+	FAIL_IF(*count > LIMIT_BATCH_JOBS, e, TF_ELIMIT,
+		"%s: %zu jobs or more, at most %u make a sweep", s->file.file, *count,
+		LIMIT_BATCH_JOBS);
+	return 0;
+}
+
 static int make_jobs(struct client *c, const struct sweep *s, struct jobs *all, struct err *e)
 {
 	const struct words *tags = &c->args.given[OPTION_TAG];
 
-	all->job = xcalloc(s->points * (1 + s->evaluations), sizeof *all->job);
-	all->id = xcalloc(s->points * (1 + s->evaluations), sizeof *all->id);
+	size_t count;
+
+	TRY(count_jobs(s, &count, e));
+	all->job = xcalloc(count, sizeof *all->job);
+	all->id = xcalloc(count, sizeof *all->id);
 	all->tag = xcalloc((size_t)tags->count + 1, sizeof *all->tag);
 	all->tag[all->tags++] = s->name;
 	for (int i = 0; i < tags->count; i++)
 		all->tag[all->tags++] = tags->word[i];
 	for (size_t i = 0; i < s->points; i++) {
-		size_t first = all->count;
-
 		TRY(add_point(c, s, all, i, e));
-		for (size_t k = 0; k < s->evaluations; k++)
-			TRY(add_eval(c, s, all, i, &s->eval[k], first, e));
+		TRY(add_evals(c, s, all, i, e));
 	}
 	return 0;
 }

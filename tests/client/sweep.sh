@@ -59,7 +59,7 @@ check 'a name that is none' wrong 's/name: .*/name: a b/' ": 'a b' is no name of
 check 'an unknown task' wrong 's/task: .*/task: love/' ":10: eval: .*task is 'love'"
 check 'a wrong value of an evaluation' wrong 's/limit: 2/limit: x/' ":10: eval: field 'limit'.*found \"x\", expected a whole number"
 check 'an unknown field of an evaluation' wrong 's/limit: 2/limits: 2/' ":10: eval: EvalSpec has no field 'limits'"
-check 'nothing that varies' wrong 's/^  train.lr.*//; s/^  model.layers.*//; s/^grid:/list: [{}]/' ': grid: no setting varies'
+check 'too many checkpoints' wrong 's/train.warmup: 2/train.steps: 1G\n  save.keep_every: 2/; s/limit: 2/checkpoint: every/' ': 4[0-9]* jobs or more, at most 1000 make a sweep'
 check 'too many jobs' wrong 's/model.layers: .*/train.seed: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]\n  train.steps: [4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26]\n  train.lambda: [1, 2]/' \
 	': 920 points or more with 1 evaluations each are over 1000 jobs'
 
@@ -89,6 +89,22 @@ listed() {
 	says '"settings":{"train.lr":"5e-4","train.seed":"7"},"after_member":0'
 }
 check 'points one by one' listed
+# One point, of whose checkpoints those are measured that stay: multiples of 4, and the newest three.
+each() {
+	cat >"$folder/each.yaml" <<END
+name: each
+base: base.yaml
+set: {train.steps: 13, save.keep_every: 4, save.keep_last: 3}
+eval: [{task: perplexity, data: lines, split: train, limit: 1, checkpoint: every}, {task: loss, data: lines, split: train, limit: 1}]
+END
+	status 0 "$cli" sweep "$folder/each.yaml" || return 1
+	says '^7 jobs are submitted' || return 1
+	status 0 "$cli" wait --tag each --timeout 5m || return 1
+	status 0 "$cli" compare --tag each --kind eval --csv || return 1
+	for step in 4 8 10 12 13; do says ",eval,each-1:$step,done," || return 1; done
+	says ',eval,each-1,done,'
+}
+check 'every checkpoint' each
 # One at a time, although there is room for two.
 whole() {
 	status 0 "$cli" sweep "$folder/sweep.yaml" --tag more --set train.seed=3 --json || return 1

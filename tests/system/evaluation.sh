@@ -32,6 +32,8 @@ study() {
 	[ "$(grep -c '^ *[0-9]* *eval *mine:[123]0 *done ' study.txt)" -eq 3 ]
 }
 check 'every checkpoint has a row' study
+each() { cat each.txt; [ "$(grep -c '^ *[0-9]* *eval *each-1:[123]0 *done ' each.txt)" -eq 3 ]; }
+check 'likewise of the file' each
 # Eight jobs and a head; four of them have a perplexity, of models that differ in two settings.
 table() {
 	cat rates.csv
