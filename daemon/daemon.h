@@ -105,6 +105,7 @@ struct job_edit {
 	double lost_s;              /* by leaving as it was told */
 	bool failed;                /* the attempt; failure says how */
 	Tf__Failure failure;
+	uint32_t failures; /* of this kind by now */
 	int64_t next_try_ms; /* of a job that is queued again; wall clock, 0: at once */
 };
 

@@ -43,7 +43,7 @@ static char *failure_text(const Tf__Job *j, Tf__Failure failure, uint32_t n, uin
 static int retry_or_fail(struct daemon *d, const Tf__Job *j, Tf__Failure failure, const char *why,
 			 struct job_edit *edit, struct err *e)
 {
-	uint32_t n = 1 + ((size_t)failure < j->n_failed ? j->failed[failure] : 0), times;
+	uint32_t n = retry_number(j, failure, clock_wall_ms()), times;
 	enum job_event event = EVENT_FAIL;
 	Tf__SpecRecord *spec = NULL;
 	char *reason;
@@ -61,6 +61,7 @@ static int retry_or_fail(struct daemon *d, const Tf__Job *j, Tf__Failure failure
 	record_free(spec);
 	edit->failed = true;
 	edit->failure = failure;
+	edit->failures = n;
 	edit->reason = reason = failure_text(j, failure, n, times, why);
 	rc = job_change(d, j->id, event, edit, e);
 	xfree(reason);

@@ -169,7 +169,7 @@ static void put_back(Tf__JobRecord *r)
 	set_text(&j->slot, NULL);
 }
 
-static void count_failure(Tf__Job *j, Tf__Failure failure)
+static void count_failure(Tf__Job *j, Tf__Failure failure, uint32_t times)
 {
 	j->has_failure = true;
 	j->failure = failure;
@@ -178,7 +178,7 @@ static void count_failure(Tf__Job *j, Tf__Failure failure)
 		memset(j->failed + j->n_failed, 0, (FAILURES - j->n_failed) * sizeof *j->failed);
 		j->n_failed = FAILURES;
 	}
-	j->failed[failure]++;
+	j->failed[failure] = times;
 }
 
 /* Writes the new state and what goes with it into the record. */
@@ -203,7 +203,7 @@ static void edit_record(struct daemon *d, Tf__JobRecord *r, Tf__JobState to, enu
 	if (event == EVENT_AGAIN)
 		put_back(r);
 	if (edit->failed)
-		count_failure(j, edit->failure);
+		count_failure(j, edit->failure, edit->failures);
 	j->has_next_try = to == Q && edit->next_try_ms > 0;
 	j->next_try = j->has_next_try ? edit->next_try_ms : 0;
 	if (edit->reason)

@@ -6,6 +6,7 @@
 #include "proto/limits.h"
 
 #include <math.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -112,6 +113,14 @@ uint32_t retry_times(const Tf__JobSpec *spec, Tf__Failure failure)
 	if (r && r->has_times)
 		times = r->times;
 	return times < LIMIT_RETRIES || times == RETRY_ANY ? times : LIMIT_RETRIES;
+}
+
+uint32_t retry_number(const Tf__Job *j, Tf__Failure failure, int64_t now_ms)
+{
+	bool anew = failure != TF__FAILURE__FAILURE_PREEMPTED && j->started > 0 &&
+		    now_ms - j->started >= 1000ll * RETRY_ANEW_S;
+
+	return 1 + (!anew && (size_t)failure < j->n_failed ? j->failed[failure] : 0);
 }
 
 int64_t retry_delay_ms(const Tf__JobSpec *spec, Tf__Failure failure, uint32_t n)

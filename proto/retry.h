@@ -18,6 +18,10 @@ int retry_parse(const char *text, Tf__RetryRule *out, struct err *e);
 int retry_check(const Tf__JobSpec *spec, struct err *e);
 /* How many further attempts the job gets after failures of this kind; may be RETRY_ANY. */
 uint32_t retry_times(const Tf__JobSpec *spec, Tf__Failure failure);
+/* Which failure of its kind it is, from 1, when the attempt fails now. One that had run for long
+ * counts as the first: what stops a job every few days does not add up over months. */
+#define RETRY_ANEW_S 3600
+uint32_t retry_number(const Tf__Job *j, Tf__Failure failure, int64_t now_ms);
 /* Milliseconds until the next attempt after the n-th failure (from 1) of this kind. */
 int64_t retry_delay_ms(const Tf__JobSpec *spec, Tf__Failure failure, uint32_t n);
 

@@ -115,6 +115,25 @@ static void rules_are_read(void **state)
 	assert_int_equal(retry_check(&spec, NULL), TF_ELIMIT);
 }
 
+static void a_long_attempt_begins_anew(void **state)
+{
+	uint32_t failed[FAILURES] = { [TF__FAILURE__FAILURE_LOST] = 2,
+				      [TF__FAILURE__FAILURE_PREEMPTED] = 4 };
+	Tf__Job j = TF__JOB__INIT;
+	int64_t now = 1000000000000;
+
+	(void)state;
+	assert_int_equal(retry_number(&j, TF__FAILURE__FAILURE_LOST, now), 1);
+	j.failed = failed;
+	j.n_failed = FAILURES;
+	j.started = now - 1000 * RETRY_ANEW_S + 1;
+	assert_int_equal(retry_number(&j, TF__FAILURE__FAILURE_LOST, now), 3);
+	assert_int_equal(retry_number(&j, TF__FAILURE__FAILURE_CRASH, now), 1);
+	j.started--;
+	assert_int_equal(retry_number(&j, TF__FAILURE__FAILURE_LOST, now), 1);
+	assert_int_equal(retry_number(&j, TF__FAILURE__FAILURE_PREEMPTED, now), 5);
+}
+
 static void a_crash_is_tried_again_so_often(void **state)
 {
 	uint64_t id = SUBMIT("crash", "crash=2:0"), other = SUBMIT("fail", "crash=2:0");
@@ -267,6 +286,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(rules_are_read),
+		cmocka_unit_test(a_long_attempt_begins_anew),
 		cmocka_unit_test_setup_teardown(a_crash_is_tried_again_so_often, start, stop),
 		cmocka_unit_test_setup_teardown(each_kind_is_counted_apart, start, stop),
 		cmocka_unit_test_setup_teardown(a_later_attempt_waits, start, stop),
