@@ -238,14 +238,19 @@ comes_back() {
 run_here 'a follower outlives the daemon' comes_back
 
 # From before the start of a job, through a daemon that goes and an attempt that crashes.
+lines_to_daemon() { grep -c "$(sed 's/^ipc:..//; s/ .*//; q' "$folder/state/endpoint")" /proc/net/unix; }
 log_comes_back() {
 	echo '{"noop": {"fail": "crash"}, "hold": true, "tag": ["crash"], "retry": [{"failure": "failure_crash", "times": 1, "delay_s": 0}]}' \
 		>"$folder/crash.jsonl"
 	"$cli" submit --batch "$folder/crash.jsonl" || return 1
 	crash=$("$cli" jobs --tag crash --json | sed 's/.*"id":\([0-9]*\).*/\1/')
+	lines_to_daemon >"$folder/lines"
 	"$cli" logs -f "$crash" >"$folder/followed" 2>&1 &
 	follower=$!
-	sleep 0.3
+	for i in $(seq 100); do
+		lines_to_daemon | cmp -s - "$folder/lines" || break
+		sleep 0.1
+	done
 	stop_daemon
 	start_daemon && "$cli" release "$crash" || return 1
 	wait "$follower" || { cat "$folder/followed"; return 1; }
