@@ -64,6 +64,8 @@
 #define LIMIT_WORKERS 256u                    /* jobs running at a time */
 #define LIMIT_CPUS 65536u                     /* of a host */
 #define LIMIT_METRICS 64u                     /* in one progress report */
+#define LIMIT_METRICS_BYTES (256u << 20)      /* of a metrics.jsonl: later rows are left out */
+#define LIMIT_IMPORT_FILES (16u << 20)        /* in one folder or tar */
 #define LIMIT_SAMPLE_TEXT_BYTES (16u << 20)     /* a document or caption of a dataset */
 #define LIMIT_SAMPLE_NAME_BYTES 1000u         /* name of a sample */
 #define LIMIT_IMAGE_BYTES (64u << 20)         /* an encoded picture */

@@ -45,13 +45,17 @@ char *entry_stem(const char *name)
 	return xstrndup(name, dot && dot > base ? (size_t)(dot - name) : strlen(name));
 }
 
-static void add(struct container *c, const char *name, uint64_t offset, uint64_t size)
+static int add(struct container *c, const char *name, uint64_t offset, uint64_t size,
+	       struct err *e)
 {
+	FAIL_IF(c->count >= LIMIT_IMPORT_FILES, e, TF_ELIMIT, "%s: more than %u files", c->path,
+		LIMIT_IMPORT_FILES);
 	if (c->count == c->room) {
 		c->room = c->room ? 2 * c->room : 64;
 		c->entry = xrealloc(c->entry, c->room, sizeof *c->entry);
 	}
 	c->entry[c->count++] = (struct entry){ xstrdup(name), entry_kind_of(name), offset, size };
+	return 0;
 }
 
 /* Lists first, then by name; of equal names the first in the tar. */
@@ -88,7 +92,7 @@ static int walk_entry(void *arg, const char *name)
 		rc = err_errno(w->e, "%s", path);
 	else if (S_ISREG(st.st_mode) || (S_ISLNK(st.st_mode) && stat(path, &st) == 0 &&
 					 S_ISREG(st.st_mode) && path_is_inside(w->c->root, path)))
-		add(w->c, rel, 0, (uint64_t)st.st_size);
+		rc = add(w->c, rel, 0, (uint64_t)st.st_size, w->e);
 	else if (S_ISDIR(st.st_mode) && w->depth == DEPTH_MAX)
 		rc = err_set(w->e, TF_ELIMIT, "%s: folders more than %d deep", path, DEPTH_MAX);
 	else if (S_ISDIR(st.st_mode)) {
@@ -132,7 +136,7 @@ static int index_tar(struct container *c, struct archive *a, struct err *e)
 			"%s: the tar ends within '%.200s'", c->path, name);
 		FAIL_IF(archive_entry_sparse_count(entry) > 0, e, TF_EINVALID,
 			"%s: '%.200s' is stored sparse, expected a plain tar", c->path, name);
-		add(c, name, (uint64_t)offset, (uint64_t)bytes);
+		TRY(add(c, name, (uint64_t)offset, (uint64_t)bytes, e));
 	}
 	FAIL_IF(rc != ARCHIVE_EOF, e, TF_EINVALID, "%s: a damaged tar: %s", c->path,
 		archive_error_string(a) ? archive_error_string(a) : "unreadable");
@@ -181,7 +185,7 @@ static int open_file(struct container *c, uint64_t size, struct err *e)
 		return open_tar(c, e);
 	c->root = slash ? xstrndup(c->path, slash == c->path ? 1 : (size_t)(slash - c->path))
 			: xstrdup(".");
-	add(c, slash ? slash + 1 : c->path, 0, size);
+	TRY(add(c, slash ? slash + 1 : c->path, 0, size, e));
 	FAIL_IF(c->entry[0].kind == ENTRY_OTHER || c->entry[0].kind == ENTRY_JSON, e, TF_EINVALID,
 		"%s: expected a folder, .tar, .tsv, .jsonl, .txt or a picture", c->entry[0].name);
 	return 0;

@@ -46,7 +46,8 @@ struct report {
 	bool has_artefact;
 	Tf__ArtefactKind kind;
 	char *hash;
-	int metrics_fd; /* -1: not open yet; -2: failed, said once */
+	int metrics_fd; /* -1: not open yet; -2: failed or full, said once */
+	uint64_t metrics_bytes;
 };
 
 struct report *report_new(void)
@@ -177,6 +178,7 @@ static int open_metrics(struct job *job)
 		return r->metrics_fd;
 	path = job_path(job->folder, "metrics.jsonl");
 	r->metrics_fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
+	r->metrics_bytes = (uint64_t)(file_size(path) > 0 ? file_size(path) : 0);
 	if (r->metrics_fd < 0) {
 		log_error("%s: %s; metrics are not written", path, strerror(errno));
 		r->metrics_fd = -2;
@@ -187,6 +189,7 @@ static int open_metrics(struct job *job)
 
 void job_metrics(struct job *job, uint64_t step, const struct job_metric *metric, size_t count)
 {
+	struct report *r = job->state;
 	struct buf line = BUF_INIT;
 	struct err e = ERR_INIT;
 	int fd = open_metrics(job);
@@ -201,10 +204,16 @@ void job_metrics(struct job *job, uint64_t step, const struct job_metric *metric
 			buf_printf(&line, ",\"%s\":null", metric[i].name);
 	}
 	buf_text(&line, "}\n");
-	if (file_write_all(fd, line.data, line.len, "metrics.jsonl", &e) < 0) {
+	r->metrics_bytes += line.len;
+	if (r->metrics_bytes > LIMIT_METRICS_BYTES)
+		err_set(&e, TF_ELIMIT, "metrics.jsonl would be longer than %u bytes, the limit",
+			LIMIT_METRICS_BYTES);
+	else
+		file_write_all(fd, line.data, line.len, "metrics.jsonl", &e);
+	if (e.code < 0) {
 		log_error("%s; metrics are no longer written", e.text);
 		close(fd);
-		job->state->metrics_fd = -2;
+		r->metrics_fd = -2;
 	}
 	buf_release(&line);
 }

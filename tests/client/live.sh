@@ -44,6 +44,15 @@ check 'unknown option' status 2 "$cli" noop --secnds 1
 check 'missing operand' status 2 "$cli" train x
 check 'no daemon known' status 3 "$cli" ping
 check 'no key of the daemon' status 2 "$cli" ping --endpoint "ipc://$folder/none"
+bounds() {
+	status 2 "$cli" wait --any $(seq 61) && says '61 jobs, at most 60' || return 1
+	truncate -s 65M "$folder/large"
+	"$cli" submit --batch "$folder/large" >"$folder/said" 2>&1 && return 1
+	out=$(cat "$folder/said")
+	rm "$folder/large"
+	says '67108864'
+}
+check 'what is too much for one command' bounds
 presets() {
 	status 0 "$cli" check "$TF_SOURCE"/etc/tiny.yaml "$TF_SOURCE"/etc/0.16b.yaml "$TF_SOURCE"/etc/0.37b.yaml \
 		"$TF_SOURCE"/etc/0.76b.yaml "$TF_SOURCE"/etc/1.4b.yaml "$TF_SOURCE"/etc/7b.yaml \

@@ -4,6 +4,7 @@
  *   wait       stays until ordered to stop         stubborn   stays until it is killed
  *   crash      exits with no outcome, always       once       crashes in its first attempt only
  *   quiet      writes its outcome, exits unsaid    mute       never says hello
+ *   chatty     reports more figures than may be
  *   fence      speaks for another attempt first    make       makes the artefact it should
  *   half       makes half of it and fails          steps      leaves a checkpoint and fails
  *   env        writes what it may use, then as wait
@@ -103,10 +104,11 @@ static void hello(void)
 		self.stop = self.a->stop;
 }
 
-static int report(uint32_t attempt, uint64_t done)
+static int report(uint32_t attempt, uint64_t done, size_t metrics)
 {
 	Tf__Request r = TF__REQUEST__INIT;
 	Tf__WorkerReport m = TF__WORKER_REPORT__INIT;
+	Tf__Metric metric = TF__METRIC__INIT, *list[LIMIT_METRICS + 1];
 	Tf__Progress p = TF__PROGRESS__INIT;
 	Tf__Reply *reply;
 	int code;
@@ -117,6 +119,11 @@ static int report(uint32_t attempt, uint64_t done)
 	m.job = self.job;
 	m.attempt = attempt;
 	m.progress = &p;
+	metric.name = (char *)"figure";
+	for (size_t i = 0; i < metrics; i++)
+		list[i] = &metric;
+	p.n_metric = metrics;
+	p.metric = list;
 	r.body_case = TF__REQUEST__BODY_WORKER_REPORT;
 	r.worker_report = &m;
 	reply = call(&r);
@@ -203,7 +210,7 @@ static void wait_for_order(bool obey)
 		/* a new daemon knows us only by a new hello */
 		if (clock_mono_ms() - said > 100 && !(self.stop && !obey)) {
 			said = clock_mono_ms();
-			if (report(self.attempt, i) < 0 || i % 3 == 0)
+			if (report(self.attempt, i, 0) < 0 || i % 3 == 0)
 				hello();
 		}
 	}
@@ -243,7 +250,9 @@ static void behave(const char *how)
 		wait_for_order(false);
 	}
 	if (strcmp(how, "fence") == 0)
-		leave(report(self.attempt + 1, 1), "answered so", NULL, true);
+		leave(report(self.attempt + 1, 1, 0), "answered so", NULL, true);
+	if (strcmp(how, "chatty") == 0)
+		leave(report(self.attempt, 1, LIMIT_METRICS + 1), "answered so", NULL, true);
 	if (strcmp(how, "make") == 0)
 		make(true);
 	if (strcmp(how, "half") == 0)

@@ -1,10 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The bounds of the queue and of transfers, each reached once; and datasets read for clients. */
 #include "tests/daemon/harness.h"
+#include "lib/buf.h"
 #include "lib/clock.h"
 #include "lib/files.h"
 #include "lib/mem.h"
 #include "proto/wire.h"
+#include "store/state.h"
+#include "store/usage.h"
+#include "store/users.h"
 
 #include <fcntl.h>
 #include <signal.h>
@@ -335,6 +339,39 @@ static void files_are_listed_up_to_a_bound(void **state)
 	xfree(folder);
 }
 
+/* A mebibyte is the least bound; the worker's lines go on behind the cut. */
+static void a_log_is_cut(void **state)
+{
+	char *path, *text = xcalloc(1, (1 << 20) + 1);
+	int64_t until = clock_mono_ms() + 30000;
+	struct buf log = BUF_INIT;
+	uint64_t id;
+	int fd;
+
+	(void)state;
+	harness_kill(&h, SIGTERM);
+	h.extra[2] = "--log-mib";
+	h.extra[3] = "1";
+	harness_start(&h);
+	id = harness_noop(&h, "wait");
+	harness_until(&h, id, TF__JOB_STATE__RUNNING);
+	memset(text, 'x', 1 << 20);
+	path = harness_path(&h, "jobs/%llu/log", (unsigned long long)id);
+	fd = open(path, O_WRONLY | O_APPEND);
+	assert_ok(file_write_all(fd, text, 1 << 20, path, &e), &e);
+	close(fd);
+	do {
+		assert_true(clock_mono_ms() < until);
+		clock_sleep_ms(20);
+		buf_clear(&log);
+		assert_ok(file_read(path, 2 << 20, &log, &e), &e);
+	} while (!strstr(log.data, "(the log is over its limit"));
+	assert_true(file_size(path) <= 1 << 20);
+	buf_release(&log);
+	xfree(path);
+	xfree(text);
+}
+
 static void more_slots_than_the_bound(void **state)
 {
 	char text[2000];
@@ -349,6 +386,96 @@ static void more_slots_than_the_bound(void **state)
 	harness_start(&h);
 }
 
+static void figures_of_progress_are_bounded(void **state)
+{
+	uint64_t id = harness_noop(&h, "chatty");
+	char *reason;
+
+	(void)state;
+	harness_until(&h, id, TF__JOB_STATE__FAILED);
+	reason = harness_reason(&h, id, NULL);
+	assert_string_equal(reason, "answered so");
+	xfree(reason);
+}
+
+/* ---------------------------------------------------------------- what only a store shows */
+
+/* Stops the daemon, lets `fill` write into its store, and starts it again. */
+static void with_store(void (*fill)(struct state *s))
+{
+	char *path = harness_path(&h, "store");
+	struct state *s = NULL;
+
+	harness_kill(&h, SIGTERM);
+	assert_ok(state_open(path, 1ull << 30, &s, &e), &e);
+	fill(s);
+	assert_ok(state_commit(s, &e), &e);
+	state_close(s);
+	xfree(path);
+	harness_start(&h);
+}
+
+/* All but one: the owner has a key. */
+static void fill_users(struct state *s)
+{
+	for (unsigned i = 1; i < LIMIT_USERS; i++) {
+		Tf__UserRecord r = TF__USER_RECORD__INIT;
+		char key[KEY_CHARS + 1];
+
+		snprintf(key, sizeof key, "%040u", i);
+		r.name = (char *)"one-of-many";
+		r.role = ROLE_MEMBER;
+		r.created = clock_wall_ms();
+		assert_ok(user_put(s, key, &r, &e), &e);
+	}
+}
+
+static void keys_are_bounded(void **state)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__UserAdd m = TF__USER_ADD__INIT;
+	struct key_pair keys;
+
+	(void)state;
+	with_store(fill_users);
+	assert_ok(key_pair_make(&keys, &e), &e);
+	m.name = (char *)"late";
+	m.role = (char *)"member";
+	m.key = keys.public_key;
+	r.body_case = TF__REQUEST__BODY_USER_ADD;
+	r.user_add = &m;
+	assert_int_equal(call(&r, NULL), TF_ELIMIT);
+	assert_non_null(strstr(e.text, "10000 keys are enrolled"));
+}
+
+static void fill_usage(struct state *s)
+{
+	for (unsigned i = 0; i <= LIMIT_USAGE_LISTED; i++) {
+		struct usage_attempt a = { .user = "u", .from_ms = 1760000000000, .cpus = 1 };
+		char project[32];
+
+		snprintf(project, sizeof project, "project-%u", i);
+		a.project = project;
+		a.to_ms = a.from_ms + 1000;
+		assert_ok(usage_add(s, &a, &e), &e);
+	}
+}
+
+static void sums_of_usage_are_bounded(void **state)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__UsageList m = TF__USAGE_LIST__INIT;
+
+	(void)state;
+	with_store(fill_usage);
+	r.body_case = TF__REQUEST__BODY_USAGE;
+	r.usage = &m;
+	assert_int_equal(call(&r, NULL), TF_ELIMIT);
+	assert_non_null(strstr(e.text, "more than 10000 sums"));
+	m.since = (char *)"2025-11";
+	assert_ok(call(&r, NULL), &e);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -359,7 +486,11 @@ int main(void)
 		cmocka_unit_test_setup_teardown(a_list_is_filtered, start, stop),
 		cmocka_unit_test_setup_teardown(too_many_jobs_to_cancel, start, stop),
 		cmocka_unit_test_setup_teardown(files_are_listed_up_to_a_bound, start, stop),
+		cmocka_unit_test_setup_teardown(a_log_is_cut, start, stop),
 		cmocka_unit_test_setup_teardown(more_slots_than_the_bound, start, stop),
+		cmocka_unit_test_setup_teardown(figures_of_progress_are_bounded, start, stop),
+		cmocka_unit_test_setup_teardown(keys_are_bounded, start, stop),
+		cmocka_unit_test_setup_teardown(sums_of_usage_are_bounded, start, stop),
 		cmocka_unit_test_setup_teardown(a_damaged_dataset_is_named, start, stop),
 	};
 

@@ -5,6 +5,7 @@
 #include "lib/clock.h"
 #include "lib/files.h"
 #include "lib/mem.h"
+#include "proto/limits.h"
 #include "store/checkpoints.h"
 #include "tests/worker/toy.h"
 
@@ -276,6 +277,29 @@ static void a_run_that_left_out_a_step_goes_on_bit_for_bit(void **state)
 }
 
 /* Layers computed again leave the same bits; bf16 moments learn, too, and go on bit for bit. */
+/* The training goes on without more rows. */
+static void metrics_have_a_bound(void **state)
+{
+	char *folder = xasprintf("%s/chatty", toy.folder);
+	char *path = xasprintf("%s/metrics.jsonl", folder);
+	struct err e = ERR_INIT;
+	FILE *f;
+
+	(void)state;
+	dir_make(folder, 0700, NULL);
+	f = fopen(path, "w"); /* a row of step 0, with a hole in it */
+	assert_non_null(f);
+	fprintf(f, "{\"step\":0}");
+	assert_int_equal(fseeko(f, LIMIT_METRICS_BYTES - 2, SEEK_SET), 0);
+	fprintf(f, "\n");
+	assert_int_equal(fclose(f), 0);
+	assert_ok(toy_train(&toy, "chatty", toy.model, NULL, 0, &e), &e);
+	assert_int_equal(file_size(path), LIMIT_METRICS_BYTES - 1);
+	assert_int_equal(unlink(path), 0);
+	xfree(path);
+	xfree(folder);
+}
+
 static void less_memory(void **state)
 {
 	static const char *const again[] = { "train.recompute=on" };
@@ -363,6 +387,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_loss_that_is_no_number),
 		cmocka_unit_test(losses_that_are_no_numbers_have_a_limit),
 		cmocka_unit_test(a_run_that_left_out_a_step_goes_on_bit_for_bit),
+		cmocka_unit_test(metrics_have_a_bound),
 		cmocka_unit_test(less_memory),
 		cmocka_unit_test(a_full_disk),
 	};
