@@ -29,8 +29,11 @@ void key_pair_wipe(struct key_pair *k)
 
 int key_pair_make(struct key_pair *out, struct err *e)
 {
-	FAIL_IF(zmq_curve_keypair(out->public_key, out->secret_key) < 0, e, TF_EUNSUPPORTED,
-		"cannot make keys: %s (is libzmq built with CURVE?)", zmq_strerror(errno));
+	do {
+		FAIL_IF(zmq_curve_keypair(out->public_key, out->secret_key) < 0, e,
+			TF_EUNSUPPORTED, "cannot make keys: %s (is libzmq built with CURVE?)",
+			zmq_strerror(errno));
+	} while (out->public_key[0] == '-'); /* an operand of commands: no option */
 	return 0;
 }
 
