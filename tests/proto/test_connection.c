@@ -355,11 +355,24 @@ static void interrupted(void **state)
 	connection_close(c);
 }
 
+/* A public key is given to commands as it is. */
+static void public_keys_are_no_options(void **state)
+{
+	struct key_pair keys;
+
+	(void)state;
+	for (int i = 0; i < 1000; i++) {
+		assert_int_equal(key_pair_make(&keys, NULL), 0);
+		assert_true(keys.public_key[0] != '-');
+	}
+}
+
 #define LIVE(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(public_keys_are_no_options),
 		LIVE(keys_in_files), LIVE(endpoints), LIVE(calls),      LIVE(absent),
 		LIVE(refused),       LIVE(silence),   LIVE(comes_back), LIVE(interrupted),
 	};
