@@ -80,6 +80,8 @@ static int64_t expect(struct outlook *o, const struct job *j)
 	uint64_t taken = 0;
 	size_t slot;
 
+	if (j->group && j->group->running + j->group->starting >= j->group_most)
+		return NEVER_MS; /* by the group, whose jobs' ends are not looked into */
 	if (want.gpu_mem) {
 		later_of(&start, m->gpus ? share_start_ms(o, &want) : NEVER_MS);
 		return start;

@@ -442,6 +442,7 @@ static void so_many_of_a_group_run(void **state)
 	assert_int_equal(harness_state(&h, job[2]), TF__JOB_STATE__QUEUED);
 	reply = harness_show(&h, job[2]);
 	assert_string_equal(reply->jobs->job[0]->waits, "2 jobs of group few may run at a time");
+	assert_false(reply->jobs->job[0]->has_expected_start); /* for all the free slots */
 	tf__reply__free_unpacked(reply, NULL);
 	harness_kill(&h, SIGKILL);
 	harness_start(&h);
