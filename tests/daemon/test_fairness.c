@@ -278,7 +278,8 @@ static void unread_answers_are_bounded(void **state)
 		clock_sleep_ms(20);
 	}
 	print_message("# %ld KiB for 1500 unread answers of 256 KiB\n", anonymous_kib() - before);
-	assert_true(anonymous_kib() - before < (100 << 10));
+	if (!getenv("TF_SANITIZED")) /* freed memory is kept there for a while */
+		assert_true(anonymous_kib() - before < (100 << 10));
 	zmq_close(socket);
 	zmq_ctx_term(context);
 	xfree(path);
