@@ -402,7 +402,8 @@ int quota_job_shrank(struct daemon *d, uint64_t id, Tf__GcItem *const *item, siz
 		     struct err *e);
 
 /* ---- worker.c: processes of attempts ---- */
-void worker_start_all(struct daemon *d); /* asks the scheduler, spawns, commits */
+/* Asks the scheduler, starts what it says and commits; `committed`: what came before is already. */
+void worker_start_all(struct daemon *d, bool committed);
 /* Tells the job's worker to leave (the reason is on record); the clock of escalation starts. */
 void worker_order(struct daemon *d, struct worker *w);
 int worker_threads(const struct daemon *d, const struct worker *w);
@@ -416,7 +417,7 @@ int worker_adopt(struct daemon *d, const Tf__AttemptRecord *r, struct err *e);
 void worker_drop_unborn(struct daemon *d);
 void worker_forget_all(struct daemon *d); /* closes descriptors; processes go on */
 
-/* Folders and spec of the attempt, synced: before it is put on record. */
+/* Folders and spec of the attempt: before it is put on record. */
 int worker_prepare(struct daemon *d, struct worker *w, struct err *e);
 /* Puts the attempt on record and its job into `starting`. */
 int worker_record(struct daemon *d, struct worker *w, struct err *e);
@@ -424,6 +425,10 @@ int worker_record(struct daemon *d, struct worker *w, struct err *e);
 /* ---- warm.c: workers that wait for another job ---- */
 /* How long a worker may stay after a job of this kind; 0: it may not. */
 uint32_t warm_seconds(const struct daemon *d, Tf__JobKind kind);
+/* Whether one waits for a job. */
+bool warm_any(const struct daemon *d);
+/* The worker, whose job has ended, waits for another one. False: it is to leave. */
+bool warm_stay(struct daemon *d, struct worker *w);
 /* What a job's worker has open afterwards, for comparing; the caller's. NULL: nothing. */
 char *warm_model(const Tf__SpecRecord *spec);
 enum warm {

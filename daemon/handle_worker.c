@@ -181,6 +181,8 @@ int handle_worker_done(struct daemon *d, struct request *r)
 	}
 	TRY(check_attempt(d, r, m->job, m->attempt));
 	TRY(job_outcome(d, r->worker, m->outcome, &r->err));
+	if (m->has_stay && m->stay && r->worker->route_len)
+		warm_stay(d, r->worker); /* else it asks, and hears that it is not wanted */
 	reply_ok(d, r);
 	return 0;
 }

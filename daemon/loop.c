@@ -244,6 +244,7 @@ static void turn(struct daemon *d)
 {
 	zmq_pollitem_t item[FIXED_ITEMS + LIMIT_WORKERS + READER_PROCESSES_MAX + 2];
 	size_t n = fill_items(d, item);
+	bool warm;
 
 	CHECK(n <= ARRAY_LEN(item));
 	if (zmq_poll(item, (int)n, (long)wait_ms(d)) < 0)
@@ -258,8 +259,10 @@ static void turn(struct daemon *d)
 	if (n && item[3].revents)
 		tasks_finish(d);
 	housekeeping(d);
-	if (loop_commit(d))
-		worker_start_all(d);
+	warm = warm_any(d);
+	/* with a warm worker at hand, what ended and what starts instead are one commit */
+	if (warm || loop_commit(d))
+		worker_start_all(d, !warm);
 }
 
 void loop_run(struct daemon *d)

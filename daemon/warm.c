@@ -90,12 +90,17 @@ void warm_tick(struct daemon *d)
 
 /* ---------------------------------------------------------------- staying */
 
-static void become_idle(struct daemon *d, struct worker *w)
+bool warm_stay(struct daemon *d, struct worker *w)
 {
+	if (!w->ended || !w->warm || w->terminated || d->draining || d->leaving)
+		return false;
+	if (w->idle)
+		return true;
 	queue_end(d, w);
 	w->idle = true;
 	w->idle_ms = clock_mono_ms();
 	w->stop_at_ms = 0;
+	return true;
 }
 
 int handle_worker_next(struct daemon *d, struct request *r)
@@ -109,12 +114,10 @@ int handle_worker_next(struct daemon *d, struct request *r)
 	/* it was given a job, and that did not reach it */
 	if (!current && !w->ended)
 		return worker_assign(d, w, r, &r->err);
-	FAIL_IF(!current || !w->ended || !w->warm || w->terminated || d->draining || d->leaving,
-		&r->err, TF_EFENCED, "there is no other job for this process");
+	FAIL_IF(!current || !warm_stay(d, w), &r->err, TF_EFENCED,
+		"there is no other job for this process");
 	w->route_len = r->route_len;
 	memcpy(w->route, r->route, r->route_len);
-	if (!w->idle)
-		become_idle(d, w);
 	reply_ok(d, r);
 	return 0;
 }
@@ -248,7 +251,7 @@ static bool clear_place(struct daemon *d, const struct holding *h)
 	return any;
 }
 
-static bool any_idle(const struct daemon *d)
+bool warm_any(const struct daemon *d)
 {
 	for (size_t k = 0; k < d->workers; k++)
 		if (d->worker[k]->idle)
@@ -259,7 +262,7 @@ static bool any_idle(const struct daemon *d)
 enum warm warm_look(struct daemon *d, struct decision *list, size_t n, size_t i,
 		    struct worker **out)
 {
-	if (!any_idle(d))
+	if (!warm_any(d))
 		return WARM_COLD;
 	*out = find_idle(d, list, n, i);
 	if (*out)

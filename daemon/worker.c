@@ -87,7 +87,8 @@ struct worker *worker_by_key(struct daemon *d, const char *key)
 
 /* ---------------------------------------------------------------- starting */
 
-/* jobs/<id>/attempt-<n>; *log is the open log. */
+/* jobs/<id>/attempt-<n>; *log is the open log. Their names are synced by the worker, with what it
+ * leaves in them. */
 static int make_folders(struct daemon *d, const struct worker *w, char **folder, int *log,
 			struct err *e)
 {
@@ -106,20 +107,6 @@ static int make_folders(struct daemon *d, const struct worker *w, char **folder,
 		rc = err_errno(e, "%s", path);
 	xfree(path);
 	xfree(job);
-	return rc;
-}
-
-/* The folders' names must be on disk before the attempt is: its outcome will lie there. */
-static int sync_folders(struct daemon *d, const struct worker *w, struct err *e)
-{
-	char *jobs = daemon_path(d, "jobs");
-	char *job = daemon_path(d, "jobs/%llu", (unsigned long long)w->job);
-	int rc = file_fsync(job, e);
-
-	if (rc == 0)
-		rc = file_fsync(jobs, e);
-	xfree(job);
-	xfree(jobs);
 	return rc;
 }
 
@@ -287,8 +274,6 @@ static int start_one(struct daemon *d, const struct decision *decision, struct e
 		rc = write_spec(d, w->job, e);
 	if (rc == 0)
 		rc = run_program(d, w, folder, log, e);
-	if (rc == 0)
-		rc = sync_folders(d, w, e);
 	if (rc == 0 && fault_hit("spawned"))
 		rc = err_set(e, TF_EIO, "fault after the start");
 	if (rc == 0)
@@ -331,9 +316,7 @@ int worker_prepare(struct daemon *d, struct worker *w, struct err *e)
 	if (log >= 0)
 		close(log);
 	xfree(folder);
-	if (rc == 0)
-		rc = write_spec(d, w->job, e);
-	return rc == 0 ? sync_folders(d, w, e) : rc;
+	return rc == 0 ? write_spec(d, w->job, e) : rc;
 }
 
 /* Carries out the i-th decision; 1: it waits until a warm worker has left. */
@@ -380,16 +363,19 @@ static void start_failed(struct daemon *d, uint64_t job, const struct err *e)
 		 e->text);
 }
 
-void worker_start_all(struct daemon *d)
+static bool may_start(const struct daemon *d)
+{
+	return !d->read_only && !d->disk_low && !d->draining && !d->leaving && d->schedule_due &&
+	       clock_mono_ms() >= d->spawn_after_ms;
+}
+
+/* Carries out what the scheduler decides; whether anything was started. */
+static bool start_some(struct daemon *d)
 {
 	struct decision decision[LIMIT_WORKERS];
+	size_t n = queue_decide(d, decision);
 	bool started = false;
-	size_t n;
 
-	if (d->read_only || d->disk_low || d->draining || d->leaving || !d->schedule_due ||
-	    clock_mono_ms() < d->spawn_after_ms)
-		return;
-	n = queue_decide(d, decision);
 	for (size_t i = 0; i < n; i++) {
 		struct err e = ERR_INIT;
 
@@ -402,7 +388,19 @@ void worker_start_all(struct daemon *d)
 		d->spawn_failures = 0;
 		started = true;
 	}
-	if ((n > 0 || state_changed(d->state)) && loop_commit(d) && started) {
+	return started;
+}
+
+void worker_start_all(struct daemon *d, bool committed)
+{
+	bool started;
+
+	if (!committed && !d->read_only)
+		job_follow_up(d); /* what waited for what ended may start */
+	started = may_start(d) && start_some(d);
+	if (committed && !started && !(d->state && state_changed(d->state)))
+		return;
+	if (loop_commit(d) && started) {
 		fault_hit("start-committed");
 		release_keys(d);
 	}

@@ -46,7 +46,8 @@ int job_noop(struct job *job, struct err *e)
 		job_report(job, "waiting", (uint64_t)passed, (uint64_t)length, "millisecond");
 		clock_sleep_ms(length - passed < TURN_MS ? length - passed : TURN_MS);
 	}
-	job_report(job, "waiting", (uint64_t)length, (uint64_t)length, "millisecond");
+	if (length > 0)
+		job_report(job, "waiting", (uint64_t)length, (uint64_t)length, "millisecond");
 	if (spec->fail)
 		TRY(fail_as_asked(spec->fail, e));
 	if (spec->echo)

@@ -52,10 +52,12 @@ struct link {
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
 	Tf__Reply *assigned; /* what the job is of; stays until the next job or link_close */
+	Tf__Reply *following; /* the next one's, that came before link_next */
 	struct message progress;
 	bool progress_is_new;
 	struct message done;
 	bool acknowledged;
+	bool stay;      /* the daemon knows that another job is welcome */
 	struct message next;
 	bool next_is_new;
 	bool idle;      /* link_next waits; ended by an Assignment */
@@ -70,7 +72,7 @@ struct link {
 	bool known;       /* this daemon has answered our hello */
 	uint64_t open_id; /* the request whose answer is awaited; 0: none */
 	enum { OPEN_HELLO, OPEN_REPORT, OPEN_DONE, OPEN_NEXT } open_kind;
-	int64_t sent_ms, heard_ms, next_hello_ms, pause_ms;
+	int64_t sent_ms, heard_ms, next_hello_ms, pause_ms, watched_ms;
 };
 
 /* ---- messages */
@@ -187,8 +189,26 @@ static void send_message(struct link *l, const struct message *m, int kind, int6
 	l->sent_ms = now;
 }
 
-/* Sends what matters most, when no answer is awaited. Nothing is said of a job whose outcome was
- * acknowledged. */
+/* The outcome does not wait for the answer to a report. */
+static bool done_is_due(const struct link *l)
+{
+	return l->done.bytes.len > 0 && !l->acknowledged && l->open_id != l->done.id;
+}
+
+/* Whether something may be sent: no answer is awaited, or only a report's. */
+static bool may_send(struct link *l)
+{
+	bool may = !l->open_id;
+
+	if (!may && l->open_kind == OPEN_REPORT) {
+		pthread_mutex_lock(&l->lock);
+		may = done_is_due(l);
+		pthread_mutex_unlock(&l->lock);
+	}
+	return may;
+}
+
+/* Sends what matters most. Nothing is said of a job whose outcome was acknowledged. */
 static void send_most(struct link *l, int64_t now)
 {
 	if (!l->known) {
@@ -201,7 +221,7 @@ static void send_most(struct link *l, int64_t now)
 		return;
 	}
 	pthread_mutex_lock(&l->lock);
-	if (l->done.bytes.len > 0 && !l->acknowledged) {
+	if (done_is_due(l)) {
 		send_message(l, &l->done, OPEN_DONE, now);
 	} else if (l->acknowledged) {
 		if (l->idle && (l->next_is_new || now - l->heard_ms > KEEPALIVE_MS)) {
@@ -231,29 +251,49 @@ static void take_stop(struct link *l, Tf__StopReason reason)
 		log_info("told to stop, reason=%d", (int)reason);
 }
 
-/* Another job, for a worker that asked for one: from here on the line is that job's. */
+/* From here on the line is this job's; called with the lock held. */
+static void turn_to(struct link *l, Tf__Reply *reply)
+{
+	const Tf__Assignment *a = reply->assignment;
+
+	l->job = a->job;
+	l->attempt = a->attempt;
+	tf__reply__free_unpacked(l->assigned, NULL);
+	l->assigned = reply;
+	l->following = NULL;
+	atomic_store(&l->stop, a->has_stop ? (int)a->stop : 0);
+	atomic_store(&l->peak_rss_anon, 0);
+	buf_clear(&l->progress.bytes);
+	buf_clear(&l->done.bytes);
+	l->progress_is_new = l->acknowledged = l->idle = l->next_is_new = l->stay = false;
+	pack_hello(l);
+	pthread_cond_broadcast(&l->changed);
+}
+
+/* Another job, for a worker that asked for one. The main thread may not be through with the last
+ * one yet: then it is kept until link_next. */
 static bool take_next(struct link *l, Tf__Reply *reply)
 {
 	const Tf__Assignment *a = reply->assignment;
 	bool taken;
 
 	pthread_mutex_lock(&l->lock);
-	taken = l->idle && !l->dismissed && (a->job != l->job || a->attempt != l->attempt);
-	if (taken) {
-		l->job = a->job;
-		l->attempt = a->attempt;
-		tf__reply__free_unpacked(l->assigned, NULL);
-		l->assigned = reply;
-		atomic_store(&l->stop, a->has_stop ? (int)a->stop : 0);
-		atomic_store(&l->peak_rss_anon, 0);
-		buf_clear(&l->progress.bytes);
-		buf_clear(&l->done.bytes);
-		l->progress_is_new = l->acknowledged = l->idle = l->next_is_new = false;
-		pack_hello(l);
-		pthread_cond_broadcast(&l->changed);
-	}
+	taken = (l->idle ? !l->dismissed : l->stay && l->acknowledged && !l->following) &&
+		(a->job != l->job || a->attempt != l->attempt);
+	if (taken && l->idle)
+		turn_to(l, reply);
+	else if (taken)
+		l->following = reply;
 	pthread_mutex_unlock(&l->lock);
 	return taken;
+}
+
+static void take_following(struct link *l)
+{
+	pthread_mutex_lock(&l->lock);
+	if (l->following && l->idle && !l->dismissed)
+		turn_to(l, l->following);
+	pthread_mutex_unlock(&l->lock);
 }
 
 /* Takes the reply when it is kept. */
@@ -292,13 +332,27 @@ static void take_trouble(struct link *l, const Tf__Reply *reply, int64_t now)
 	l->pause_ms = 2 * l->pause_ms < PAUSE_MS_MOST ? 2 * l->pause_ms : PAUSE_MS_MOST;
 }
 
+static void take_order(struct link *l, const Tf__Order *order)
+{
+	bool kept;
+
+	pthread_mutex_lock(&l->lock);
+	kept = l->following && l->following->assignment->job == order->job;
+	if (kept) {
+		l->following->assignment->has_stop = true;
+		l->following->assignment->stop = order->stop;
+	}
+	pthread_mutex_unlock(&l->lock);
+	if (!kept && order->job == l->job && !dismiss(l, "the daemon needs this worker no more"))
+		take_stop(l, order->stop);
+}
+
 /* Returns whether the reply was kept. */
 static bool take_reply(struct link *l, Tf__Reply *reply, int64_t now)
 {
 	l->heard_ms = now;
-	if (reply->body_case == TF__REPLY__BODY_ORDER && reply->order->job == l->job &&
-	    !dismiss(l, "the daemon needs this worker no more"))
-		take_stop(l, reply->order->stop);
+	if (reply->body_case == TF__REPLY__BODY_ORDER)
+		take_order(l, reply->order);
 	if (reply->id == 0 && reply->body_case == TF__REPLY__BODY_ASSIGNMENT)
 		return take_next(l, reply);
 	if (reply->id == 0 || reply->id != l->open_id)
@@ -367,10 +421,14 @@ static void wait_for_something(struct link *l)
 
 static void watch_memory(struct link *l)
 {
-	int64_t now = memory_rss_anon();
+	int64_t now = clock_mono_ms(), bytes;
 
-	if (now > atomic_load(&l->peak_rss_anon))
-		atomic_store(&l->peak_rss_anon, now);
+	if (now - l->watched_ms < TURN_MS)
+		return;
+	l->watched_ms = now;
+	bytes = memory_rss_anon();
+	if (bytes > atomic_load(&l->peak_rss_anon))
+		atomic_store(&l->peak_rss_anon, bytes);
 }
 
 static void *run_thread(void *arg)
@@ -390,7 +448,8 @@ static void *run_thread(void *arg)
 			receive_all(l, now);
 			if (l->open_id && now - l->sent_ms > ANSWER_MS)
 				lose(l, now);
-			if (l->socket && !l->open_id)
+			take_following(l);
+			if (l->socket && may_send(l))
 				send_most(l, now);
 			if (l->socket)
 				wait_for_something(l);
@@ -428,6 +487,8 @@ static void release(struct link *l)
 		close(l->wake_fd);
 	if (l->assigned)
 		tf__reply__free_unpacked(l->assigned, NULL);
+	if (l->following)
+		tf__reply__free_unpacked(l->following, NULL);
 	buf_release(&l->hello.bytes);
 	buf_release(&l->progress.bytes);
 	buf_release(&l->done.bytes);
@@ -520,22 +581,32 @@ int link_assignment(struct link *l, int64_t timeout_ms, const Tf__Assignment **o
 	return rc;
 }
 
-int link_done(struct link *l, const struct buf *outcome, int64_t timeout_ms, struct err *e)
+void link_done(struct link *l, const struct buf *outcome, bool stay)
 {
-	struct timespec until = deadline_after(timeout_ms);
 	Tf__Request r = TF__REQUEST__INIT;
 	Tf__WorkerDone done = TF__WORKER_DONE__INIT;
-	int rc = 0;
 
 	done.job = l->job;
 	done.attempt = l->attempt;
 	done.outcome = tf__outcome__unpack(NULL, outcome->len, (const uint8_t *)outcome->data);
 	CHECK(done.outcome);
+	done.has_stay = done.stay = stay;
 	r.body_case = TF__REQUEST__BODY_WORKER_DONE;
 	r.worker_done = &done;
 	pthread_mutex_lock(&l->lock);
 	pack_request(l, &r, &l->done);
+	l->stay = stay;
+	pthread_mutex_unlock(&l->lock);
 	wake(l);
+	tf__outcome__free_unpacked(done.outcome, NULL);
+}
+
+int link_told(struct link *l, int64_t timeout_ms, struct err *e)
+{
+	struct timespec until = deadline_after(timeout_ms);
+	int rc = 0;
+
+	pthread_mutex_lock(&l->lock);
 	while (!l->acknowledged && rc == 0)
 		rc = pthread_cond_timedwait(&l->changed, &l->lock, &until);
 	rc = l->acknowledged
@@ -544,7 +615,6 @@ int link_done(struct link *l, const struct buf *outcome, int64_t timeout_ms, str
 			       "no daemon took the outcome in %" PRId64 " s: the file counts",
 			       timeout_ms / 1000);
 	pthread_mutex_unlock(&l->lock);
-	tf__outcome__free_unpacked(done.outcome, NULL);
 	return rc;
 }
 

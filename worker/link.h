@@ -2,7 +2,7 @@
  * The worker's line to the daemon: a thread that owns the socket, says hello, hands on progress
  * and the outcome, and takes orders. The daemon may be away at any time: the thread says hello
  * again with growing pauses until one answers, keeping of the progress only the newest. Nothing
- * here waits for the daemon but link_assignment and link_done, which say how long. */
+ * here waits for the daemon but link_assignment, link_told and link_next, which say how long. */
 #ifndef WORKER_LINK_H
 #define WORKER_LINK_H
 
@@ -10,6 +10,7 @@
 #include "lib/err.h"
 #include "proto/transfused.pb-c.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 struct link;
@@ -35,9 +36,10 @@ int link_assignment(struct link *l, int64_t timeout_ms, const Tf__Assignment **o
 /* Sends this progress (copied) as soon as the daemon listens; an earlier one not sent yet is
  * dropped. */
 void link_progress(struct link *l, const Tf__Progress *progress);
-/* Tells the outcome (packed) and waits until the daemon has it on disk. TF_ETIMEOUT after
- * timeout_ms. */
-int link_done(struct link *l, const struct buf *outcome, int64_t timeout_ms, struct err *e);
+/* Tells the outcome (packed), and whether the process would take another job. */
+void link_done(struct link *l, const struct buf *outcome, bool stay);
+/* Waits until the daemon has the outcome on disk. TF_ETIMEOUT after timeout_ms. */
+int link_told(struct link *l, int64_t timeout_ms, struct err *e);
 
 /* Once the outcome was acknowledged: asks for another job and waits for it. 0: the line is that
  * job's from now on, and the earlier Assignment is gone. TF_ECANCELLED: none will come (the daemon

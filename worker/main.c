@@ -29,7 +29,8 @@
 #include <unistd.h>
 
 #define HELLO_MS 60000 /* how long an assignment is waited for */
-#define DONE_MS 180000 /* how long a daemon is waited for once the outcome is on disk */
+#define SOON_MS 200    /* a daemon that answers in this time has the outcome on disk itself */
+#define DONE_MS 180000 /* how long a daemon is waited for once the outcome is on disk here */
 #define WARM_MORE_MS 60000 /* the daemon ends a wait for another job; this is for when it forgets */
 
 static struct link *line; /* for the signal handler */
@@ -204,8 +205,11 @@ static void on_death(int status, const char *text)
 	pthread_mutex_lock(&dying.lock); /* never released: the process ends */
 	if (!dying.job)
 		return;
-	if (leave_outcome(dying.job, code, text, failure, &packed, &e) == 0)
-		link_done(line, &packed, HELLO_MS, &e);
+	if (leave_outcome(dying.job, code, text, failure, &packed, &e) == 0 &&
+	    report_sync_outcome(dying.job, &e) == 0) {
+		link_done(line, &packed, false);
+		link_told(line, HELLO_MS, &e);
+	}
 	if (e.code)
 		log_error("%s", e.text);
 	_exit(status);
@@ -223,28 +227,48 @@ static int run(struct job *job, struct err *e)
 		       (int)job->spec->kind);
 }
 
-/* Writes the outcome and tells it; *told when the daemon has it. */
-static int finish(struct job *job, int rc, const struct err *why, bool *told)
+/* The daemon is told and has the outcome on disk, in its own records; when it does not answer soon,
+ * the file is synced, so that the outcome counts whatever happens until it does. */
+static bool tell(struct job *job, const struct buf *packed, bool stay)
+{
+	struct err e = ERR_INIT;
+
+	link_done(line, packed, stay);
+	if (link_told(line, SOON_MS, NULL) == 0)
+		return true;
+	if (report_sync_outcome(job, &e) < 0)
+		log_error("the outcome cannot be synced: %s", e.text);
+	err_clear(&e);
+	if (link_told(line, DONE_MS, &e) == 0)
+		return true;
+	log_warn("%s", e.text);
+	return false;
+}
+
+/* Writes the outcome and tells it; *stay: whether another job would be taken, and can come. */
+static int finish(struct job *job, int rc, const struct err *why, bool *stay)
 {
 	struct buf packed = BUF_INIT;
-	struct err e = ERR_INIT;
-	const char *text = why->code ? why->text : err_text(rc);
+	struct err e = ERR_INIT, late = *why;
+	int synced = report_sync_results(job, rc == 0 ? &late : NULL);
+	const char *text;
 
+	rc = rc == 0 ? synced : rc;
+	text = late.code ? late.text : err_text(rc);
 	if (rc == 0)
 		log_info("done");
 	else
 		log_line(rc == TF_ECANCELLED ? LOG_INFO : LOG_ERROR, 0, "%s", text);
 	if (leave_outcome(job, rc, rc == 0 ? NULL : text, failure_of(rc), &packed, &e) < 0)
 		log_error("the outcome cannot be written: %s", e.text);
-	err_clear(&e);
-	*told = link_done(line, &packed, DONE_MS, &e) == 0;
-	if (!*told)
-		log_warn("%s", e.text);
+	*stay = *stay && (rc == 0 || rc == TF_ECANCELLED);
+	*stay = tell(job, &packed, *stay) && *stay;
 	buf_release(&packed);
 	return rc == 0 ? WORKER_DONE : rc == TF_ECANCELLED ? WORKER_STOPPED : WORKER_FAILED;
 }
 
-/* Runs the job; *stay when the process is fit for another: it did what it was told, in order. */
+/* Runs the job; *stay when it is a warm one and the process is fit for another: it did what it was
+ * told, in order. */
 static int work_on(const Tf__Assignment *assignment, struct kept *kept, bool *stay)
 {
 	struct err e = ERR_INIT;
@@ -260,8 +284,8 @@ static int work_on(const Tf__Assignment *assignment, struct kept *kept, bool *st
 	pthread_mutex_lock(&dying.lock);
 	dying.job = NULL;
 	pthread_mutex_unlock(&dying.lock);
+	*stay = kept != NULL;
 	status = finish(&job, rc, &e, stay);
-	*stay = *stay && (rc == 0 || rc == TF_ECANCELLED);
 	job_release(&job);
 	return status;
 }
@@ -309,7 +333,7 @@ static int work(void)
 	do {
 		warm_ms = assignment->has_warm_seconds ? assignment->warm_seconds * 1000LL : 0;
 		status = work_on(assignment, warm_ms ? &kept : NULL, &stay);
-	} while (warm_ms && stay && another(warm_ms, &assignment));
+	} while (stay && another(warm_ms, &assignment));
 	kept_release(&kept);
 	return status;
 }

@@ -333,11 +333,50 @@ void report_outcome(struct report *r, int code, const char *text, Tf__Failure fa
 	pack(&o, out);
 }
 
+/* Aside and renamed: it is whole or not there. */
 int report_write_outcome(const char *attempt_folder, const struct buf *outcome, struct err *e)
 {
-	char *path = job_path(attempt_folder, "outcome.pb");
-	int rc = file_write(path, outcome->data, outcome->len, 0600, e);
+	char *path = job_path(attempt_folder, "outcome.pb"), *aside = xasprintf("%s.tmp", path);
+	int fd = open(aside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600), rc;
 
+	rc = fd < 0 ? err_errno(e, "%s", aside)
+		    : file_write_all(fd, outcome->data, outcome->len, aside, e);
+	if (fd >= 0)
+		close(fd);
+	if (rc == 0 && rename(aside, path) < 0)
+		rc = err_errno(e, "%s", path);
+	xfree(aside);
 	xfree(path);
 	return rc;
+}
+
+/* The job's folder and its name among the others. */
+static int sync_names(const struct job *job, struct err *e)
+{
+	char *jobs = job_path(job->folder, "..");
+	int rc = file_fsync(job->folder, e);
+
+	if (rc == 0)
+		rc = file_fsync(jobs, e);
+	xfree(jobs);
+	return rc;
+}
+
+int report_sync_outcome(const struct job *job, struct err *e)
+{
+	char *path = job_path(job->attempt_folder, "outcome.pb");
+	int rc = file_fsync(path, e);
+
+	if (rc == 0)
+		rc = file_fsync(job->attempt_folder, e);
+	xfree(path);
+	return rc == 0 ? sync_names(job, e) : rc;
+}
+
+int report_sync_results(const struct job *job, struct err *e)
+{
+	/* rmdir says without reading it whether anything is in there */
+	if (!job->results || rmdir(job->results) == 0 || errno == ENOENT)
+		return 0;
+	return sync_names(job, e);
 }

@@ -22,7 +22,7 @@ static void count(struct fake *f, const Tf__Request *q)
 {
 	switch (q->body_case) {
 	case TF__REQUEST__BODY_WORKER_HELLO:
-		if (f->nexts == 0) {
+		if (f->nexts == 0 && !f->next_with_done) {
 			assert_int_equal(q->worker_hello->job, JOB);
 			assert_int_equal(q->worker_hello->attempt, ATTEMPT);
 		}
@@ -66,8 +66,10 @@ static void answer(struct fake *f, zmq_msg_t *route, const Tf__Request *q)
 static void push(struct fake *f, zmq_msg_t *route, const Tf__Request *q)
 {
 	Tf__Reply r = TF__REPLY__INIT;
+	bool stays = q->body_case == TF__REQUEST__BODY_WORKER_DONE && q->worker_done->stay;
 
-	if (q->body_case != TF__REQUEST__BODY_WORKER_NEXT || !f->next || f->answer)
+	if ((q->body_case != TF__REQUEST__BODY_WORKER_NEXT && !(stays && f->next_with_done)) ||
+	    !f->next || f->answer)
 		return;
 	r.version = TF_PROTOCOL_VERSION;
 	r.body_case = TF__REPLY__BODY_ASSIGNMENT;

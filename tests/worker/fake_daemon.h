@@ -34,6 +34,7 @@ struct fake {
 	atomic_int order;      /* sent to the worker after the next request, then 0 */
 	atomic_int answer;     /* code of every answer */
 	const Tf__Assignment *next; /* what follows a WorkerNext, unasked; NULL: nothing */
+	atomic_int next_with_done;  /* or a WorkerDone that says so */
 	atomic_int next_answer; /* code of the answer to WorkerNext */
 	atomic_int silent;     /* requests to leave unanswered */
 };

@@ -84,10 +84,49 @@ static void hello_progress_and_outcome(void **state)
 	o.code = TF_ENAN;
 	buf_reserve(&packed, 100);
 	packed.len = tf__outcome__pack(&o, (uint8_t *)packed.data);
-	assert_ok(link_done(l, &packed, WAIT_MS, &e), &e);
+	link_done(l, &packed, false);
+	assert_ok(link_told(l, WAIT_MS, &e), &e);
 	assert_int_equal(f.dones, 1);
 	assert_int_equal(f.last_done_code, TF_ENAN);
 	assert_true(link_peak_rss_anon(l) > 0);
+	link_close(l);
+	fake_stop(&f);
+	buf_release(&packed);
+}
+
+/* The next job comes with the answer to the outcome. The earlier one's memory stays until the
+ * process asks. */
+static void a_job_comes_with_the_answer(void **state)
+{
+	Tf__Assignment second = TF__ASSIGNMENT__INIT;
+	const Tf__Assignment *a = NULL, *b = NULL;
+	struct err e = ERR_INIT;
+	struct fake f;
+	struct link *l;
+	Tf__Outcome o = TF__OUTCOME__INIT;
+	struct buf packed = BUF_INIT;
+
+	(void)state;
+	begin(&f);
+	l = open_link();
+	assert_ok(link_assignment(l, WAIT_MS, &a, &e), &e);
+	second = *a;
+	second.job = JOB + 1;
+	f.next = &second;
+	f.next_with_done = 1;
+	o.version = 1;
+	buf_reserve(&packed, 100);
+	packed.len = tf__outcome__pack(&o, (uint8_t *)packed.data);
+	progress(l, 7); /* its answer is not waited for */
+	link_done(l, &packed, true);
+	assert_ok(link_told(l, WAIT_MS, &e), &e);
+	clock_sleep_ms(50);
+	assert_int_equal(a->job, JOB);
+	assert_ok(link_next(l, WAIT_MS, &b, &e), &e);
+	assert_int_equal(b->job, JOB + 1);
+	link_done(l, &packed, false);
+	assert_ok(link_told(l, WAIT_MS, &e), &e);
+	assert_int_equal(f.dones, 2);
 	link_close(l);
 	fake_stop(&f);
 	buf_release(&packed);
@@ -236,6 +275,7 @@ int main(void)
 {
 	const struct CMUnitTest link_tests[] = {
 		cmocka_unit_test(hello_progress_and_outcome),
+		cmocka_unit_test(a_job_comes_with_the_answer),
 		cmocka_unit_test(an_order_arrives),
 		cmocka_unit_test(a_daemon_goes_and_comes_back),
 		cmocka_unit_test(silence_leads_to_a_new_hello),
