@@ -110,6 +110,11 @@ struct denoise {
 	float guidance, clamp;
 };
 
+/* What rope turned q and k by. */
+struct turned {
+	struct tensor cosine, sine, position;
+};
+
 /* A transformer's layers over cached keys and values, as sampling runs them: in each
  *	x += attention_out(attention_cached(rope(qkv(norm x))))
  *	x += down(swiglu(gate_up(norm x)))

@@ -55,14 +55,13 @@ static void attention_backward(struct pass *p, int64_t l)
 	struct transformer *m = p->m;
 	struct kernels *k = p->k;
 	struct tensor *a = pass_layer(p, l), *t = p->t;
-	int heads = (int)m->dims.H;
+	const struct turned turned = { m->cosine, m->sine, p->input[POSITION] };
 
 	linear_backward_weight(k, transformer_block_dweight(m, l, W_ATTENTION_OUT), t[DX],
 			       a[ATTENTION]);
 	linear_backward_input(k, t[DH], t[DX], transformer_block_weight(m, l, W_ATTENTION_OUT));
-	k->ops->attention_backward(k, t[DQKV], t[DH], a[ATTENTION], a[LSE], a[QKV], heads,
-				   p->input[START], p->input[LIMIT]);
-	k->ops->rope(k, t[DQKV], heads, m->cosine, m->sine, p->input[POSITION], true);
+	k->ops->attention_backward(k, t[DQKV], t[DH], a[ATTENTION], a[LSE], a[QKV],
+				   (int)m->dims.H, p->input[START], p->input[LIMIT], &turned);
 	linear_backward_weight(k, transformer_block_dweight(m, l, W_QKV), t[DQKV], a[H1]);
 	linear_backward_input(k, t[DH], t[DQKV], transformer_block_weight(m, l, W_QKV));
 	k->ops->rmsnorm_backward(k, t[DX], transformer_block_gradient(m, l, W_ATTENTION_NORM),

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The attention rows of the table: shapes are checked, a version is picked, caches are written, and
- * the plan of tiles is made (which keys a tile of queries visits, longest tiles first). */
+ * The attention rows of the table: shapes are checked, a version is picked, caches are written. */
 #include "kernels/cuda/attention.cuh"
 
 #include <limits.h>
@@ -51,7 +50,7 @@ void cuda_attention(struct kernels *k, struct tensor out, struct tensor lse, str
 
 void cuda_attention_backward(struct kernels *k, struct tensor dqkv, struct tensor dout,
 			     struct tensor out, struct tensor lse, struct tensor qkv, int heads,
-			     struct tensor start, struct tensor limit)
+			     struct tensor start, struct tensor limit, const struct turned *turned)
 {
 	struct cuda_state *s = state_of(k);
 	struct attend_backward a = { packed(&qkv, heads, &start, &limit), dout.data };
@@ -67,10 +66,23 @@ void cuda_attention_backward(struct kernels *k, struct tensor dqkv, struct tenso
 	a.dq = dqkv.data;
 	a.dk = (char *)dqkv.data + step;
 	a.dv = (char *)dqkv.data + 2 * step;
-	if (attention_hopper_fits(s, &a.f))
-		attention_hopper_backward(s, &a);
-	else
+	if (!attention_hopper_fits(s, &a.f)) {
 		attention_portable_backward(s, &a);
+		if (turned)
+			cuda_rope(k, dqkv, heads, turned->cosine, turned->sine, turned->position,
+				  true);
+		return;
+	}
+	if (turned) {
+		CHECK(turned->cosine.type == DT_F32 && turned->sine.type == DT_F32 &&
+		      turned->cosine.dim[1] * 2 == a.f.hd);
+		CHECK(turned->position.type == DT_I32 &&
+		      tensor_count(&turned->position) == tensor_count(&limit));
+		a.cosine = (const float *)turned->cosine.data;
+		a.sine = (const float *)turned->sine.data;
+		a.position = (const int32_t *)turned->position.data;
+	}
+	attention_hopper_backward(s, &a);
 }
 
 /* ---- caches */
@@ -143,112 +155,4 @@ void attend_cache(struct cuda_state *s, const struct tensor *out, const struct t
 		attention_decode(s, &a);
 	else
 		attention_portable(s, &a);
-}
-
-/* ---- plans */
-__global__ void plan_query_tiles(struct tile_plan *plan, const int32_t *start, const int32_t *limit,
-				 int queries, int keys, int rows, int tiles, int count)
-{
-	int i = (int)(thread_index() / 32), lane = (int)threadIdx.x % 32;
-	struct tile_plan p = { i / tiles, i % tiles, INT_MAX, -1, -1, INT_MAX };
-
-	if (i >= count)
-		return;
-	for (int r = p.tile * rows + lane; r < (p.tile + 1) * rows && r < queries; r += 32) {
-		int from = start ? start[p.sequence * queries + r] : 0;
-		int to = min(limit[p.sequence * queries + r], keys - 1);
-
-		p.start_max = max(p.start_max, from);
-		p.limit_min = min(p.limit_min, to);
-		if (from <= to) {
-			p.first = min(p.first, from);
-			p.last = max(p.last, to);
-		}
-	}
-	p.first = (int)__reduce_min_sync(0xffffffffu, p.first);
-	p.limit_min = (int)__reduce_min_sync(0xffffffffu, p.limit_min);
-	p.last = (int)__reduce_max_sync(0xffffffffu, p.last);
-	p.start_max = (int)__reduce_max_sync(0xffffffffu, p.start_max);
-	if (lane == 0)
-		plan[i] = p;
-}
-
-/* First i in [0, n) with x[i] >= v (or n): x never decreases. */
-static __device__ int first_at_least(const int32_t *x, int n, int v)
-{
-	int low = 0, high = n;
-
-	while (low < high) {
-		int middle = (low + high) / 2;
-
-		if (x[middle] >= v)
-			high = middle;
-		else
-			low = middle + 1;
-	}
-	return low;
-}
-
-__global__ void plan_key_tiles(struct tile_plan *plan, const int32_t *start, const int32_t *limit,
-			       int queries, int keys, int rows, int tiles, int count)
-{
-	int i = (int)thread_index();
-	struct tile_plan p = { i / tiles, i % tiles, 0, 0, 0, 0 };
-
-	if (i >= count)
-		return;
-	p.first = first_at_least(limit + p.sequence * queries, queries, p.tile * rows);
-	p.last = first_at_least(start + p.sequence * queries, queries,
-				min((p.tile + 1) * rows, keys)) -
-		 1;
-	plan[i] = p;
-}
-
-/* Places each plan by its group of sequences, then its length; equal ones keep their order. */
-__global__ void order_plans(struct tile_plan *order, const struct tile_plan *plan, int together,
-			    int count)
-{
-	int i = (int)thread_index(), rank = 0, group, mine;
-
-	if (i == 0)
-		order[count].sequence = 0;
-	if (i >= count)
-		return;
-	group = plan[i].sequence / together;
-	mine = plan[i].last - plan[i].first;
-	for (int j = 0; j < count; j++) {
-		int other = plan[j].last - plan[j].first, its = plan[j].sequence / together;
-
-		rank += its < group || (its == group && (other > mine || (other == mine && j < i)));
-	}
-	order[rank] = plan[i];
-}
-
-static void order(struct cuda_state *s, struct tile_plan *to, const struct tile_plan *from,
-		  int together, int count)
-{
-	order_plans<<<(unsigned)div_up(count, 32), 32, 0, s->stream>>>(to, from, together, count);
-	LAUNCHED();
-}
-
-void attention_plan_queries(struct cuda_state *s, const struct attend *a, int rows, int together,
-			    struct tile_plan *to, struct tile_plan *work)
-{
-	int tiles = (int)div_up(a->queries, rows), count = tiles * a->batch;
-
-	plan_query_tiles<<<(unsigned)div_up(count, 4), 128, 0, s->stream>>>(
-		work, a->start, a->limit, a->queries, a->keys, rows, tiles, count);
-	LAUNCHED();
-	order(s, to, work, together, count);
-}
-
-void attention_plan_keys(struct cuda_state *s, const struct attend *a, int rows, int together,
-			 struct tile_plan *to, struct tile_plan *work)
-{
-	int tiles = (int)div_up(a->keys, rows), count = tiles * a->batch;
-
-	plan_key_tiles<<<(unsigned)div_up(count, 32), 32, 0, s->stream>>>(
-		work, a->start, a->limit, a->queries, a->keys, rows, tiles, count);
-	LAUNCHED();
-	order(s, to, work, together, count);
 }

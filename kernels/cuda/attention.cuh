@@ -35,6 +35,8 @@ struct attend_backward {
 	struct attend f;
 	const void *dout;   /* like out */
 	void *dq, *dk, *dv; /* rows and sequences apart as q, k, v */
+	const float *cosine, *sine; /* [positions, hd / 2]: dq and dk are turned back; or NULL */
+	const int32_t *position;    /* [batch, queries] */
 };
 
 void attention_portable(struct cuda_state *s, const struct attend *a);
@@ -54,18 +56,25 @@ void attention_hopper(struct cuda_state *s, const struct attend *a);
 void attention_hopper_backward(struct cuda_state *s, const struct attend_backward *a);
 
 /* ---- plans: what each tile of queries (or keys) has to visit, longest first */
-struct tile_plan {
-	int32_t sequence, tile;
+struct span {
 	int32_t first, last;	      /* visited keys (queries), inclusive; first > last: none */
-	int32_t start_max, limit_min; /* of the tile's queries: keys between them need no mask */
+	int32_t start_max, limit_min; /* of its queries: keys between them need no mask */
 };
 
-/* Both fill order[batch * ceil(length / rows)] on the stream, `together` sequences after one
- * another and their tiles longest first, and zero the word after it; work is scratch of the same
- * size. */
-void attention_plan_queries(struct cuda_state *s, const struct attend *a, int rows, int together,
-			    struct tile_plan *order, struct tile_plan *work);
-void attention_plan_keys(struct cuda_state *s, const struct attend *a, int rows, int together,
-			 struct tile_plan *order, struct tile_plan *work);
+#define PART 64	     /* rows of a tile that a warpgroup owns */
+#define PARTS_MOST 3 /* of a tile */
+
+struct __align__(16) tile_plan {
+	int32_t sequence, tile, unused[2];
+	struct span all, part[PARTS_MOST]; /* of keys' tiles only first and last */
+};
+
+/* The tiles of `rows` queries (or keys), `together` sequences after one another and in them the
+ * longest first, with a counter behind them (its word `sequence`) that is 0 between kernels. Where
+ * the plan cannot be kept it is made in order[batch * ceil(length / rows) + 1], with scratch of
+ * that size. */
+struct tile_plan *attention_plan(struct cuda_state *s, const struct attend *a, bool by_query,
+				 int rows, int together, struct tile_plan *order,
+				 struct tile_plan *work);
 
 #endif

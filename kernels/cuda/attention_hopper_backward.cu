@@ -14,7 +14,6 @@
 #define GROUPS 2	    /* warpgroups with 64 rows each */
 #define OWNED (GROUPS * 64) /* rows a block owns */
 #define PASSING 64	    /* queries of a tile passing by in the keys' pass */
-#define STAGES 3	    /* of the tiles passing by (keys' pass at head dim 128: 2) */
 #define OWN_STAGES 2	    /* the next own tile comes while this one is worked on */
 #define LOG2_E 1.44269504088896f
 #define STATS 4 /* of a query: lse * log2(e), delta, start, limit */
@@ -26,6 +25,7 @@ struct backward_work {
 	bf16 *dq, *dk, *dv;
 	int64_t q_row, q_sequence, kv_row, kv_sequence;
 	float scale_log2, scale;
+	struct turn_tables turned;
 };
 
 /* Statistics of each query, padded to whole tiles with queries that see nothing. HD/8 lanes a row.
@@ -64,23 +64,26 @@ __global__ void query_stats(float *stats, const bf16 *out, const bf16 *dout, con
 
 template <int HD, int KEYS>
 struct queries_shared {
+	static constexpr int stages = HD == 64 ? 4 : 3; /* of the tiles passing by */
 	bf16 q[OWN_STAGES][OWNED * HD], g[OWN_STAGES][OWNED * HD]; /* g: dout */
-	bf16 k[STAGES][KEYS * HD], v[STAGES][KEYS * HD];
+	bf16 k[stages][KEYS * HD], v[stages][KEYS * HD];
 	struct work_item item[OWN_STAGES];
-	uint64_t own_full[OWN_STAGES], own_empty[OWN_STAGES], full[STAGES], empty[STAGES];
+	uint64_t own_full[OWN_STAGES], own_empty[OWN_STAGES], full[stages], empty[stages];
 };
 
 template <int HD>
 struct keys_shared {
-	static constexpr int stages = HD == 64 ? STAGES : 2;
+	static constexpr int stages = HD == 64 ? 6 : 2;
 	bf16 k[OWN_STAGES][OWNED * HD], v[OWN_STAGES][OWNED * HD];
 	bf16 q[stages][PASSING * HD], g[stages][PASSING * HD];
 	float stats[stages][STATS][PASSING];
 	struct work_item item[OWN_STAGES];
-	uint64_t own_full[OWN_STAGES], own_empty[OWN_STAGES], full[STAGES], empty[STAGES];
+	uint64_t own_full[OWN_STAGES], own_empty[OWN_STAGES], full[stages], empty[stages];
 };
 
 #ifdef HOPPER_CODE
+
+typedef register_shares<GROUPS, 24, 240> registers;
 
 template <typename SHARED>
 static __device__ __forceinline__ void barriers_begin(SHARED &m)
@@ -90,7 +93,7 @@ static __device__ __forceinline__ void barriers_begin(SHARED &m)
 			barrier_init(&m.own_full[i], 1);
 			barrier_init(&m.own_empty[i], GROUPS * 4);
 		}
-		for (int i = 0; i < STAGES; i++) {
+		for (int i = 0; i < SHARED::stages; i++) {
 			barrier_init(&m.full[i], 1);
 			barrier_init(&m.empty[i], GROUPS * 4);
 		}
@@ -107,12 +110,11 @@ static __device__ void queries_producer(struct queries_shared<HD, KEYS> &m,
 					const CUtensorMap *mv)
 {
 	struct ring r = { 0, 0 }, own = { 0, 0 };
-	struct work_item item;
+	struct errand p;
 	int at = atomicAdd(w.list.next, 1);
 
-	while (announce_work(m, w.list, own, at, item, sizeof m.q[0] + sizeof m.g[0])) {
-		const struct tile_plan &p = item.p;
-		int head = item.head;
+	while (announce_work(m, w.list, own, at, p, sizeof m.q[0] + sizeof m.g[0])) {
+		int head = p.head;
 
 		if (p.first <= p.last) {
 			copy_head<HD, OWNED>(m.q[own.stage], mq, &m.own_full[own.stage], head,
@@ -128,7 +130,7 @@ static __device__ void queries_producer(struct queries_shared<HD, KEYS> &m,
 					    p.sequence);
 			copy_head<HD, KEYS>(m.v[r.stage], mv, &m.full[r.stage], head, j * KEYS,
 					    p.sequence);
-			ring_next<STAGES>(r);
+			ring_next<queries_shared<HD, KEYS>::stages>(r);
 		}
 	}
 }
@@ -141,13 +143,14 @@ struct own_rows {
 
 static __device__ __forceinline__ void get_own_rows(struct own_rows &r,
 						    const struct backward_work &w,
-						    const struct tile_plan &p, int head, int row0)
+						    const struct share &t, int row0)
 {
 #pragma unroll
 	for (int half = 0; half < 2; half++) {
 		int row = min(row0 + 8 * half, w.queries - 1);
 		const float *at = w.stats +
-				  (((int64_t)p.sequence * w.list.heads + head) * w.stat_tiles +
+				  (((int64_t)t.sequence * w.list.heads + t.head) *
+					   w.stat_tiles +
 				   row / PASSING) *
 					  STATS * PASSING +
 				  row % PASSING;
@@ -181,10 +184,22 @@ static __device__ __forceinline__ void own_probabilities(float (&s)[N], const st
 	}
 }
 
+/* Passing tiles from `from` to `to` hold nothing for this warpgroup, which lets them go. */
+template <typename SHARED>
+static __device__ __forceinline__ void let_pass(SHARED &m, struct ring &r, int from, int to)
+{
+	for (int j = from; j <= to; j++) {
+		barrier_wait(&m.full[r.stage], r.phase);
+		barrier_release(&m.empty[r.stage]);
+		ring_next<SHARED::stages>(r);
+	}
+}
+
+/* The warpgroup's own tiles of keys, low to high: at least one. */
 template <int HD, int KEYS>
 static __device__ __forceinline__ void queries_tile(struct queries_shared<HD, KEYS> &m,
 						    const struct backward_work &w,
-						    const struct tile_plan &p, int group,
+						    const struct share &t, int group,
 						    struct ring &r, int own_stage,
 						    const struct own_rows &own, float (&dq)[HD / 2])
 {
@@ -192,8 +207,8 @@ static __device__ __forceinline__ void queries_tile(struct queries_shared<HD, KE
 	uint32_t operand[KEYS / 4];
 	int before = -1;
 
-	for (int j = p.first / KEYS; j <= p.last / KEYS; j++) {
-		bool masked = j * KEYS < p.start_max || j * KEYS + KEYS - 1 > p.limit_min;
+	for (int j = t.low; j <= t.high; j++) {
+		bool masked = j * KEYS < t.start_max || j * KEYS + KEYS - 1 > t.limit_min;
 
 		barrier_wait(&m.full[r.stage], r.phase);
 		products_begin();
@@ -218,13 +233,28 @@ static __device__ __forceinline__ void queries_tile(struct queries_shared<HD, KE
 		product_values<HD, KEYS>(dq, operand, m.k[r.stage], 1);
 		products_commit();
 		before = r.stage;
-		ring_next<STAGES>(r);
+		ring_next<queries_shared<HD, KEYS>::stages>(r);
 	}
 	products_wait<0>();
 	pin(dq);
-	if (before >= 0)
-		barrier_release(&m.empty[before]);
-	barrier_release(&m.own_empty[own_stage]);
+	barrier_release(&m.empty[before]);
+}
+
+template <int HD>
+static __device__ __forceinline__ void queries_finish(const struct backward_work &w,
+						      const struct share &t, int row0,
+						      float (&dq)[HD / 2])
+{
+#pragma unroll
+	for (int half = 0; half < 2; half++) {
+		int row = row0 + 8 * half;
+		bf16 *to = w.dq + t.sequence * w.q_sequence + row * w.q_row + t.head * HD;
+
+		if (w.turned.cosine)
+			turn_back<HD>(dq, half, w.turned,
+				      (int64_t)t.sequence * w.queries + min(row, w.queries - 1));
+		write_row<HD>(row < w.queries ? to : NULL, dq, half, w.scale);
+	}
 }
 
 template <int HD, int KEYS>
@@ -234,31 +264,27 @@ static __device__ void queries_consumer(struct queries_shared<HD, KEYS> &m,
 	int group = __shfl_sync(0xffffffffu, (int)threadIdx.x / 128 - 1, 0);
 	int in_tile = group * 64 + (int)threadIdx.x % 128 / 32 * 16 + (int)threadIdx.x % 32 / 4;
 	struct ring r = { 0, 0 }, own = { 0, 0 };
-	struct work_item item;
+	struct share t;
 
-	while (receive_work(m, own, item)) {
-		const struct tile_plan &p = item.p;
-		int head = item.head;
-		int row0 = p.tile * OWNED + in_tile;
+	while (receive_work<KEYS>(m, own, group, t)) {
+		int row0 = t.tile * OWNED + in_tile;
 		float dq[HD / 2];
 		struct own_rows rows;
 
-		get_own_rows(rows, w, p, head, row0);
+		get_own_rows(rows, w, t, row0);
 #pragma unroll
 		for (int i = 0; i < HD / 2; i++)
 			dq[i] = 0.0f;
-		if (p.first <= p.last)
-			queries_tile<HD, KEYS>(m, w, p, group, r, own.stage, rows, dq);
-		else
-			barrier_release(&m.own_empty[own.stage]);
-		ring_next<OWN_STAGES>(own);
-#pragma unroll
-		for (int half = 0; half < 2; half++) {
-			int row = row0 + 8 * half;
-			bf16 *to = w.dq + p.sequence * w.q_sequence + row * w.q_row + head * HD;
-
-			write_row<HD>(row < w.queries ? to : NULL, dq, half, w.scale);
+		if (t.high >= t.low) {
+			let_pass(m, r, t.bottom, t.low - 1);
+			queries_tile<HD, KEYS>(m, w, t, group, r, own.stage, rows, dq);
+			let_pass(m, r, t.high + 1, t.top);
+		} else {
+			let_pass(m, r, t.bottom, t.top);
 		}
+		barrier_release(&m.own_empty[own.stage]);
+		ring_next<OWN_STAGES>(own);
+		queries_finish<HD>(w, t, row0, dq);
 	}
 }
 
@@ -269,12 +295,11 @@ static __device__ void keys_producer(struct keys_shared<HD> &m, const struct bac
 				     const CUtensorMap *mk, const CUtensorMap *mv)
 {
 	struct ring r = { 0, 0 }, own = { 0, 0 };
-	struct work_item item;
+	struct errand p;
 	int at = atomicAdd(w.list.next, 1);
 
-	while (announce_work(m, w.list, own, at, item, sizeof m.k[0] + sizeof m.v[0])) {
-		const struct tile_plan &p = item.p;
-		int head = item.head;
+	while (announce_work(m, w.list, own, at, p, sizeof m.k[0] + sizeof m.v[0])) {
+		int head = p.head;
 
 		if (p.first <= p.last) {
 			copy_head<HD, OWNED>(m.k[own.stage], mk, &m.own_full[own.stage], head,
@@ -308,7 +333,7 @@ static __device__ __forceinline__ void passing_probabilities(float (&s)[PASSING 
 							     int row_key)
 {
 	const int *start = (const int *)stats[2], *limit = (const int *)stats[3];
-	bool masked = first_key < start[PASSING - 1] || first_key + OWNED - 1 > limit[0];
+	bool masked = first_key < start[PASSING - 1] || first_key + PART - 1 > limit[0];
 	int column = 2 * ((int)threadIdx.x % 4);
 
 #pragma unroll
@@ -354,19 +379,20 @@ static __device__ __forceinline__ void passing_gradients(float (&s)[PASSING / 2]
 	}
 }
 
+/* The warpgroup's own tiles of queries, low to high: at least one. */
 template <int HD>
 static __device__ __forceinline__ void keys_tile(struct keys_shared<HD> &m,
 						 const struct backward_work &w,
-						 const struct tile_plan &p, int group,
-						 int own_stage, int row_key, struct ring &r,
-						 float (&dk)[HD / 2], float (&dv)[HD / 2])
+						 const struct share &t, int group, int own_stage,
+						 int row_key, struct ring &r, float (&dk)[HD / 2],
+						 float (&dv)[HD / 2])
 {
 	const bf16 *k = m.k[own_stage] + group * 64 * 64, *v = m.v[own_stage] + group * 64 * 64;
 	float s[PASSING / 2], dp[PASSING / 2];
 	uint32_t operand[PASSING / 4], gradient[PASSING / 4];
 	int before = -1; /* stage of the tile before, whose last products may still run */
 
-	for (int i = p.first / PASSING; i <= p.last / PASSING; i++) {
+	for (int i = t.low; i <= t.high; i++) {
 		const float(&stats)[STATS][PASSING] = m.stats[r.stage];
 
 		barrier_wait(&m.full[r.stage], r.phase);
@@ -379,7 +405,8 @@ static __device__ __forceinline__ void keys_tile(struct keys_shared<HD> &m,
 		pin(s);
 		if (before >= 0)
 			barrier_release(&m.empty[before]);
-		passing_probabilities(s, stats, w.scale_log2, p.tile * OWNED, row_key);
+		passing_probabilities(s, stats, w.scale_log2, t.tile * OWNED + group * PART,
+				      row_key);
 		pack_operand(operand, s);
 		pin(operand);
 		products_begin();
@@ -399,9 +426,25 @@ static __device__ __forceinline__ void keys_tile(struct keys_shared<HD> &m,
 	products_wait<0>();
 	pin(dk);
 	pin(dv);
-	if (before >= 0)
-		barrier_release(&m.empty[before]);
-	barrier_release(&m.own_empty[own_stage]);
+	barrier_release(&m.empty[before]);
+}
+
+template <int HD>
+static __device__ __forceinline__ void keys_finish(const struct backward_work &w,
+						   const struct share &t, int key0,
+						   float (&dk)[HD / 2], const float (&dv)[HD / 2])
+{
+#pragma unroll
+	for (int half = 0; half < 2; half++) {
+		int key = key0 + 8 * half;
+		int64_t at = t.sequence * w.kv_sequence + key * w.kv_row + t.head * HD;
+
+		if (w.turned.cosine)
+			turn_back<HD>(dk, half, w.turned,
+				      (int64_t)t.sequence * w.keys + min(key, w.keys - 1));
+		write_row<HD>(key < w.keys ? w.dk + at : NULL, dk, half, w.scale);
+		write_row<HD>(key < w.keys ? w.dv + at : NULL, dv, half, 1.0f);
+	}
 }
 
 template <int HD>
@@ -410,30 +453,25 @@ static __device__ void keys_consumer(struct keys_shared<HD> &m, const struct bac
 	int group = __shfl_sync(0xffffffffu, (int)threadIdx.x / 128 - 1, 0);
 	int in_tile = group * 64 + (int)threadIdx.x % 128 / 32 * 16 + (int)threadIdx.x % 32 / 4;
 	struct ring r = { 0, 0 }, own = { 0, 0 };
-	struct work_item item;
+	struct share t;
 
-	while (receive_work(m, own, item)) {
-		const struct tile_plan &p = item.p;
-		int head = item.head;
-		int key0 = p.tile * OWNED + in_tile;
+	while (receive_work<PASSING>(m, own, group, t)) {
+		int key0 = t.tile * OWNED + in_tile;
 		float dk[HD / 2], dv[HD / 2];
 
 #pragma unroll
 		for (int i = 0; i < HD / 2; i++)
 			dk[i] = dv[i] = 0.0f;
-		if (p.first <= p.last)
-			keys_tile<HD>(m, w, p, group, own.stage, key0, r, dk, dv);
-		else
-			barrier_release(&m.own_empty[own.stage]);
-		ring_next<OWN_STAGES>(own);
-#pragma unroll
-		for (int half = 0; half < 2; half++) {
-			int key = key0 + 8 * half;
-			int64_t at = p.sequence * w.kv_sequence + key * w.kv_row + head * HD;
-
-			write_row<HD>(key < w.keys ? w.dk + at : NULL, dk, half, w.scale);
-			write_row<HD>(key < w.keys ? w.dv + at : NULL, dv, half, 1.0f);
+		if (t.high >= t.low) {
+			let_pass(m, r, t.bottom, t.low - 1);
+			keys_tile<HD>(m, w, t, group, own.stage, key0, r, dk, dv);
+			let_pass(m, r, t.high + 1, t.top);
+		} else {
+			let_pass(m, r, t.bottom, t.top);
 		}
+		barrier_release(&m.own_empty[own.stage]);
+		ring_next<OWN_STAGES>(own);
+		keys_finish<HD>(w, t, key0, dk, dv);
 	}
 }
 
@@ -461,11 +499,11 @@ __global__ void __launch_bounds__((GROUPS + 1) * 128, 1)
 
 	barriers_begin(m);
 	if (threadIdx.x < 128) {
-		registers_give_up<24>();
+		registers::produce();
 		if (threadIdx.x == 0)
 			queries_producer<HD, KEYS>(m, w, &mq, &mg, &mk, &mv);
 	} else {
-		registers_take<240>();
+		registers::consume();
 		queries_consumer<HD, KEYS>(m, w);
 	}
 #endif
@@ -483,11 +521,11 @@ __global__ void __launch_bounds__((GROUPS + 1) * 128, 1)
 
 	barriers_begin(m);
 	if (threadIdx.x < 128) {
-		registers_give_up<24>();
+		registers::produce();
 		if (threadIdx.x == 0)
 			keys_producer<HD>(m, w, &mq, &mg, &mk, &mv);
 	} else {
-		registers_take<240>();
+		registers::consume();
 		keys_consumer<HD>(m, w);
 	}
 #endif
@@ -539,7 +577,8 @@ static void run_backward(struct cuda_state *s, const struct attend_backward *b)
 				   a->kv_row,
 				   a->kv_sequence,
 				   scale * LOG2_E,
-				   scale };
+				   scale,
+				   { b->cosine, b->sine, b->position } };
 	size_t queries_bytes = sizeof(struct queries_shared<HD, KEYS>) + 1024;
 	size_t keys_bytes = sizeof(struct keys_shared<HD>) + 1024;
 	CUtensorMap map[4];

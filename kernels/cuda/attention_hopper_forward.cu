@@ -8,7 +8,7 @@
 #include "kernels/cuda/hopper.cuh"
 
 #define KEYS 128 /* keys of a tile */
-#define STAGES 2
+#define STAGES(HD) ((HD) == 64 ? 4 : 2) /* tiles of K and V: as many as there is room for */
 #define OWN_STAGES 2 /* tiles of Q: the next one comes while this one is worked on */
 #define LOG2_E 1.44269504088896f
 
@@ -36,29 +36,27 @@ void hopper_map(struct cuda_state *s, CUtensorMap *map, const void *first, const
 #define CACHE_BYTES \
 	(24 << 20) /* keys and values that stay in the second-level cache beside the rest */
 
+/* Sequences whose keys and values stay in the second-level cache beside the rest. */
+static int sequences_together(const struct attend *a)
+{
+	int n = (int)(CACHE_BYTES / ((int64_t)a->keys * a->hd * 4));
+
+	return n < 1 ? 1 : n < a->batch ? n : a->batch;
+}
+
 struct work_list hopper_list(const struct attend *a, bool by_query, int rows,
 			     struct tile_plan *order)
 {
 	int each = (int)div_up(by_query ? a->queries : a->keys, rows), tiles = each * a->batch;
-	int together = (int)(CACHE_BYTES / ((int64_t)a->keys * a->hd * 4));
-	struct work_list list = { order, &order[tiles].sequence, tiles, a->heads, 0 };
 
-	together = together < 1 ? 1 : together < a->batch ? together : a->batch;
-	list.group = together * each;
-	return list;
+	return { order, &order[tiles].sequence, tiles, a->heads, sequences_together(a) * each };
 }
 
 struct work_list hopper_work(struct cuda_state *s, const struct attend *a, bool by_query, int rows,
 			     struct tile_plan *order, struct tile_plan *work)
 {
-	struct work_list list = hopper_list(a, by_query, rows, order);
-	int together = list.group / (int)div_up(by_query ? a->queries : a->keys, rows);
-
-	if (by_query)
-		attention_plan_queries(s, a, rows, together, order, work);
-	else
-		attention_plan_keys(s, a, rows, together, order, work);
-	return list;
+	order = attention_plan(s, a, by_query, rows, sequences_together(a), order, work);
+	return hopper_list(a, by_query, rows, order);
 }
 
 bool attention_hopper_fits(const struct cuda_state *s, const struct attend *a)
@@ -79,11 +77,11 @@ struct forward_work {
 template <int HD, int WGS>
 struct forward_shared {
 	bf16 q[OWN_STAGES][WGS * 64 * HD];
-	bf16 k[STAGES][KEYS * HD];
-	bf16 v[STAGES][KEYS * HD];
+	bf16 k[STAGES(HD)][KEYS * HD];
+	bf16 v[STAGES(HD)][KEYS * HD];
 	struct work_item item[OWN_STAGES];
 	uint64_t own_full[OWN_STAGES], own_empty[OWN_STAGES];
-	uint64_t k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
+	uint64_t k_full[STAGES(HD)], k_empty[STAGES(HD)], v_full[STAGES(HD)], v_empty[STAGES(HD)];
 };
 
 #ifdef HOPPER_CODE
@@ -94,26 +92,24 @@ static __device__ void forward_producer(struct forward_shared<HD, WGS> &m,
 					const CUtensorMap *mk, const CUtensorMap *mv)
 {
 	struct ring r = { 0, 0 }, own = { 0, 0 };
-	struct work_item item;
+	struct errand e;
 	int at = atomicAdd(w.list.next, 1);
 
-	while (announce_work(m, w.list, own, at, item, sizeof m.q[0])) {
-		const struct tile_plan &p = item.p;
-
-		if (p.first <= p.last)
-			copy_head<HD, WGS * 64>(m.q[own.stage], mq, &m.own_full[own.stage],
-						item.head, p.tile * WGS * 64, p.sequence);
+	while (announce_work(m, w.list, own, at, e, sizeof m.q[0])) {
+		if (e.first <= e.last)
+			copy_head<HD, WGS * 64>(m.q[own.stage], mq, &m.own_full[own.stage], e.head,
+						e.tile * WGS * 64, e.sequence);
 		ring_next<OWN_STAGES>(own);
-		for (int j = p.last / KEYS; p.first <= p.last && j >= p.first / KEYS; j--) {
+		for (int j = e.last / KEYS; e.first <= e.last && j >= e.first / KEYS; j--) {
 			barrier_wait(&m.k_empty[r.stage], r.phase ^ 1);
 			barrier_expect(&m.k_full[r.stage], sizeof m.k[0]);
-			copy_head<HD, KEYS>(m.k[r.stage], mk, &m.k_full[r.stage], item.head,
-					    j * KEYS, p.sequence);
+			copy_head<HD, KEYS>(m.k[r.stage], mk, &m.k_full[r.stage], e.head, j * KEYS,
+					    e.sequence);
 			barrier_wait(&m.v_empty[r.stage], r.phase ^ 1);
 			barrier_expect(&m.v_full[r.stage], sizeof m.v[0]);
-			copy_head<HD, KEYS>(m.v[r.stage], mv, &m.v_full[r.stage], item.head,
-					    j * KEYS, p.sequence);
-			ring_next<STAGES>(r);
+			copy_head<HD, KEYS>(m.v[r.stage], mv, &m.v_full[r.stage], e.head, j * KEYS,
+					    e.sequence);
+			ring_next<STAGES(HD)>(r);
 		}
 	}
 }
@@ -185,30 +181,56 @@ static __device__ __forceinline__ void turn_pass(int group, int threads)
 
 template <int HD>
 static __device__ __forceinline__ void forward_finish(const struct forward_work &w,
-						      const struct tile_plan &p, int head, int row0,
+						      const struct share &t, int row0,
 						      const float (&o)[HD / 2], struct two_rows &r)
 {
 #pragma unroll
 	for (int half = 0; half < 2; half++) {
 		int row = row0 + 8 * half;
-		int64_t at = (int64_t)p.sequence * w.queries + row;
+		int64_t at = (int64_t)t.sequence * w.queries + row;
 		float sum = r.sum[half];
 		bool there = row < w.queries;
 
 		sum += __shfl_xor_sync(0xffffffffu, sum, 1);
 		sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-		write_row<HD>(there ? w.out + (at * w.list.heads + head) * HD : NULL, o, half,
+		write_row<HD>(there ? w.out + (at * w.list.heads + t.head) * HD : NULL, o, half,
 			      sum > 0.0f ? 1.0f / sum : 0.0f);
 		if (there && w.lse && threadIdx.x % 4 == 0)
-			w.lse[((int64_t)p.sequence * w.list.heads + head) * w.queries + row] =
+			w.lse[((int64_t)t.sequence * w.list.heads + t.head) * w.queries + row] =
 				r.most[half] * w.scale + logf(sum);
 	}
 }
 
+static __device__ __forceinline__ bool is_edge(const struct share &t, int j)
+{
+	return j * KEYS < t.start_max || j * KEYS + KEYS - 1 > t.limit_min;
+}
+
+/* Tiles `from` down to `to` pass by with nothing for this warpgroup, which takes its turns and lets
+ * them go. The first tile of an item has no turn. */
+template <int HD, int WGS>
+static __device__ __forceinline__ void forward_pass_by(struct forward_shared<HD, WGS> &m, int group,
+						       const struct share &t, struct ring &r,
+						       int from, int to)
+{
+	for (int j = from; j >= to; j--) {
+		barrier_wait(&m.k_full[r.stage], r.phase);
+		if (j < t.top) {
+			turn_wait(group, 2 * 128);
+			turn_pass((group + 1) % WGS, 2 * 128);
+		}
+		barrier_release(&m.k_empty[r.stage]);
+		barrier_wait(&m.v_full[r.stage], r.phase);
+		barrier_release(&m.v_empty[r.stage]);
+		ring_next<STAGES(HD)>(r);
+	}
+}
+
+/* The warpgroup's own tiles, high to low. */
 template <int HD, int WGS>
 static __device__ __forceinline__ void forward_tile(struct forward_shared<HD, WGS> &m,
 						    const struct forward_work &w,
-						    const struct tile_plan &p, int group,
+						    const struct share &t, int group,
 						    struct ring &r, int own_stage,
 						    float (&o)[HD / 2], struct two_rows &rows)
 {
@@ -217,22 +239,26 @@ static __device__ __forceinline__ void forward_tile(struct forward_shared<HD, WG
 	float s[KEYS / 2], keep[2];
 	uint32_t probability[KEYS / 4];
 	struct ring before;
-	int j = p.last / KEYS, more = 0;
+	int more = 0;
 
 	barrier_wait(&m.k_full[r.stage], r.phase);
+	if (t.high < t.top)
+		turn_wait(group, 2 * 128);
 	products_begin();
 	product_scores<HD, KEYS, WGS * 64>(s, q, m.k[r.stage]);
 	products_commit();
+	if (t.high < t.top)
+		turn_pass(next, 2 * 128);
 	products_wait<0>();
 	pin(s);
 	barrier_release(&m.k_empty[r.stage]);
-	if (j * KEYS < p.start_max || j * KEYS + KEYS - 1 > p.limit_min)
-		mask_scores(s, rows, j * KEYS);
+	if (is_edge(t, t.high))
+		mask_scores(s, rows, t.high * KEYS);
 	soften(s, rows, w.scale_log2, keep);
 	pack_operand(probability, s);
 	before = r;
-	ring_next<STAGES>(r);
-	for (j--; j >= p.first / KEYS; j--) {
+	ring_next<STAGES(HD)>(r);
+	for (int j = t.high - 1; j >= t.low; j--) {
 		barrier_wait(&m.k_full[r.stage], r.phase);
 		turn_wait(group, 2 * 128);
 		products_begin();
@@ -245,7 +271,7 @@ static __device__ __forceinline__ void forward_tile(struct forward_shared<HD, WG
 		turn_pass(next, 2 * 128);
 		products_wait<1>();
 		pin(s);
-		if (j * KEYS < p.start_max || j * KEYS + KEYS - 1 > p.limit_min)
+		if (is_edge(t, j))
 			mask_scores(s, rows, j * KEYS);
 		soften(s, rows, w.scale_log2, keep);
 		barrier_release_after(&m.k_empty[r.stage], rows.sum[0] + rows.sum[1]);
@@ -256,9 +282,8 @@ static __device__ __forceinline__ void forward_tile(struct forward_shared<HD, WG
 		rescale(o, keep);
 		more = 1;
 		before = r;
-		ring_next<STAGES>(r);
+		ring_next<STAGES(HD)>(r);
 	}
-	barrier_release(&m.own_empty[own_stage]);
 	barrier_wait(&m.v_full[before.stage], before.phase);
 	products_begin();
 	product_values<HD, KEYS>(o, probability, m.v[before.stage], more);
@@ -275,19 +300,18 @@ static __device__ void forward_consumer(struct forward_shared<HD, WGS> &m,
 	int group = __shfl_sync(0xffffffffu, (int)threadIdx.x / 128 - 1, 0);
 	int in_tile = group * 64 + (int)threadIdx.x % 128 / 32 * 16 + (int)threadIdx.x % 32 / 4;
 	struct ring r = { 0, 0 }, own = { 0, 0 };
-	struct work_item item;
+	struct share t;
 
 	if (group == WGS - 1)
 		turn_pass(0, 2 * 128);
-	while (receive_work(m, own, item)) {
-		const struct tile_plan &p = item.p;
-		int row0 = p.tile * WGS * 64 + in_tile;
+	while (receive_work<KEYS>(m, own, group, t)) {
+		int row0 = t.tile * WGS * 64 + in_tile;
 		float o[HD / 2];
 		struct two_rows rows;
 
 #pragma unroll
 		for (int half = 0; half < 2; half++) {
-			int row = p.sequence * w.queries + min(row0 + 8 * half, w.queries - 1);
+			int row = t.sequence * w.queries + min(row0 + 8 * half, w.queries - 1);
 
 			rows.from[half] = w.start ? w.start[row] : 0;
 			rows.to[half] = min(w.limit[row], w.keys - 1);
@@ -297,12 +321,16 @@ static __device__ void forward_consumer(struct forward_shared<HD, WGS> &m,
 #pragma unroll
 		for (int i = 0; i < HD / 2; i++)
 			o[i] = 0.0f;
-		if (p.first <= p.last)
-			forward_tile<HD, WGS>(m, w, p, group, r, own.stage, o, rows);
-		else
-			barrier_release(&m.own_empty[own.stage]);
+		if (t.high >= t.low) {
+			forward_pass_by<HD, WGS>(m, group, t, r, t.top, t.high + 1);
+			forward_tile<HD, WGS>(m, w, t, group, r, own.stage, o, rows);
+			forward_pass_by<HD, WGS>(m, group, t, r, t.low - 1, t.bottom);
+		} else {
+			forward_pass_by<HD, WGS>(m, group, t, r, t.top, t.bottom);
+		}
+		barrier_release(&m.own_empty[own.stage]);
 		ring_next<OWN_STAGES>(own);
-		forward_finish<HD>(w, p, item.head, row0, o, rows);
+		forward_finish<HD>(w, t, row0, o, rows);
 	}
 	if (group == 0)
 		turn_wait(0, 2 * 128);
@@ -318,6 +346,7 @@ __global__ void __launch_bounds__((WGS + 1) * 128, 1)
 		       const __grid_constant__ struct forward_work w)
 {
 #ifdef HOPPER_CODE
+	typedef register_shares<WGS, WGS == 3 ? 32 : 24, WGS == 3 ? 160 : 240> registers;
 	extern __shared__ char raw[];
 	struct forward_shared<HD, WGS> &m = *reinterpret_cast<struct forward_shared<HD, WGS> *>(
 		raw + ((1024 - (shared_address(raw) & 1023)) & 1023));
@@ -327,7 +356,7 @@ __global__ void __launch_bounds__((WGS + 1) * 128, 1)
 			barrier_init(&m.own_full[i], 1);
 			barrier_init(&m.own_empty[i], WGS * 4);
 		}
-		for (int i = 0; i < STAGES; i++) {
+		for (int i = 0; i < STAGES(HD); i++) {
 			barrier_init(&m.k_full[i], 1);
 			barrier_init(&m.v_full[i], 1);
 			barrier_init(&m.k_empty[i], WGS * 4);
@@ -337,11 +366,11 @@ __global__ void __launch_bounds__((WGS + 1) * 128, 1)
 	}
 	__syncthreads();
 	if (threadIdx.x < 128) {
-		registers_give_up<WGS == 3 ? 32 : 24>();
+		registers::produce();
 		if (threadIdx.x == 0)
 			forward_producer<HD, WGS>(m, w, &mq, &mk, &mv);
 	} else {
-		registers_take<WGS == 3 ? 160 : 240>();
+		registers::consume();
 		forward_consumer<HD, WGS>(m, w);
 	}
 #endif
@@ -363,7 +392,7 @@ static struct work_list forward_list(struct cuda_state *s, const struct attend *
 		list = hopper_work(s, a, true, rows, order, order + tiles + 1);
 		if (!a->plan)
 			return list;
-		a->plan->order = order;
+		a->plan->order = (struct tile_plan *)list.plan; /* it may be a kept one */
 		a->plan->next = (int *)((char *)order + bytes);
 		CUDA(cudaMemsetAsync(a->plan->next, 0, (size_t)passes * sizeof(int), s->stream));
 	}

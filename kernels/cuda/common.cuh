@@ -25,6 +25,7 @@ typedef __nv_bfloat16 bf16;
 
 struct matmul_table;
 struct profile;
+struct attention_plans;
 struct cudnn;
 
 struct cuda_scratch_block {
@@ -53,6 +54,7 @@ struct cuda_state {
 	bool fetching[FETCHES_MOST];	   /* its event is in use; set and cleared atomically */
 	struct matmul_table *matmul; /* matmul.cu */
 	struct profile *profile;     /* profile.cu; NULL: none */
+	struct attention_plans *plans; /* attention_plans.cu; NULL: none yet */
 	struct cudnn *cudnn;	     /* cudnn.cu; NULL: not looked for yet */
 	unsigned *arrived;	     /* [ARRIVALS] counters of layers.cu, zero between kernels */
 	void *encode_tiled;	     /* cuTensorMapEncodeTiled, or NULL */
@@ -83,6 +85,10 @@ void *cuda_scratch(struct cuda_state *s, size_t bytes);
 struct matmul_table *matmul_table_new(struct cuda_state *s, struct err *e);
 void matmul_table_free(struct matmul_table *t);
 void cudnn_close(struct cuda_state *s);
+void attention_plans_free(struct cuda_state *s);
+/* These bytes are being written, or all memory (NULL): plans of attention made from them are not
+ * kept. Whatever writes indices must call it. */
+void attention_forget(struct cuda_state *s, const void *p, size_t bytes);
 /* C[M,N] = op(A) op(B) + bias + beta C over raw pointers; see the matmul row. bias is f32 or NULL.
  */
 struct product {

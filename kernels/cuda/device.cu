@@ -127,6 +127,7 @@ void cuda_close(struct kernels *k)
 		(void)cudaStreamSynchronize(s->stream);
 	matmul_table_free(s->matmul);
 	cudnn_close(s);
+	attention_plans_free(s);
 	(void)cudaFree(s->arrived);
 	while (s->scratch) {
 		struct cuda_scratch_block *b = s->scratch;
@@ -194,6 +195,7 @@ void cuda_release(struct kernels *k, void *p)
 {
 	if (!p)
 		return;
+	attention_forget(state_of(k), NULL, 0);
 	CUDA(cudaStreamSynchronize(state_of(k)->stream));
 	CUDA(cudaFree(p));
 }
@@ -203,6 +205,7 @@ void cuda_upload(struct kernels *k, void *to, const void *host, size_t bytes)
 	struct cuda_state *s = state_of(k);
 
 	CHECK(!s->recording);
+	attention_forget(s, to, bytes);
 	for (size_t done = 0, part; done < bytes; done += part) {
 		int i = s->slot_next;
 
@@ -275,11 +278,13 @@ void cuda_fetch_end(struct kernels *k, struct fetch *f)
 
 void cuda_copy(struct kernels *k, void *to, const void *from, size_t bytes)
 {
+	attention_forget(state_of(k), to, bytes);
 	CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, state_of(k)->stream));
 }
 
 void cuda_zero(struct kernels *k, void *p, size_t bytes)
 {
+	attention_forget(state_of(k), p, bytes);
 	if (bytes)
 		CUDA(cudaMemsetAsync(p, 0, bytes, state_of(k)->stream));
 }
@@ -321,6 +326,7 @@ void *cuda_graph_end(struct kernels *k)
 
 void cuda_graph_run(struct kernels *k, void *graph)
 {
+	attention_forget(state_of(k), NULL, 0);
 	CUDA(cudaGraphLaunch((cudaGraphExec_t)graph, state_of(k)->stream));
 }
 

@@ -207,11 +207,11 @@ __global__ void __launch_bounds__(THREADS, 1)
 	}
 	__syncthreads();
 	if (threadIdx.x < 128) {
-		registers_give_up<24>();
+		register_shares<2, 24, 240>::produce();
 		if (threadIdx.x == 0)
 			fused_producer(f, m, &mx, &mw);
 	} else {
-		registers_take<240>();
+		register_shares<2, 24, 240>::consume();
 		fused_consumer<HD>(f, m);
 	}
 #endif

@@ -28,21 +28,26 @@ void hopper_map(struct cuda_state *s, CUtensorMap *map, const void *first, const
  * whose keys fit the cache, in it head by head, in it longest tiles first. */
 struct work_list {
 	const struct tile_plan *plan;
-	int *next;		 /* handed out so far */
+	int *next;		 /* handed out so far; 0 between kernels */
 	int tiles, heads, group; /* group: tiles of a group of sequences */
 };
 
-/* One tile of one head; head -1: there is no more. */
+/* One tile of one head, as the producer passes it on; head -1: there is no more. */
 struct work_item {
 	struct tile_plan p;
 	int head;
 };
 
+/* What accumulators are turned back by. */
+struct turn_tables {
+	const float *cosine, *sine; /* [positions, head dim / 2]; NULL: nothing is turned */
+	const int32_t *position;
+};
+
 /* The list of an order that is there already. */
 struct work_list hopper_list(const struct attend *a, bool by_query, int rows,
 			     struct tile_plan *order);
-/* Orders the plan of a query or key pass (see attention_plan_*); memory for its tiles + 1 entries.
- */
+/* The work of a query or key pass; memory for its tiles + 1 entries (see attention_plan). */
 struct work_list hopper_work(struct cuda_state *s, const struct attend *a, bool by_query, int rows,
 			     struct tile_plan *order, struct tile_plan *work);
 
@@ -156,18 +161,23 @@ static __device__ __forceinline__ void copy_bytes(void *to, const void *from, ui
 }
 
 /* ---- work: the producer takes it and passes it on with the own tile's barrier */
-static __device__ __forceinline__ struct work_item item_at(const struct work_list &w, int at)
+
+/* What the producer keeps of an item. */
+struct errand {
+	int sequence, tile, first, last, head;
+};
+
+/* The item of number `at`; NULL: there is no more. */
+static __device__ __forceinline__ const struct tile_plan *plan_at(const struct work_list &w, int at,
+								  int &head)
 {
-	struct work_item item = { { 0, 0, 1, 0, 0, 0 }, -1 };
+	int group = at / (w.group * w.heads), rest = at % (w.group * w.heads);
+	int tiles = min(w.group, w.tiles - group * w.group);
 
-	if (at < w.tiles * w.heads) {
-		int group = at / (w.group * w.heads), rest = at % (w.group * w.heads);
-		int tiles = min(w.group, w.tiles - group * w.group);
-
-		item.p = w.plan[group * w.group + rest % tiles];
-		item.head = rest / tiles;
-	}
-	return item;
+	if (at >= w.tiles * w.heads)
+		return NULL;
+	head = rest / tiles;
+	return w.plan + group * w.group + rest % tiles;
 }
 
 /* Puts the item of number `at` into the own stage, expecting `bytes` of its tiles (none when it
@@ -175,40 +185,116 @@ static __device__ __forceinline__ struct work_item item_at(const struct work_lis
 template <typename SHARED>
 static __device__ __forceinline__ bool announce_work(SHARED &m, const struct work_list &w,
 						     const struct ring &own, int &at,
-						     struct work_item &item, uint32_t bytes)
+						     struct errand &e, uint32_t bytes)
 {
-	item = item_at(w, at);
+	const struct tile_plan *p = plan_at(w, at, e.head);
+
 	at = atomicAdd(w.next, 1);
+	if (at == w.tiles * w.heads + 2 * (int)gridDim.x - 1)
+		*w.next = 0; /* nobody asks again: each block does so twice beyond its items */
 	barrier_wait(&m.own_empty[own.stage], own.phase ^ 1);
-	m.item[own.stage] = item;
-	if (item.head < 0 || item.p.first > item.p.last)
+	if (!p) {
+		m.item[own.stage].head = -1;
+		barrier_arrive(&m.own_full[own.stage]);
+		return false;
+	}
+#pragma unroll 1 /* all at once would take registers that the producer does not have */
+	for (int i = 0; i < (int)(sizeof *p / sizeof(int4)); i++)
+		((int4 *)&m.item[own.stage].p)[i] = ((const int4 *)p)[i];
+	m.item[own.stage].head = e.head;
+	e.sequence = p->sequence;
+	e.tile = p->tile;
+	e.first = p->all.first;
+	e.last = p->all.last;
+	if (e.first > e.last)
 		barrier_arrive(&m.own_full[own.stage]);
 	else
 		barrier_expect(&m.own_full[own.stage], bytes);
-	return item.head >= 0;
+	return true;
 }
 
-/* Waits for the own stage's item. False when there is no more. */
-template <typename SHARED>
-static __device__ __forceinline__ bool receive_work(SHARED &m, const struct ring &own,
-						    struct work_item &item)
+/* A warpgroup's share of an item: tiles top and bottom pass by all warpgroups, of which high to low
+ * (none where high < low) hold something for its own rows. */
+struct share {
+	int sequence, tile, head;
+	int top, bottom, high, low; /* top < bottom: the item visits nothing */
+	int start_max, limit_min;
+};
+
+/* Waits for the own stage's item, whose passing tiles have SIZE rows. False when there is no more.
+ */
+template <int SIZE, typename SHARED>
+static __device__ __forceinline__ bool receive_work(const SHARED &m, const struct ring &own,
+						    int group, struct share &t)
 {
-	barrier_wait(&m.own_full[own.stage], own.phase);
-	item = m.item[own.stage];
-	return item.head >= 0;
+	const struct work_item &item = m.item[own.stage];
+	const struct span &mine = item.p.part[group];
+
+	barrier_wait(const_cast<uint64_t *>(&m.own_full[own.stage]), own.phase);
+	t.head = item.head;
+	if (t.head < 0)
+		return false;
+	t.sequence = item.p.sequence;
+	t.tile = item.p.tile;
+	t.top = item.p.all.last / SIZE;
+	t.bottom = item.p.all.first / SIZE;
+	if (item.p.all.first > item.p.all.last) {
+		t.top = 0;
+		t.bottom = 1;
+	}
+	t.high = mine.last / SIZE;
+	t.low = mine.first / SIZE;
+	if (mine.first > mine.last) {
+		t.high = t.bottom - 1;
+		t.low = t.bottom;
+	}
+	t.start_max = mine.start_max;
+	t.limit_min = mine.limit_min;
+	return true;
 }
 
-template <int N>
-static __device__ __forceinline__ void registers_give_up(void)
+/* ---- turning back: accumulators of two rows hold both of a pair (i, i + HD / 2) */
+template <int HD>
+static __device__ __forceinline__ void turn_back(float (&x)[HD / 2], int half,
+						 const struct turn_tables &t, int64_t row)
 {
-	asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+	int64_t at = (int64_t)t.position[row] * (HD / 2) + 2 * ((int)threadIdx.x % 4);
+
+#pragma unroll
+	for (int c = 0; c < HD / 16; c++) {
+		float2 cs = *reinterpret_cast<const float2 *>(t.cosine + at + 8 * c);
+		float2 sn = *reinterpret_cast<const float2 *>(t.sine + at + 8 * c);
+
+#pragma unroll
+		for (int i = 0; i < 2; i++) {
+			float &a = x[4 * c + 2 * half + i],
+			      &b = x[4 * (c + HD / 16) + 2 * half + i];
+			float was = a, cosine = i ? cs.y : cs.x, sine = i ? sn.y : sn.x;
+
+			a = was * cosine + b * sine;
+			b = b * cosine - was * sine;
+		}
+	}
 }
 
-template <int N>
-static __device__ __forceinline__ void registers_take(void)
-{
-	asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
-}
+/* ---- registers: the producer's warpgroup gives up what the consumers take. There are no more than
+ * all started with: a warpgroup that asks for more waits for ever. */
+template <int CONSUMERS, int PRODUCER, int CONSUMER>
+struct register_shares {
+	static constexpr int first = 65536 / ((CONSUMERS + 1) * 128) / 8 * 8; /* of a thread */
+	static_assert(PRODUCER + CONSUMERS * CONSUMER <= (CONSUMERS + 1) * first,
+		      "more registers are taken than are given up");
+
+	static __device__ __forceinline__ void produce(void)
+	{
+		asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER));
+	}
+
+	static __device__ __forceinline__ void consume(void)
+	{
+		asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER));
+	}
+};
 
 /* ---- products */
 static __device__ __forceinline__ void products_begin(void)

@@ -6,6 +6,7 @@
 #include "kernels/cuda/common.cuh"
 
 #define THREADS_MOST 512
+#define BACKWARD_THREADS 1024 /* on a multiprocessor, as its bf16 form has registers for */
 #define KEEP_MOST 4 /* eights of a row a thread holds: rows up to 16,384 wide */
 
 static unsigned threads_for(int64_t d)
@@ -133,43 +134,117 @@ void cuda_add_rmsnorm(struct kernels *k, struct tensor out, struct tensor rstd, 
 	run_norm(k, out, rstd, sum.data, x, delta.data, weight, eps);
 }
 
-/* With y = x r w, r = (mean x^2 + eps)^-1/2:
- * dx = r (w dy - x r^2 mean(w dy x)), dw = sum over rows of dy x r. */
+/* Eight elements as they lie in memory, in whole registers. */
+template <typename T>
+struct __align__(16) eight {
+	uint32_t word[2 * sizeof(T)];
+};
+
+template <bool WIDE, typename T>
+static __device__ __forceinline__ void take_eight(struct eight<T> &to, const T *p, int64_t left)
+{
+	if constexpr (WIDE) {
+		to = *reinterpret_cast<const struct eight<T> *>(p);
+	} else {
+		T x[8];
+
+#pragma unroll
+		for (int j = 0; j < 8; j++)
+			x[j] = j < left ? p[j] : T(0.0f);
+		memcpy(&to, x, sizeof to);
+	}
+}
+
+static __device__ __forceinline__ float element(const struct eight<float> &e, int i)
+{
+	return __uint_as_float(e.word[i]);
+}
+
+static __device__ __forceinline__ float element(const struct eight<bf16> &e, int i)
+{
+	return __uint_as_float(i % 2 ? e.word[i / 2] & 0xffff0000u : e.word[i / 2] << 16);
+}
+
+/* What a thread needs of a row for its gradient. */
+template <int KEEP, typename T>
+struct gradient_row {
+	struct eight<T> x[KEEP], dout[KEEP], residual[KEEP];
+};
+
 template <int KEEP, bool WIDE, typename T>
-__global__ void __launch_bounds__(THREADS_MOST)
+static __device__ __forceinline__ void fetch_row(struct gradient_row<KEEP, T> &to, const T *x,
+						 const T *dout, const T *residual, int64_t row,
+						 int64_t d)
+{
+#pragma unroll
+	for (int i = 0; i < KEEP; i++) {
+		int64_t c = ((int64_t)threadIdx.x + i * blockDim.x) * 8, at = row * d + c;
+
+		if (c >= d)
+			continue;
+		take_eight<WIDE>(to.x[i], x + at, d - c);
+		take_eight<WIDE>(to.dout[i], dout + at, d - c);
+		if (residual)
+			take_eight<WIDE>(to.residual[i], residual + at, d - c);
+	}
+}
+
+/* block_sum with one barrier: `part` is not written again before the block's next sum but one. */
+static __device__ __forceinline__ float quick_block_sum(float x, float part[32])
+{
+	int lane = (int)threadIdx.x % 32;
+
+	x = warp_sum(x);
+	if (lane == 0)
+		part[threadIdx.x / 32] = x;
+	__syncthreads();
+	return warp_sum(lane < (int)blockDim.x / 32 ? part[lane] : 0.0f);
+}
+
+/* With y = x r w, r = (mean x^2 + eps)^-1/2:
+ * dx = r (w dy - x r^2 mean(w dy x)), dw = sum over rows of dy x r.
+ * Of narrower rows the next one is on its way while the present one is worked on. */
+template <int KEEP, bool WIDE, typename T>
+__global__ void __launch_bounds__(THREADS_MOST, KEEP == 1 && sizeof(T) == 2 ? 2 : 1)
 	norm_backward(T *dx, float *part, const T *dout, const T *x, const float *weight,
 		      const float *rstd, const T *residual, int64_t rows, int64_t d)
 {
+	__shared__ float sums[2][32];
+	struct gradient_row<KEEP, T> in = {};
 	float w[KEEP][8], dw[KEEP][8];
+	int turn = 0;
 
 	get_row<KEEP, WIDE>(w, weight, d);
 	memset(dw, 0, sizeof dw);
-	for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-		int64_t at = row * d;
+	if (KEEP == 1)
+		fetch_row<KEEP, WIDE>(in, x, dout, residual, blockIdx.x, d);
+	for (int64_t row = blockIdx.x; row < rows; row += gridDim.x, turn ^= 1) {
 		float v[KEEP][8], g[KEEP][8], dot = 0.0f, r = rstd[row], mean;
+		struct eight<T> beneath[KEEP];
 
-		get_row<KEEP, WIDE>(v, x + at, d);
-		get_row<KEEP, WIDE>(g, dout + at, d);
+		if (KEEP > 1)
+			fetch_row<KEEP, WIDE>(in, x, dout, residual, row, d);
 #pragma unroll
 		for (int i = 0; i < KEEP * 8; i++) {
-			float xr = v[i / 8][i % 8] * r;
+			float xr = element(in.x[i / 8], i % 8) * r,
+			      dy = element(in.dout[i / 8], i % 8);
 
-			dw[i / 8][i % 8] += g[i / 8][i % 8] * xr;
-			g[i / 8][i % 8] *= w[i / 8][i % 8];
-			dot += g[i / 8][i % 8] * xr;
+			dw[i / 8][i % 8] += dy * xr;
 			v[i / 8][i % 8] = xr;
+			g[i / 8][i % 8] = dy * w[i / 8][i % 8];
+			dot += g[i / 8][i % 8] * xr;
 		}
-		mean = block_sum(dot) / (float)d;
+		memcpy(beneath, in.residual, sizeof beneath);
+		if (KEEP == 1 && row + gridDim.x < rows)
+			fetch_row<KEEP, WIDE>(in, x, dout, residual, row + gridDim.x, d);
+		mean = quick_block_sum(dot, sums[turn]) / (float)d;
 #pragma unroll
-		for (int i = 0; i < KEEP * 8; i++)
+		for (int i = 0; i < KEEP * 8; i++) {
 			g[i / 8][i % 8] = r * (g[i / 8][i % 8] - v[i / 8][i % 8] * mean);
-		if (residual) {
-			get_row<KEEP, WIDE>(v, residual + at, d);
-#pragma unroll
-			for (int i = 0; i < KEEP * 8; i++)
-				g[i / 8][i % 8] += v[i / 8][i % 8];
+			if (residual)
+				g[i / 8][i % 8] += element(beneath[i / 8], i % 8);
 		}
-		put_row<KEEP, WIDE>(dx + at, g, d);
+		put_row<KEEP, WIDE>(dx + row * d, g, d);
 	}
 	put_row<KEEP, WIDE>(part + (int64_t)blockIdx.x * d, dw, d);
 }
@@ -181,7 +256,7 @@ void cuda_rmsnorm_backward(struct kernels *k, struct tensor dx, struct tensor dw
 	struct cuda_state *s = state_of(k);
 	int64_t d = tensor_count(&weight), rows = tensor_count(&x) / d;
 	unsigned threads = threads_for(d);
-	int64_t resident = s->processors * (1536 / threads < 1 ? 1 : 1536 / threads);
+	int64_t resident = s->processors * (int64_t)(BACKWARD_THREADS / threads);
 	int64_t blocks = rows < resident ? rows : resident;
 	bool wide =
 		all_wide(d, dx.data, dout.data, x.data, dresidual.data) && aligned16(weight.data);

@@ -110,12 +110,11 @@ static void backward_query(const struct heads *s, double *grad, const struct ten
 
 void ref_attention_backward(struct kernels *k, struct tensor dqkv, struct tensor dout,
 			    struct tensor out, struct tensor lse, struct tensor qkv, int heads,
-			    struct tensor start, struct tensor limit)
+			    struct tensor start, struct tensor limit, const struct turned *turned)
 {
 	struct heads s = heads_of(&qkv, heads, &start, &limit);
 	double *grad = xcalloc(tensor_count(&qkv), sizeof *grad);
 
-	(void)k;
 	CHECK(tensor_count(&dqkv) == tensor_count(&qkv));
 	for (int64_t row = 0; row < s.B * s.T; row++)
 		for (int64_t h = 0; h < s.H; h++) {
@@ -129,6 +128,8 @@ void ref_attention_backward(struct kernels *k, struct tensor dqkv, struct tensor
 	for (int64_t i = 0; i < tensor_count(&qkv); i++)
 		ref_put(&dqkv, i, grad[i]);
 	xfree(grad);
+	if (turned)
+		ref_rope(k, dqkv, heads, turned->cosine, turned->sine, turned->position, true);
 }
 
 /* The caches of sampling. */

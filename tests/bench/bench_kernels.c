@@ -98,7 +98,7 @@ static bool wanted(const char *name)
 
 /* ---- attention */
 struct attention_case {
-	struct tensor t[7]; /* qkv out lse start limit dout dqkv */
+	struct tensor t[9]; /* qkv out lse start limit dout dqkv, cosine and sine, position */
 	int heads;
 };
 
@@ -112,9 +112,10 @@ static void run_attention(void *of)
 static void run_attention_backward(void *of)
 {
 	struct attention_case *a = of;
+	const struct turned turned = { a->t[7], a->t[7], a->t[8] };
 
 	k->ops->attention_backward(k, a->t[6], a->t[5], a->t[1], a->t[2], a->t[0], a->heads,
-				   a->t[3], a->t[4]);
+				   a->t[3], a->t[4], &turned);
 }
 
 /* Fills the intervals of a sequence; returns the allowed pairs. */
@@ -156,15 +157,22 @@ static void bench_attention(int batch, int heads, int hd, bool documents)
 	a.t[4] = tensor_2d(k->ops->alloc(k, (size_t)rows * 4), DT_I32, batch, T);
 	a.t[5] = random_tensor(DT_BF16, rows, width);
 	a.t[6] = random_tensor(DT_BF16, rows, 3 * width);
+	a.t[7] = random_tensor(DT_F32, T, hd / 2);
+	a.t[8] = tensor_1d(k->ops->alloc(k, (size_t)rows * 4), DT_I32, rows);
 	for (int b = 0; b < batch; b++) {
 		k->ops->upload(k, (int32_t *)a.t[3].data + b * T, start, sizeof start);
 		k->ops->upload(k, (int32_t *)a.t[4].data + b * T, limit, sizeof limit);
+		for (int t = 0; t < T; t++)
+			start[t] = t - start[t];
+		k->ops->upload(k, (int32_t *)a.t[8].data + b * T, start, sizeof start);
+		for (int t = 0; t < T; t++)
+			start[t] = t - start[t];
 	}
 	report(name, time_of(run_attention, &a), 4 * pairs * hd, 0);
 	snprintf(name, sizeof name, "attention backward head %d, %s", hd,
 		 documents ? "documents" : "causal");
 	report(name, time_of(run_attention_backward, &a), 10 * pairs * hd, 0);
-	release(a.t, 7);
+	release(a.t, 9);
 }
 
 /* ---- matrix products of a layer: forward, gradient of the input, gradient of the weight */

@@ -26,7 +26,7 @@ struct run {
 	double seconds;                       /* of one of those passes */
 };
 
-#define CHECK_DIMS 6
+#define CHECK_DIMS 7
 
 struct op_case {
 	const char *op;

@@ -273,7 +273,7 @@ static void attention_forward(struct grads *g)
 static void attention_backward(struct grads *g)
 {
 	OPS->attention_backward(g->k, g->grad[0], g->dout[0], g->out[0], g->fixed[0], g->in[0], 2,
-				g->fixed[1], g->fixed[2]);
+				g->fixed[1], g->fixed[2], NULL);
 }
 
 static void swiglu_make(struct grads *g)

@@ -228,7 +228,7 @@ static void odd_heads_agree(void **state)
 		backend[b]->ops->attention(backend[b], y, l, x, 1, from, to);
 		backend[b]->ops->attention_backward(backend[b],
 						    tensor_4d(dqkv[b], DT_F32, T, 3, 1, HD), d, y,
-						    l, x, 1, from, to);
+						    l, x, 1, from, to, NULL);
 	}
 	for (int i = 0; i < T * HD; i++)
 		assert_float_equal(out[1][i], out[0][i], 1e-5);

@@ -95,12 +95,11 @@ void LOOP(attention)(struct kernels *k, struct tensor out, struct tensor lse, st
 
 void LOOP(attention_backward)(struct kernels *k, struct tensor dqkv, struct tensor dout,
 			      struct tensor out, struct tensor lse, struct tensor qkv, int heads,
-			      struct tensor start, struct tensor limit)
+			      struct tensor start, struct tensor limit, const struct turned *turned)
 {
 	struct shape s = shape_of(&qkv, heads, &start, &limit);
 	int64_t width = s.H * s.hd;
 
-	(void)k;
 	CHECK(tensor_count(&dqkv) == tensor_count(&qkv) && dqkv.type == qkv.type);
 	CHECK(tensor_count(&out) == s.B * s.T * width && out.type == qkv.type);
 	CHECK(tensor_count(&dout) == s.B * s.T * width && dout.type == qkv.type);
@@ -117,6 +116,8 @@ void LOOP(attention_backward)(struct kernels *k, struct tensor dqkv, struct tens
 		h.dv = at(&dqkv, part + 2 * width);
 		LOOP(head_backward)(&h);
 	}
+	if (turned)
+		LOOP(rope)(k, dqkv, heads, turned->cosine, turned->sine, turned->position, true);
 }
 
 /* The caches of sampling. */
