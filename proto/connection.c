@@ -15,7 +15,9 @@
 #define RECONNECT_MS 30000
 #define STRANGER_MS 1500 /* so long a handshake may fail for other reasons than a wrong key */
 #define TURN_MS 100      /* a wait looks at the interrupt so often */
-#define OPEN_MAX 64      /* requests at once */
+#define OPEN_MAX 256     /* requests at once; at least LIMIT_WAIT_ANY */
+
+_Static_assert(OPEN_MAX >= LIMIT_WAIT_ANY, "a question about each job that is waited for");
 
 struct open_request {
 	uint64_t id; /* 0: a free place */

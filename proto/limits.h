@@ -45,7 +45,7 @@
 #define LIMIT_UNSENT_BYTES (256u << 20)       /* all connections together */
 #define LIMIT_USER_WAITS 1024u                /* of one key */
 #define LIMIT_WAITS 4096u                     /* open long polls */
-#define LIMIT_WAIT_ANY 60u                    /* jobs of which the first is waited for */
+#define LIMIT_WAIT_ANY 250u                   /* jobs of which the first is waited for */
 #define LIMIT_WAIT_MS 30000u
 #define LIMIT_FILES_LISTED 10000u             /* of one job or artefact */
 #define LIMIT_CHUNK_BYTES (1u << 20)          /* file and upload chunks */

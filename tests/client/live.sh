@@ -45,7 +45,7 @@ check 'missing operand' status 2 "$cli" train x
 check 'no daemon known' status 3 "$cli" ping
 check 'no key of the daemon' status 2 "$cli" ping --endpoint "ipc://$folder/none"
 bounds() {
-	status 2 "$cli" wait --any $(seq 61) && says '61 jobs, at most 60' || return 1
+	status 2 "$cli" wait --any $(seq 251) && says '251 jobs, at most 250' || return 1
 	truncate -s 65M "$folder/large"
 	"$cli" submit --batch "$folder/large" >"$folder/said" 2>&1 && return 1
 	out=$(cat "$folder/said")
@@ -171,7 +171,13 @@ waiting() {
 	status 0 "$cli" cancel "$held" && status 5 "$cli" wait --tag slow || return 1
 	status 2 "$cli" wait && status 2 "$cli" wait 1 --timeout soon || return 1
 	status 4 "$cli" wait --tag nobody-has-it && status 4 "$cli" wait 999999 || return 1
-	status 2 "$cli" wait --any $(seq 61) && says 'at most 60'
+	for i in $(seq 250); do echo '{"noop": {}, "hold": true, "tag": ["many"]}'; done >"$folder/many"
+	status 0 "$cli" submit --batch "$folder/many" || return 1
+	last=$("$cli" jobs --tag many --limit 1 --json | sed 's/.*"id":\([0-9]*\).*/\1/')
+	status 6 "$cli" wait --tag many --any --timeout 0 && says 'for 250 of 250' || return 1
+	status 0 "$cli" release "$last" || return 1
+	status 0 "$cli" wait --tag many --any --timeout 1m && says "job $last (noop): done" || return 1
+	status 0 "$cli" cancel --tag many
 }
 check 'waiting for states, tags, the first, for so long' waiting
 check 'fetch of everything' status 0 "$cli" fetch 1 --all -o "$folder/out"
