@@ -185,16 +185,6 @@ static void settle(void)
 	}
 }
 
-static void drain(void)
-{
-	Tf__Request r = TF__REQUEST__INIT;
-	Tf__Drain m = TF__DRAIN__INIT;
-
-	r.body_case = TF__REQUEST__BODY_DRAIN;
-	r.drain = &m;
-	assert_ok(harness_call(h.line, &r, NULL, &e), &e);
-}
-
 static void bench(const struct kind *k, int rounds)
 {
 	double alone[2][ROUNDS_MAX], among[2][ROUNDS_MAX], ratio[2][ROUNDS_MAX];
@@ -259,7 +249,7 @@ int main(int argc, char **argv)
 		h.extra[2] = "--log-level";
 		h.extra[3] = "error";
 		harness_start(&h);
-		drain();
+		assert_ok(harness_drain(h.line, false, false, &e), &e);
 		for (int j = 0; j < 1000; j++)
 			harness_noop(&h, "done");
 		bench(&kinds[i], rounds);

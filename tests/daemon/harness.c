@@ -417,6 +417,34 @@ char *harness_reason(struct harness *h, uint64_t id, uint32_t *attempt)
 	return reason;
 }
 
+int harness_submit_noop(struct connection *c, const char *how, const uint8_t *token, uint64_t *id,
+			struct err *e)
+{
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	Tf__NoopSpec noop = TF__NOOP_SPEC__INIT;
+
+	spec.kind = TF__JOB_KIND__NOOP;
+	spec.name = (char *)how;
+	spec.spec_case = TF__JOB_SPEC__SPEC_NOOP;
+	spec.noop = &noop;
+	err_clear(e);
+	return harness_submit(c, &spec, token, false, id, e);
+}
+
+int harness_drain(struct connection *c, bool resume, bool stop, struct err *e)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__Drain m = TF__DRAIN__INIT;
+
+	m.has_resume = m.has_stop_daemon = true;
+	m.resume = resume;
+	m.stop_daemon = stop;
+	r.body_case = TF__REQUEST__BODY_DRAIN;
+	r.drain = &m;
+	err_clear(e);
+	return harness_call(c, &r, NULL, e);
+}
+
 int harness_upload_open(struct connection *c, uint64_t size, struct err *e)
 {
 	static uint64_t counter;

@@ -53,6 +53,10 @@ int harness_call(struct connection *c, Tf__Request *r, Tf__Reply **reply, struct
 uint64_t harness_noop(struct harness *h, const char *how);
 int harness_submit(struct connection *c, const Tf__JobSpec *spec, const uint8_t token[16],
 		   bool dry_run, uint64_t *id, struct err *e);
+/* A noop job of this name; token NULL: one of its own, id NULL: it is of no interest. */
+int harness_submit_noop(struct connection *c, const char *how, const uint8_t *token, uint64_t *id,
+			struct err *e);
+int harness_drain(struct connection *c, bool resume, bool stop, struct err *e);
 /* The job as job_show gives it; free the reply with tf__reply__free_unpacked. */
 Tf__Reply *harness_show(struct harness *h, uint64_t id);
 Tf__JobState harness_state(struct harness *h, uint64_t id);

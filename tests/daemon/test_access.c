@@ -43,19 +43,6 @@ static int stop(void **state)
 	return 0;
 }
 
-static int submit_noop(struct connection *c, const char *how, uint64_t *id)
-{
-	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
-	Tf__NoopSpec noop = TF__NOOP_SPEC__INIT;
-
-	spec.kind = TF__JOB_KIND__NOOP;
-	spec.name = (char *)how;
-	spec.spec_case = TF__JOB_SPEC__SPEC_NOOP;
-	spec.noop = &noop;
-	err_clear(&e);
-	return harness_submit(c, &spec, NULL, false, id, &e);
-}
-
 static int simple(struct connection *c, int body, Tf__Reply **reply)
 {
 	static Tf__Empty empty = TF__EMPTY__INIT;
@@ -78,7 +65,7 @@ static void a_reader_may_look_only(void **state)
 	assert_string_equal(reply->status->user, "ann");
 	assert_string_equal(reply->status->role, "reader");
 	tf__reply__free_unpacked(reply, NULL);
-	assert_int_equal(submit_noop(c, "done", NULL), TF_EREFUSED);
+	assert_int_equal(harness_submit_noop(c, "done", NULL, NULL, &e), TF_EREFUSED);
 	assert_non_null(strstr(e.text, "ann is a reader"));
 	connection_close(c);
 }
@@ -91,7 +78,7 @@ static void a_member_changes_their_own(void **state)
 	uint64_t theirs = harness_noop(&h, "wait"), own = 0;
 
 	(void)state;
-	assert_ok(submit_noop(c, "wait", &own), &e);
+	assert_ok(harness_submit_noop(c, "wait", NULL, &own, &e), &e);
 	assert_int_equal(harness_cancel(c, theirs, &e), TF_EREFUSED);
 	err_clear(&e);
 	assert_ok(harness_cancel(c, own, &e), &e);

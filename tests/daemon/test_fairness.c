@@ -70,16 +70,6 @@ static uint64_t receive_job(void *socket)
 	return id;
 }
 
-static void drain(void)
-{
-	Tf__Request r = TF__REQUEST__INIT;
-	Tf__Drain m = TF__DRAIN__INIT;
-
-	r.body_case = TF__REQUEST__BODY_DRAIN;
-	r.drain = &m;
-	assert_ok(harness_call(h.line, &r, NULL, &e), &e);
-}
-
 /* The daemon stands still while two users ask: one with many requests on each of many connections,
  * one with a few. Job numbers tell the order in which they were served then. With one line for each
  * connection, eight of the flood would come for each of the other's. */
@@ -90,7 +80,7 @@ static void many_connections_are_one_user(void **state)
 
 	(void)state;
 	start(NULL, NULL);
-	drain();
+	assert_ok(harness_drain(h.line, false, false, &e), &e);
 	polite = harness_socket(&h, context, NULL);
 	send_submits(polite, 1, 1);
 	receive_job(polite);

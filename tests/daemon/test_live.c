@@ -260,19 +260,6 @@ static void a_token_gives_one_job(void **state)
 	harness_stop(&h);
 }
 
-static int drain(struct harness *h, bool resume, bool stop, struct err *e)
-{
-	Tf__Request r = TF__REQUEST__INIT;
-	Tf__Drain m = TF__DRAIN__INIT;
-
-	m.has_resume = m.has_stop_daemon = true;
-	m.resume = resume;
-	m.stop_daemon = stop;
-	r.body_case = TF__REQUEST__BODY_DRAIN;
-	r.drain = &m;
-	return harness_call(h->line, &r, NULL, e);
-}
-
 static void a_drain_puts_jobs_back(void **state)
 {
 	struct harness h;
@@ -285,15 +272,15 @@ static void a_drain_puts_jobs_back(void **state)
 	harness_start(&h);
 	id = harness_noop(&h, "wait");
 	harness_until(&h, id, TF__JOB_STATE__RUNNING);
-	assert_ok(drain(&h, false, false, &e), &e);
+	assert_ok(harness_drain(h.line, false, false, &e), &e);
 	harness_until(&h, id, TF__JOB_STATE__QUEUED);
 	clock_sleep_ms(200);
 	assert_int_equal(harness_state(&h, id), TF__JOB_STATE__QUEUED);
-	assert_ok(drain(&h, true, false, &e), &e);
+	assert_ok(harness_drain(h.line, true, false, &e), &e);
 	harness_until(&h, id, TF__JOB_STATE__RUNNING);
 	xfree_(harness_reason(&h, id, &attempt));
 	assert_int_equal(attempt, 2);
-	assert_ok(drain(&h, false, true, &e), &e);
+	assert_ok(harness_drain(h.line, false, true, &e), &e);
 	harness_kill(&h, 0); /* it leaves by itself */
 	harness_start(&h);
 	harness_until(&h, id, TF__JOB_STATE__RUNNING);

@@ -181,18 +181,6 @@ static void old_files_go(void **state)
 
 /* ---------------------------------------------------------------- quotas */
 
-static int try_noop(void)
-{
-	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
-	Tf__NoopSpec noop = TF__NOOP_SPEC__INIT;
-
-	spec.kind = TF__JOB_KIND__NOOP;
-	spec.spec_case = TF__JOB_SPEC__SPEC_NOOP;
-	spec.noop = &noop;
-	err_clear(&e);
-	return harness_submit(h.line, &spec, NULL, false, NULL, &e);
-}
-
 static void a_quota_is_kept(void **state)
 {
 	Tf__Request r = TF__REQUEST__INIT;
@@ -205,14 +193,14 @@ static void a_quota_is_kept(void **state)
 	h.extra[0] = "--quota";
 	h.extra[1] = "4M";
 	harness_start(&h);
-	assert_ok(try_noop(), &e);
+	assert_ok(harness_submit_noop(h.line, "done", NULL, NULL, &e), &e);
 	assert_int_equal(harness_upload_open(h.line, 2u << 20, &e), TF_ELIMIT);
 	assert_non_null(strstr(e.text, "the quota is 4M"));
 	assert_ok(harness_upload_open(h.line, 500, &e), &e);
 	harness_kill(&h, SIGTERM);
 	h.extra[1] = "2M";
 	harness_start(&h);
-	assert_int_equal(try_noop(), TF_ELIMIT);
+	assert_int_equal(harness_submit_noop(h.line, "done", NULL, NULL, &e), TF_ELIMIT);
 	assert_non_null(strstr(e.text, "would use 3M of disk"));
 	ref.kind = TF__ARTEFACT_KIND__TOKENIZER_MODEL;
 	ref.name = (char *)"big";
@@ -220,7 +208,7 @@ static void a_quota_is_kept(void **state)
 	r.artefact_delete = &ref;
 	err_clear(&e);
 	assert_ok(harness_call(h.line, &r, NULL, &e), &e);
-	for (int i = 0; i < 500 && try_noop() < 0; i++)
+	for (int i = 0; i < 500 && harness_submit_noop(h.line, "done", NULL, NULL, &e) < 0; i++)
 		clock_sleep_ms(20);
 	assert_int_equal(e.code, 0);
 }
@@ -236,7 +224,7 @@ static void ended_jobs_count(void **state)
 	h.extra[1] = user;
 	harness_start(&h);
 	harness_until(&h, harness_noop(&h, "done"), TF__JOB_STATE__DONE);
-	for (int i = 0; i < 500 && try_noop() == 0; i++)
+	for (int i = 0; i < 500 && harness_submit_noop(h.line, "done", NULL, NULL, &e) == 0; i++)
 		clock_sleep_ms(20);
 	assert_int_equal(e.code, TF_ELIMIT); /* its log has more than ten bytes */
 	harness_kill(&h, SIGTERM);

@@ -90,19 +90,6 @@ static int ask(struct connection *c, Tf__Request__BodyCase body)
 	return harness_call(c, &r, NULL, &e);
 }
 
-static int submit(struct connection *c, const uint8_t *token, const char *how, uint64_t *id)
-{
-	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
-	Tf__NoopSpec noop = TF__NOOP_SPEC__INIT;
-
-	spec.kind = TF__JOB_KIND__NOOP;
-	spec.name = (char *)how;
-	spec.spec_case = TF__JOB_SPEC__SPEC_NOOP;
-	spec.noop = &noop;
-	err_clear(&e);
-	return harness_submit(c, &spec, token, false, id, &e);
-}
-
 /* ---------------------------------------------------------------- who */
 
 static void keys_and_roles(void **state)
@@ -120,7 +107,7 @@ static void keys_and_roles(void **state)
 	connection_close(c);
 	harness_enrol(&h, "ann", "reader", &reader);
 	c = harness_line(&h, &reader);
-	assert_int_equal(submit(c, NULL, "done", NULL), TF_EREFUSED);
+	assert_int_equal(harness_submit_noop(c, "done", NULL, NULL, &e), TF_EREFUSED);
 	put_down("ann", "submit", "TF_EREFUSED", "ann is a reader");
 	connection_close(c);
 	c = harness_line(&h, &member);
@@ -145,11 +132,11 @@ static void anothers_token(void **state)
 	uint64_t id = 0, again = 0, theirs = 0;
 
 	(void)state;
-	assert_ok(submit(h.line, token, "wait", &id), &e);
-	assert_int_equal(submit(c, token, "wait", &theirs), TF_EREFUSED);
+	assert_ok(harness_submit_noop(h.line, "wait", token, &id, &e), &e);
+	assert_int_equal(harness_submit_noop(c, "wait", token, &theirs, &e), TF_EREFUSED);
 	assert_int_equal(theirs, 0);
 	put_down("bob", "submit", "TF_EREFUSED", "this token belongs to a job of another user");
-	assert_ok(submit(h.line, token, "wait", &again), &e);
+	assert_ok(harness_submit_noop(h.line, "wait", token, &again, &e), &e);
 	assert_int_equal(again, id);
 	connection_close(c);
 }
