@@ -287,6 +287,8 @@ static void tick_running(struct daemon *d, struct worker *w, int64_t now)
 	if (ends == NEVER_MS)
 		return;
 	if (now >= ends) {
+		if (!w->warned)
+			warn(d, w, 0, why); /* the log says why, however late we look */
 		if (stop_job(d, w->job, TF__STOP_REASON__STOP_LIMIT, why, &e) < 0)
 			log_line(LOG_ERROR, w->job, "cannot be stopped: %s", e.text);
 	} else if (now >= ends - notice && !w->warned) {

@@ -12,8 +12,14 @@ experiments=$(cd "$(dirname "$0")/../../etc" && pwd)
 pictures=$1 out=$2 device=${DEVICE:-cuda}; shift 2
 mkdir -p "$out"
 
-# Every tenth picture whose name has a skin tone, one a line.
-grep -l 'skin tone' "$pictures"/*.txt | awk -F/ 'NR % 10 == 5 { sub(/\.txt$/, "", $NF); print $NF }' >"$out/heldout"
+# A tenth of the pictures whose names have a skin tone, spread by a hash of the name (every tenth of them in
+# order would be one tone alone), one a line.
+grep -l 'skin tone' "$pictures"/*.txt | awk -F/ '{
+	name = $NF; sub(/\.txt$/, "", name); hash = 0
+	for (i = 1; i <= length(name); i++)
+		hash = (hash * 31 + index("abcdefghijklmnopqrstuvwxyz-0123456789", substr(name, i, 1))) % 1000003
+	print hash * 7919 % 1000003, name
+}' | sort -n | awk '{ name[NR] = $2 } END { for (i = 1; i <= NR / 10; i++) print name[i] }' >"$out/heldout"
 
 transfuse data import emoji-pixels "$pictures" --size 128 --heldout "$out/heldout" --wait
 transfuse tokenizer train words --from-data emoji-pixels --pieces 2000 --wait
