@@ -226,6 +226,8 @@ int follow_until(struct client *c, uint64_t id, const struct follow *f, Tf__Repl
 		 struct err *e);
 /* Whether there is nothing more to wait for, and with which status. */
 bool follow_fits(const struct follow *f, const Tf__Job *j, int *status);
+/* Follows jobs to their ends and prints those (quiet: nothing); their status together. */
+int wait_for_ends(struct client *c, const uint64_t *id, size_t count, bool quiet, struct err *e);
 uint32_t follow_left(const struct follow *f);               /* ms of the next question */
 /* "job 12 (train emoji): done after 3 min 02 s", and its results. */
 void print_end(const Tf__Job *j);

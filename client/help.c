@@ -12,8 +12,8 @@
 	"wait json dry-run name tag after after-any after-failed hold project "                    \
 	"threads device gpus gpu-mem cpus mem priority time begin deadline retries retry"
 #define SWEEP                                                                                      \
-	"json dry-run tag after after-any after-failed hold project threads device gpus gpu-mem "  \
-	"cpus mem priority time begin deadline retries retry"
+	"wait json dry-run tag after after-any after-failed hold project threads device gpus "     \
+	"gpu-mem cpus mem priority time begin deadline retries retry"
 #define WORD_MAX 32
 #define HELP_COLUMN 28
 

@@ -269,7 +269,9 @@ int verb_sweep(struct client *c, struct err *e)
 		rc = send_jobs(c, &s, &all, e);
 	if (rc == 0)
 		print_sweep(c, &s, &all);
+	if (rc == 0 && args_has(&c->args, OPTION_WAIT) && !args_has(&c->args, OPTION_DRY_RUN))
+		rc = wait_for_ends(c, all.id, all.count, args_has(&c->args, OPTION_JSON), e);
 	jobs_release(&all);
 	sweep_release(&s);
-	return rc < 0 ? rc : STATUS_DONE;
+	return rc;
 }

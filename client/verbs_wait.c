@@ -116,6 +116,18 @@ static int read_options(const struct args *a, struct wait *w, struct err *e)
 	return 0;
 }
 
+int wait_for_ends(struct client *c, const uint64_t *id, size_t count, bool quiet, struct err *e)
+{
+	struct wait w = { .json = quiet, .worst = STATUS_DONE, .list = json_array() };
+	int rc;
+
+	w.follow = (struct follow){ .quiet = quiet, .until_ms = INT64_MAX };
+	w.jobs = (struct selection){ (uint64_t *)id, count }; /* borrowed */
+	rc = wait_all(c, &w, e);
+	json_decref(w.list);
+	return rc < 0 ? rc : w.worst;
+}
+
 int verb_wait(struct client *c, struct err *e)
 {
 	struct wait w = { .json = args_has(&c->args, OPTION_JSON), .worst = STATUS_DONE };

@@ -97,9 +97,8 @@ base: base.yaml
 set: {train.steps: 13, save.keep_every: 4, save.keep_last: 3}
 eval: [{task: perplexity, data: lines, split: train, limit: 1, checkpoint: every}, {task: loss, data: lines, split: train, limit: 1}]
 END
-	status 0 "$cli" sweep "$folder/each.yaml" || return 1
-	says '^7 jobs are submitted' || return 1
-	status 0 "$cli" wait --tag each --timeout 5m || return 1
+	status 0 "$cli" sweep "$folder/each.yaml" -w || return 1
+	says '^7 jobs are submitted' && says 'each-1-perplexity-13): done' || return 1
 	status 0 "$cli" compare --tag each --kind eval --csv || return 1
 	for step in 4 8 10 12 13; do says ",eval,each-1:$step,done," || return 1; done
 	says ',eval,each-1,done,'
