@@ -6,11 +6,10 @@
 #include "config.h"
 #include "client/client.h"
 #include "client/files.h"
+#include "client/tar.h"
 #include "lib/files.h"
 #include "lib/mem.h"
 
-#include <archive.h>
-#include <archive_entry.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -27,33 +26,18 @@
 struct sink {
 	struct upload *upload; /* NULL: only counted */
 	uint64_t bytes;
-	struct err *err;
-	int rc;
 };
 
-static la_ssize_t sink_write(struct archive *a, void *arg, const void *data, size_t len)
+static int sink_put(void *arg, const void *data, size_t len, struct err *e)
 {
 	struct sink *s = arg;
 
 	s->bytes += len;
-	if (s->upload && s->rc == 0)
-		s->rc = upload_put(s->upload, data, len, s->err);
-	if (s->rc == 0)
-		return (la_ssize_t)len;
-	archive_set_error(a, EIO, "the upload failed");
-	return -1;
-}
-
-static int archive_failed(struct archive *a, const struct sink *s, const char *path, struct err *e)
-{
-	if (s->rc < 0)
-		return s->rc; /* its sentence is set */
-	return err_set(e, TF_EIO, "%s: %s", path, archive_error_string(a));
+	return s->upload ? upload_put(s->upload, data, len, e) : 0;
 }
 
 /* The content of a file of the size it had; zeros for the first writing. */
-static int put_content(struct archive *a, const struct sink *s, const char *path, uint64_t size,
-		       struct err *e)
+static int put_content(struct sink *s, const char *path, uint64_t size, struct err *e)
 {
 	int fd = s->upload ? open(path, O_RDONLY | O_CLOEXEC) : -1, rc = 0;
 	uint8_t *block = xcalloc(1, BLOCK_BYTES);
@@ -71,8 +55,8 @@ static int put_content(struct archive *a, const struct sink *s, const char *path
 		else if (n == 0)
 			rc = err_set(e, TF_ECORRUPT, "%s: it became shorter while it was read",
 				     path);
-		else if (archive_write_data(a, block, (size_t)n) != n)
-			rc = archive_failed(a, s, path, e);
+		else
+			rc = sink_put(s, block, (size_t)n, e);
 		size -= rc == 0 ? (uint64_t)n : 0;
 	}
 	xfree(block);
@@ -81,45 +65,27 @@ static int put_content(struct archive *a, const struct sink *s, const char *path
 	return rc;
 }
 
-static int put_entry(struct archive *a, const struct sink *s, const struct file_set *f,
-		     const struct file_entry *f_entry, struct err *e)
+static int put_entry(struct sink *s, const struct file_set *f, const struct file_entry *entry,
+		     struct err *e)
 {
-	struct archive_entry *entry = archive_entry_new();
-	char *path = xasprintf("%s/%s", f->root, f_entry->path);
-	int rc = 0;
+	char *path = xasprintf("%s/%s", f->root, entry->path);
+	int rc = tar_begin(entry->path, entry->size, sink_put, s, e);
 
-	archive_entry_set_pathname(entry, f_entry->path);
-	archive_entry_set_size(entry, (la_int64_t)f_entry->size);
-	archive_entry_set_filetype(entry, AE_IFREG);
-	archive_entry_set_perm(entry, 0644);
-	archive_entry_set_mtime(entry, 0, 0);
-	if (archive_write_header(a, entry) != ARCHIVE_OK)
-		rc = archive_failed(a, s, f_entry->path, e);
 	if (rc == 0)
-		rc = put_content(a, s, path, f_entry->size, e);
-	archive_entry_free(entry);
+		rc = put_content(s, path, entry->size, e);
+	if (rc == 0)
+		rc = tar_pad(entry->size, sink_put, s, e);
 	xfree(path);
 	return rc;
 }
 
 static int write_tar(const struct file_set *f, struct sink *s, struct err *e)
 {
-	struct archive *a = archive_write_new();
 	int rc = 0;
 
-	CHECK(a);
-	archive_write_set_format_pax_restricted(a);
-	archive_write_set_options(a, "hdrcharset=UTF-8");
-	archive_write_set_bytes_per_block(a, BLOCK_BYTES);
-	archive_write_set_bytes_in_last_block(a, 1);
-	if (archive_write_open(a, s, NULL, sink_write, NULL) != ARCHIVE_OK)
-		rc = archive_failed(a, s, f->root, e);
 	for (size_t i = 0; rc == 0 && i < f->count; i++)
-		rc = put_entry(a, s, f, &f->entry[i], e);
-	if (archive_write_close(a) != ARCHIVE_OK && rc == 0)
-		rc = archive_failed(a, s, f->root, e);
-	archive_write_free(a);
-	return rc;
+		rc = put_entry(s, f, &f->entry[i], e);
+	return rc == 0 ? tar_finish(sink_put, s, e) : rc;
 }
 
 /* ---- the upload's name: the file's, without what the daemon would refuse */
@@ -147,7 +113,7 @@ static char *upload_name(const char *path, const char *suffix)
 static int send_tar(struct client *c, const char *path, const struct file_set *f, char **id,
 		    struct err *e)
 {
-	struct sink counted = { .err = e }, sent = { .err = e };
+	struct sink counted = { 0 }, sent = { 0 };
 	char *name = upload_name(path, ".tar");
 	int rc = write_tar(f, &counted, e);
 
