@@ -247,8 +247,9 @@ static void nothing_grows_under_clients(void **state)
 	print_message("# %ld s: RssAnon %.0f -> %.0f KiB (%+.1f %%), descriptors %ld -> %ld\n",
 		      seconds, early, late, 100 * (late - early) / early, before, after);
 	assert_true(after <= before);
-	/* in seconds buffers still grow to the size they will have */
-	assert_true(late <= early * 1.02 + (seconds < 60 ? 2048 : 0));
+	/* in seconds buffers still grow to the size they will have; sanitizers keep freed memory */
+	if (!getenv("TF_SANITIZED"))
+		assert_true(late <= early * 1.02 + (seconds < 60 ? 2048 : 0));
 	harness_stop(&h);
 }
 
@@ -359,7 +360,8 @@ static void ended_jobs_cost_no_memory(void **state)
 	(void)state;
 	none = memory_with(0);
 	many = memory_with((uint64_t)from_environment("TF_ENDED", 20000));
-	assert_true(many - none < 512);
+	if (!getenv("TF_SANITIZED"))
+		assert_true(many - none < 512);
 }
 
 int main(void)
