@@ -22,9 +22,10 @@
 #define TURN_ALONE_NS 2000000   /* requests are handled so long, then the commit comes */
 #define TURN_SHARED_NS 500000   /* while several users are about */
 #define READ_MESSAGES 512       /* in a turn */
-#define READ_FLOODED 8        /* in a turn after one with refusals, which begins */
-#define FLOODED_NS 200000     /* so much later */
-#define OWN_DESCRIPTORS 1024 /* workers, uploads, files, libraries */
+#define READ_FLOODED 8          /* in a turn after one with refusals, which begins */
+#define FLOODED_NS 200000       /* so much later */
+#define LAST_WORDS_MS 1000      /* so long the last answers may take to leave */
+#define OWN_DESCRIPTORS 1024    /* workers, uploads, files, libraries */
 #define REQUEST_FIELD_MAX 100
 
 /* ---------------------------------------------------------------- rows */
@@ -428,8 +429,12 @@ int server_open(struct daemon *d, struct err *e)
 
 void server_close(struct daemon *d)
 {
-	if (d->router)
+	int linger = LAST_WORDS_MS;
+
+	if (d->router) {
+		zmq_setsockopt(d->router, ZMQ_LINGER, &linger, sizeof linger);
 		zmq_close(d->router);
+	}
 	wire_watch_close(d->peers);
 	if (d->zap)
 		zmq_close(d->zap);
