@@ -244,7 +244,7 @@ static void turn(struct daemon *d)
 {
 	zmq_pollitem_t item[FIXED_ITEMS + LIMIT_WORKERS + READER_PROCESSES_MAX + 2];
 	size_t n = fill_items(d, item);
-	bool warm;
+	bool at_once;
 
 	CHECK(n <= ARRAY_LEN(item));
 	if (zmq_poll(item, (int)n, (long)wait_ms(d)) < 0)
@@ -259,10 +259,11 @@ static void turn(struct daemon *d)
 	if (n && item[3].revents)
 		tasks_finish(d);
 	housekeeping(d);
-	warm = warm_any(d);
-	/* with a warm worker at hand, what ended and what starts instead are one commit */
-	if (warm || loop_commit(d))
-		worker_start_all(d, !warm);
+	/* what ended and what starts instead are one commit, unless a new process would keep
+	 * somebody waiting for an answer */
+	at_once = warm_any(d) || d->outbox.count == 0;
+	if (at_once || loop_commit(d))
+		worker_start_all(d, !at_once);
 }
 
 void loop_run(struct daemon *d)

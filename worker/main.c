@@ -356,6 +356,10 @@ int main(int argc, char **argv)
 		die(WORKER_USAGE, "%s", e.text);
 	explicit_bzero(a.secret, sizeof a.secret);
 	status = work();
+#ifndef ORDERLY_EXIT
+	fflush(NULL);
+	_exit(status); /* its slot is free when it is gone: nothing is to be done any more */
+#endif
 	link_close(line);
 	return status;
 }
