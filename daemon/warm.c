@@ -265,8 +265,11 @@ enum warm warm_look(struct daemon *d, struct decision *list, size_t n, size_t i,
 	if (!warm_any(d))
 		return WARM_COLD;
 	*out = find_idle(d, list, n, i);
-	if (*out)
+	if (*out) { /* its place is taken, and that of the decision may be free for a later one */
+		list[i].holding = (*out)->holding;
+		list[i].holding.job = list[i].job;
 		return WARM_HERE;
+	}
 	if (d->workers < LIMIT_WORKERS && place_elsewhere(d, list, n, i))
 		return WARM_COLD;
 	return clear_place(d, &list[i].holding) ? WARM_LATER : WARM_COLD;

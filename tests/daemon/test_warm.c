@@ -158,6 +158,49 @@ static void a_free_place_is_taken_first(void **state)
 	harness_stop(&h);
 }
 
+/* Two jobs of one moment; the first gets the worker on the second slot, which waited longer. */
+static void two_idle_workers_get_a_job_each(void **state)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__SubmitBatch batch = TF__SUBMIT_BATCH__INIT;
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	Tf__NoopSpec n = TF__NOOP_SPEC__INIT;
+	ProtobufCBinaryData packed[2];
+	uint8_t data[2][200];
+	struct err e = ERR_INIT;
+	struct harness h;
+	uint64_t first, second;
+
+	(void)state;
+	begin(&h, "2", NULL);
+	first = noop(&h, 0.5, 0);
+	second = noop(&h, 0, 0);
+	harness_until(&h, second, TF__JOB_STATE__DONE);
+	harness_until(&h, first, TF__JOB_STATE__DONE);
+	spec.kind = TF__JOB_KIND__NOOP;
+	spec.spec_case = TF__JOB_SPEC__SPEC_NOOP;
+	spec.noop = &n;
+	for (int i = 0; i < 2; i++) {
+		Tf__Submit one = TF__SUBMIT__INIT;
+		uint8_t token[16] = { (uint8_t)(i + 1) };
+
+		one.token = (ProtobufCBinaryData){ sizeof token, token };
+		one.spec = &spec;
+		assert_true(tf__submit__get_packed_size(&one) <= sizeof data[i]);
+		packed[i] = (ProtobufCBinaryData){ tf__submit__pack(&one, data[i]), data[i] };
+	}
+	batch.n_submit = 2;
+	batch.submit = packed;
+	r.body_case = TF__REQUEST__BODY_SUBMIT_BATCH;
+	r.submit_batch = &batch;
+	assert_ok(harness_call(h.line, &r, NULL, &e), &e);
+	harness_until(&h, second + 1, TF__JOB_STATE__DONE);
+	harness_until(&h, second + 2, TF__JOB_STATE__DONE);
+	assert_int_equal(harness_said(&h, "another job needs its place"), 0);
+	assert_int_equal(harness_said(&h, "goes to the warm worker"), 2);
+	harness_stop(&h);
+}
+
 static void on_a_drained_slot_it_gets_nothing(void **state)
 {
 	Tf__Request r = TF__REQUEST__INIT;
@@ -321,6 +364,7 @@ int main(void)
 		cmocka_unit_test(a_cancelled_job_leaves_the_worker_warm),
 		cmocka_unit_test(another_shape_takes_its_place),
 		cmocka_unit_test(a_free_place_is_taken_first),
+		cmocka_unit_test(two_idle_workers_get_a_job_each),
 		cmocka_unit_test(on_a_drained_slot_it_gets_nothing),
 		cmocka_unit_test(killed_idle_or_busy_it_is_replaced),
 		cmocka_unit_test(a_new_daemon_adopts_the_job_and_not_the_idle),
