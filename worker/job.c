@@ -44,9 +44,9 @@ int job_init(struct job *job, const Tf__Assignment *assignment, struct link *lin
 		job->threads = job->spec->threads;
 	job->link = link;
 	job->results = job_path(job->folder, "results");
-	if (mkdir(job->results, 0700) < 0 && errno != EEXIST)
-		return err_errno(e, "%s", job->results);
-	return 0; /* its name is synced at the end, if anything is in it */
+	if (mkdir(job->results, 0700) == 0 || errno == EEXIST)
+		return 0; /* its name is synced at the end, if anything is in it */
+	return dir_make(job->results, 0700, e);
 }
 
 void job_release(struct job *job)
