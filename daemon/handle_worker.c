@@ -155,6 +155,19 @@ int handle_worker_hello(struct daemon *d, struct request *r)
 
 /* ---------------------------------------------------------------- report, done */
 
+/* A worker whose line came back so soon that it noticed no other daemon, and so said no hello. */
+static void hear_again(struct daemon *d, struct request *r)
+{
+	struct worker *w = r->worker;
+	const struct job *j = live_find(&d->live, w->job);
+
+	w->hello_by_ms = 0;
+	w->route_len = r->route_len;
+	memcpy(w->route, r->route, r->route_len);
+	if (j->stopping)
+		order_put(d, w, (Tf__StopReason)j->stopping);
+}
+
 int handle_worker_report(struct daemon *d, struct request *r)
 {
 	const Tf__WorkerReport *m = r->message->worker_report;
@@ -164,6 +177,8 @@ int handle_worker_report(struct daemon *d, struct request *r)
 	FAIL_IF(m->progress->n_metric > LIMIT_METRICS, &r->err, TF_ELIMIT,
 		"%zu metrics: the limit is %u", m->progress->n_metric, LIMIT_METRICS);
 	j = live_find(&d->live, m->job);
+	if (!r->worker->route_len && j->state != TF__JOB_STATE__STARTING)
+		hear_again(d, r);
 	if (j->resuming)
 		TRY(job_resumed(d, j, &r->err));
 	job_progress(d, j, m->progress);

@@ -583,6 +583,7 @@ static void bench_crash(void)
 	bool adopted;
 
 	start(&h, "1", "0");
+	noop.has_seconds = true;
 	noop.seconds = 60;
 	running = submit(&h);
 	noop.seconds = 0;
