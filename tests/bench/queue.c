@@ -517,23 +517,9 @@ static void bench_drains(void)
 
 /* ---------------------------------------------------------------- many jobs */
 
-static long rss_anon_kib(pid_t pid)
-{
-	char *path = xasprintf("/proc/%d/status", (int)pid), line[256];
-	FILE *f = fopen(path, "r");
-	long kib = -1;
-
-	while (f && fgets(line, sizeof line, f))
-		sscanf(line, "RssAnon: %ld", &kib);
-	if (f)
-		fclose(f);
-	xfree(path);
-	return kib;
-}
-
 static void say_memory(const struct harness *h, const char *what)
 {
-	say(what, (double)rss_anon_kib(h->pid) * 1024 / 1e6, ",\"unit\":\"MB\"");
+	say(what, (double)harness_rss_anon_kib(h) * 1024 / 1e6, ",\"unit\":\"MB\"");
 }
 
 static void time_list(struct harness *h, const char *what, const char *option)

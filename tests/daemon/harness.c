@@ -482,3 +482,41 @@ char *harness_log(struct harness *h, uint64_t id)
 	xfree(path);
 	return buf_detach(&b);
 }
+
+long harness_rss_anon_kib(const struct harness *h)
+{
+	char *path = xasprintf("/proc/%d/status", (int)h->pid), line[256];
+	FILE *f = fopen(path, "r");
+	long kib = -1;
+
+	while (f && fgets(line, sizeof line, f))
+		sscanf(line, "RssAnon: %ld", &kib);
+	if (f)
+		fclose(f);
+	xfree(path);
+	return kib;
+}
+
+void harness_send_noops(void *socket, const char *how, uint64_t first, uint64_t count)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__Submit m = TF__SUBMIT__INIT;
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	Tf__NoopSpec noop = TF__NOOP_SPEC__INIT;
+	uint64_t token[2] = { 0, (uint64_t)(uintptr_t)socket };
+
+	spec.kind = TF__JOB_KIND__NOOP;
+	spec.name = (char *)how;
+	spec.spec_case = TF__JOB_SPEC__SPEC_NOOP;
+	spec.noop = &noop;
+	m.token.len = sizeof token;
+	m.token.data = (uint8_t *)token;
+	m.spec = &spec;
+	r.version = TF_PROTOCOL_VERSION;
+	r.body_case = TF__REQUEST__BODY_SUBMIT;
+	r.submit = &m;
+	for (r.id = first; r.id < first + count; r.id++) {
+		token[0] = r.id;
+		harness_send(socket, &r);
+	}
+}

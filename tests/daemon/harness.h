@@ -33,6 +33,8 @@ void harness_stop(struct harness *h);             /* kills everything, removes t
 int harness_said(const struct harness *h, const char *words);
 void harness_until_said(const struct harness *h, const char *words, int times);
 
+long harness_rss_anon_kib(const struct harness *h); /* private memory of the daemon */
+
 /* A line of another user; close it with connection_close. */
 struct connection *harness_line(struct harness *h, const struct key_pair *keys);
 /* Makes a pair of keys and enrols the public one. */
@@ -41,6 +43,8 @@ void harness_enrol(struct harness *h, const char *name, const char *role, struct
 void *harness_socket(struct harness *h, void *context, const struct key_pair *keys);
 /* Sends on it, waiting until there is room. */
 void harness_send(void *socket, const Tf__Request *r);
+/* Submits noop jobs of this name on it, as requests first, first + 1, ...; takes no answers. */
+void harness_send_noops(void *socket, const char *how, uint64_t first, uint64_t count);
 /* An answer that comes on it within the time; NULL: none. */
 Tf__Reply *harness_receive(void *socket, int64_t timeout_ms);
 char *harness_path(const struct harness *h, const char *fmt, ...)

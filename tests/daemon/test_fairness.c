@@ -33,30 +33,6 @@ static void start(const char *option, const char *value)
 	harness_enrol(&h, "flo", "member", &flo);
 }
 
-static void send_submits(void *socket, uint64_t first, uint64_t count)
-{
-	Tf__Request r = TF__REQUEST__INIT;
-	Tf__Submit m = TF__SUBMIT__INIT;
-	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
-	Tf__NoopSpec noop = TF__NOOP_SPEC__INIT;
-	uint64_t token[2] = { 0, (uint64_t)(uintptr_t)socket };
-
-	spec.kind = TF__JOB_KIND__NOOP;
-	spec.name = (char *)"done";
-	spec.spec_case = TF__JOB_SPEC__SPEC_NOOP;
-	spec.noop = &noop;
-	m.token.len = sizeof token;
-	m.token.data = (uint8_t *)token;
-	m.spec = &spec;
-	r.version = TF_PROTOCOL_VERSION;
-	r.body_case = TF__REQUEST__BODY_SUBMIT;
-	r.submit = &m;
-	for (r.id = first; r.id < first + count; r.id++) {
-		token[0] = r.id;
-		harness_send(socket, &r);
-	}
-}
-
 /* The number of the job that the next answer names. */
 static uint64_t receive_job(void *socket)
 {
@@ -82,17 +58,17 @@ static void many_connections_are_one_user(void **state)
 	start(NULL, NULL);
 	assert_ok(harness_drain(h.line, false, false, &e), &e);
 	polite = harness_socket(&h, context, NULL);
-	send_submits(polite, 1, 1);
+	harness_send_noops(polite, "done", 1, 1);
 	receive_job(polite);
 	for (int i = 0; i < FLOOD_LINES; i++) {
 		flood[i] = harness_socket(&h, context, &flo);
-		send_submits(flood[i], 1, 1);
+		harness_send_noops(flood[i], "done", 1, 1);
 		receive_job(flood[i]);
 	}
 	kill(h.pid, SIGSTOP);
 	for (int i = 0; i < FLOOD_LINES; i++)
-		send_submits(flood[i], 2, FLOOD_EACH);
-	send_submits(polite, 2, POLITE);
+		harness_send_noops(flood[i], "done", 2, FLOOD_EACH);
+	harness_send_noops(polite, "done", 2, POLITE);
 	clock_sleep_ms(100);
 	kill(h.pid, SIGCONT);
 	first = receive_job(polite);
@@ -220,20 +196,6 @@ static void connections_are_bounded(void **state)
 	harness_stop(&h);
 }
 
-static long anonymous_kib(void)
-{
-	char *path = xasprintf("/proc/%d/status", (int)h.pid), line[256];
-	FILE *f = fopen(path, "r");
-	long kib = -1;
-
-	while (f && fgets(line, sizeof line, f))
-		sscanf(line, "RssAnon: %ld", &kib);
-	if (f)
-		fclose(f);
-	xfree(path);
-	return kib;
-}
-
 /* Somebody asks for long answers and reads none: so much is kept for them, the rest is dropped. */
 static void unread_answers_are_bounded(void **state)
 {
@@ -255,7 +217,7 @@ static void unread_answers_are_bounded(void **state)
 	assert_ok(file_write(path, text, (300u << 10) - 1, 0600, &wrong), &wrong);
 	socket = harness_socket(&h, context, &flo);
 	zmq_setsockopt(socket, ZMQ_RCVHWM, &one, sizeof one);
-	before = anonymous_kib();
+	before = harness_rss_anon_kib(&h);
 	m.job = id;
 	r.version = TF_PROTOCOL_VERSION;
 	r.body_case = TF__REQUEST__BODY_LOG_READ;
@@ -267,9 +229,10 @@ static void unread_answers_are_bounded(void **state)
 		assert_int_equal(ping(h.line), 0);
 		clock_sleep_ms(20);
 	}
-	print_message("# %ld KiB for 1500 unread answers of 256 KiB\n", anonymous_kib() - before);
+	print_message("# %ld KiB for 1500 unread answers of 256 KiB\n",
+		      harness_rss_anon_kib(&h) - before);
 	if (!getenv("TF_SANITIZED")) /* freed memory is kept there for a while */
-		assert_true(anonymous_kib() - before < (100 << 10));
+		assert_true(harness_rss_anon_kib(&h) - before < (100 << 10));
 	zmq_close(socket);
 	zmq_ctx_term(context);
 	xfree(path);

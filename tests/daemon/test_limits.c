@@ -159,27 +159,9 @@ static size_t listed(Tf__JobList *m)
 static void submit_many(unsigned count)
 {
 	void *context = zmq_ctx_new(), *socket = harness_socket(&h, context, NULL);
-	Tf__Request r = TF__REQUEST__INIT;
-	Tf__Submit m = TF__SUBMIT__INIT;
-	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
-	Tf__NoopSpec noop = TF__NOOP_SPEC__INIT;
 	struct wire_message answer;
-	uint64_t token[2] = { 0 };
 
-	spec.kind = TF__JOB_KIND__NOOP;
-	spec.name = (char *)"wait";
-	spec.spec_case = TF__JOB_SPEC__SPEC_NOOP;
-	spec.noop = &noop;
-	m.token.len = sizeof token;
-	m.token.data = (uint8_t *)token;
-	m.spec = &spec;
-	r.version = TF_PROTOCOL_VERSION;
-	r.body_case = TF__REQUEST__BODY_SUBMIT;
-	r.submit = &m;
-	for (r.id = 1; r.id <= count; r.id++) {
-		token[0] = r.id;
-		harness_send(socket, &r);
-	}
+	harness_send_noops(socket, "wait", 1, count);
 	for (unsigned i = 0; i < count; i++) {
 		zmq_pollitem_t item = { .socket = socket, .events = ZMQ_POLLIN };
 

@@ -30,20 +30,6 @@ static long from_environment(const char *name, long otherwise)
 	return text && *text ? atol(text) : otherwise;
 }
 
-static long rss_anon_kib(pid_t pid)
-{
-	char *path = xasprintf("/proc/%d/status", (int)pid), line[256];
-	FILE *f = fopen(path, "r");
-	long kib = -1;
-
-	while (f && fgets(line, sizeof line, f))
-		sscanf(line, "RssAnon: %ld", &kib);
-	if (f)
-		fclose(f);
-	xfree(path);
-	return kib;
-}
-
 static int count_one(void *arg, const char *name)
 {
 	(void)name;
@@ -235,7 +221,7 @@ static void nothing_grows_under_clients(void **state)
 	before = descriptors(h.pid);
 	start_clients(c, until);
 	while (clock_mono_ms() < until && n < SAMPLES_MAX) {
-		kib[n++] = (double)rss_anon_kib(h.pid);
+		kib[n++] = (double)harness_rss_anon_kib(&h);
 		clock_sleep_ms(seconds < 60 ? 50 : 500);
 	}
 	end_clients(c);
@@ -346,7 +332,7 @@ static long memory_with(uint64_t ended)
 	assert_int_equal(count_of_ended(), ended);
 	tf__reply__free_unpacked(reply, NULL);
 	harness_until(&h, harness_noop(&h, "done"), TF__JOB_STATE__DONE);
-	kib = rss_anon_kib(h.pid);
+	kib = harness_rss_anon_kib(&h);
 	print_message("# %llu ended jobs: RssAnon %ld KiB, started in %lld ms\n",
 		      (unsigned long long)ended, kib, (long long)start);
 	harness_stop(&h);
