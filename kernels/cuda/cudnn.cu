@@ -5,6 +5,7 @@
  * fixed order, so that the same input gives the same bits. Gradients of bf16 weights are rounded to
  * bf16 once before they are added to the f32 ones. */
 #include "kernels/cuda/conv.cuh"
+#include "kernels/cuda/library.cuh"
 
 extern "C" {
 #include "lib/mem.h"
@@ -25,10 +26,9 @@ void cudnn_close(struct cuda_state *)
 #else
 
 #include <cudnn.h>
-#include <dlfcn.h>
 #include <string.h>
 
-#define LIBRARY "libcudnn.so.9"
+#define LIBRARY LIBRARY_FILE("libcudnn", CUDNN_MAJOR)
 #define ALGORITHMS_MOST 16
 
 #define FUNCTIONS(F)                                                                       \
@@ -73,13 +73,10 @@ struct conv_plan {
 };
 
 struct cudnn {
-	void *library; /* NULL: there is none */
-	cudnnHandle_t handle;
+	FUNCTIONS(LIBRARY_POINTER)
+	cudnnHandle_t handle; /* NULL: there is no such library */
 	struct conv_plan *plan;
 	int count, room;
-#define F(name) decltype(&::name) name;
-	FUNCTIONS(F)
-#undef F
 };
 
 static void check(const struct cudnn *c, cudnnStatus_t rc, const char *what, int line)
@@ -90,28 +87,16 @@ static void check(const struct cudnn *c, cudnnStatus_t rc, const char *what, int
 }
 #define DNN(call) check(c, c->call, #call, __LINE__)
 
-static bool find_functions(struct cudnn *c)
-{
-#define F(name)                                                      \
-	c->name = (decltype(&::name))dlsym(c->library, #name); \
-	if (!c->name)                                                \
-		return false;
-	FUNCTIONS(F)
-#undef F
-	return true;
-}
-
 static struct cudnn *cudnn_open(struct cuda_state *s)
 {
+	static const char *const names[] = { FUNCTIONS(LIBRARY_NAME) };
 	struct cudnn *c = (struct cudnn *)xcalloc(1, sizeof *c);
 
-	c->library = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL);
-	if (c->library && (!find_functions(c) ||
-			   c->cudnnCreate(&c->handle) != CUDNN_STATUS_SUCCESS)) {
-		dlclose(c->library);
-		c->library = NULL;
-	}
-	if (c->library)
+	static_assert(offsetof(struct cudnn, handle) == sizeof names, "a name a pointer");
+	if (library_open(LIBRARY, names, ARRAY_LEN(names), (void **)c, NULL) < 0 ||
+	    c->cudnnCreate(&c->handle) != CUDNN_STATUS_SUCCESS)
+		c->handle = NULL;
+	else
 		DNN(cudnnSetStream(c->handle, s->stream));
 	return c;
 }
@@ -124,7 +109,6 @@ static void plan_release(struct cudnn *c, struct conv_plan *p)
 	c->cudnnDestroyConvolutionDescriptor(p->conv);
 }
 
-/* The library stays mapped: it has threads and handlers of its own. */
 void cudnn_close(struct cuda_state *s)
 {
 	struct cudnn *c = s->cudnn;
@@ -133,7 +117,7 @@ void cudnn_close(struct cuda_state *s)
 		return;
 	for (int i = 0; i < c->count; i++)
 		plan_release(c, &c->plan[i]);
-	if (c->library)
+	if (c->handle)
 		c->cudnnDestroy(c->handle);
 	xfree_(c->plan);
 	xfree_(c);
@@ -282,7 +266,7 @@ bool cudnn_conv(struct cuda_state *s, enum conv_pass pass, const struct geometry
 	if (!s->cudnn)
 		s->cudnn = cudnn_open(s);
 	c = s->cudnn;
-	if (!c->library || g->before != g->after)
+	if (!c->handle || g->before != g->after)
 		return false;
 	p = plan_of(c, &shape);
 	if (!p->usable)

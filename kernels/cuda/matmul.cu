@@ -8,6 +8,7 @@
  * The library is column-major: it computes C^T[N,M] = op(B)^T op(A)^T, so B is its first operand.
  */
 #include "kernels/cuda/few.cuh"
+#include "kernels/cuda/library.cuh"
 
 extern "C" {
 #include "lib/mem.h"
@@ -18,6 +19,24 @@ extern "C" {
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#define LIBRARY LIBRARY_FILE("libcublasLt", CUBLAS_VER_MAJOR)
+#define FUNCTIONS(F)                                    \
+	F(cublasLtCreate)                               \
+	F(cublasLtDestroy)                              \
+	F(cublasLtGetStatusString)                      \
+	F(cublasLtGetVersion)                           \
+	F(cublasLtMatmul)                               \
+	F(cublasLtMatmulAlgoCheck)                      \
+	F(cublasLtMatmulAlgoGetHeuristic)               \
+	F(cublasLtMatmulDescCreate)                     \
+	F(cublasLtMatmulDescDestroy)                    \
+	F(cublasLtMatmulDescSetAttribute)               \
+	F(cublasLtMatmulPreferenceCreate)               \
+	F(cublasLtMatmulPreferenceDestroy)              \
+	F(cublasLtMatmulPreferenceSetAttribute)         \
+	F(cublasLtMatrixLayoutCreate)                   \
+	F(cublasLtMatrixLayoutDestroy)
 
 #define WORKSPACE_BYTES ((size_t)64 << 20)
 #define CANDIDATES 16
@@ -39,6 +58,7 @@ struct choice {
 };
 
 struct matmul_table {
+	FUNCTIONS(LIBRARY_POINTER)
 	cublasLtHandle_t library;
 	void *workspace;
 	cudaEvent_t begin, end;
@@ -46,22 +66,34 @@ struct matmul_table {
 	int count, room;
 };
 
-static void lt_check(cublasStatus_t rc, const char *what, int line)
+static void lt_check(const struct matmul_table *t, cublasStatus_t rc, const char *what, int line)
 {
 	if (rc != CUBLAS_STATUS_SUCCESS)
 		die(KERNEL_EXIT_DEVICE, "the GPU failed: cuBLASLt says %s in %s at %s:%d",
-		    cublasLtGetStatusString(rc), what, __FILE__, line);
+		    t->cublasLtGetStatusString(rc), what, __FILE__, line);
 }
-#define LT(call) lt_check((call), #call, __LINE__)
+#define LT(call) lt_check(t, t->call, #call, __LINE__)
+
+static int start_library(struct cuda_state *s, struct matmul_table *t, struct err *e)
+{
+	static const char *const names[] = { FUNCTIONS(LIBRARY_NAME) };
+	cublasStatus_t rc;
+
+	static_assert(offsetof(struct matmul_table, library) == sizeof names, "a name a pointer");
+	if (library_open(LIBRARY, names, ARRAY_LEN(names), (void **)t, e) < 0)
+		return err_prefix(e, "device cuda:%d", s->device);
+	rc = t->cublasLtCreate(&t->library);
+	FAIL_IF(rc != CUBLAS_STATUS_SUCCESS, e, TF_EUNSUPPORTED,
+		"device cuda:%d: cuBLASLt cannot be started: %s", s->device,
+		t->cublasLtGetStatusString(rc));
+	return 0;
+}
 
 struct matmul_table *matmul_table_new(struct cuda_state *s, struct err *e)
 {
 	struct matmul_table *t = (struct matmul_table *)xcalloc(1, sizeof *t);
-	cublasStatus_t rc = cublasLtCreate(&t->library);
 
-	if (rc != CUBLAS_STATUS_SUCCESS) {
-		err_set(e, TF_EUNSUPPORTED, "device cuda:%d: cuBLASLt cannot be started: %s",
-			s->device, cublasLtGetStatusString(rc));
+	if (start_library(s, t, e) < 0) {
 		xfree_(t);
 		return NULL;
 	}
@@ -76,13 +108,13 @@ struct matmul_table *matmul_table_new(struct cuda_state *s, struct err *e)
 	return t;
 }
 
-static void choice_release(struct choice *c)
+static void choice_release(struct matmul_table *t, struct choice *c)
 {
 	if (c->operation) {
-		cublasLtMatmulDescDestroy(c->operation);
-		cublasLtMatrixLayoutDestroy(c->a);
-		cublasLtMatrixLayoutDestroy(c->b);
-		cublasLtMatrixLayoutDestroy(c->c);
+		t->cublasLtMatmulDescDestroy(c->operation);
+		t->cublasLtMatrixLayoutDestroy(c->a);
+		t->cublasLtMatrixLayoutDestroy(c->b);
+		t->cublasLtMatrixLayoutDestroy(c->c);
 	}
 }
 
@@ -91,13 +123,13 @@ void matmul_table_free(struct matmul_table *t)
 	if (!t)
 		return;
 	for (int i = 0; i < t->count; i++)
-		choice_release(&t->choice[i]);
+		choice_release(t, &t->choice[i]);
 	if (t->begin)
 		(void)cudaEventDestroy(t->begin);
 	if (t->end)
 		(void)cudaEventDestroy(t->end);
 	(void)cudaFree(t->workspace);
-	cublasLtDestroy(t->library);
+	t->cublasLtDestroy(t->library);
 	xfree_(t->choice);
 	xfree_(t);
 }
@@ -174,7 +206,8 @@ static cudaDataType_t library_type(int t)
 	return t == DT_BF16 ? CUDA_R_16BF : CUDA_R_32F;
 }
 
-static cublasLtMatrixLayout_t layout(int type, int64_t rows, int64_t columns)
+static cublasLtMatrixLayout_t layout(struct matmul_table *t, int type, int64_t rows,
+				     int64_t columns)
 {
 	cublasLtMatrixLayout_t l = NULL;
 
@@ -183,7 +216,7 @@ static cublasLtMatrixLayout_t layout(int type, int64_t rows, int64_t columns)
 	return l;
 }
 
-static void describe(struct choice *c)
+static void describe(struct matmul_table *t, struct choice *c)
 {
 	const struct shape *x = &c->shape;
 	cublasOperation_t first = x->tb ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -198,9 +231,9 @@ static void describe(struct choice *c)
 	if (x->bias)
 		LT(cublasLtMatmulDescSetAttribute(c->operation, CUBLASLT_MATMUL_DESC_EPILOGUE,
 						  &epilogue, sizeof epilogue));
-	c->b = x->tb ? layout(x->in, x->k, x->n) : layout(x->in, x->n, x->k);
-	c->a = x->ta ? layout(x->in, x->m, x->k) : layout(x->in, x->k, x->m);
-	c->c = layout(x->out, x->n, x->m);
+	c->b = x->tb ? layout(t, x->in, x->k, x->n) : layout(t, x->in, x->n, x->k);
+	c->a = x->ta ? layout(t, x->in, x->m, x->k) : layout(t, x->in, x->k, x->m);
+	c->c = layout(t, x->out, x->n, x->m);
 }
 
 static cublasStatus_t run(struct cuda_state *s, const struct choice *c, const struct product *p,
@@ -209,9 +242,15 @@ static cublasStatus_t run(struct cuda_state *s, const struct choice *c, const st
 	struct matmul_table *t = s->matmul;
 	float one = 1.0f, beta = p->beta;
 
-	return cublasLtMatmul(t->library, c->operation, &one, p->b, c->b, p->a, c->a, &beta, p->c,
-			      c->c, out, c->c, &c->algorithm, t->workspace, WORKSPACE_BYTES,
-			      s->stream);
+	return t->cublasLtMatmul(t->library, c->operation, &one, p->b, c->b, p->a, c->a, &beta,
+				 p->c, c->c, out, c->c, &c->algorithm, t->workspace,
+				 WORKSPACE_BYTES, s->stream);
+}
+
+static void run_checked(struct cuda_state *s, const struct choice *c, const struct product *p,
+			void *out)
+{
+	lt_check(s->matmul, run(s, c, p, out), "cublasLtMatmul", __LINE__);
 }
 
 static int candidates(struct matmul_table *t, const struct choice *c,
@@ -233,8 +272,9 @@ static int candidates(struct matmul_table *t, const struct choice *c,
 	     i <= CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES; i++)
 		LT(cublasLtMatmulPreferenceSetAttribute(
 			wish, (cublasLtMatmulPreferenceAttributes_t)i, &align, sizeof align));
-	if (cublasLtMatmulAlgoGetHeuristic(t->library, c->operation, c->b, c->a, c->c, c->c, wish,
-					   CANDIDATES, found, &n) != CUBLAS_STATUS_SUCCESS)
+	if (t->cublasLtMatmulAlgoGetHeuristic(t->library, c->operation, c->b, c->a, c->c, c->c,
+					      wish, CANDIDATES, found,
+					      &n) != CUBLAS_STATUS_SUCCESS)
 		n = 0;
 	LT(cublasLtMatmulPreferenceDestroy(wish));
 	return n;
@@ -250,7 +290,7 @@ static float time_of(struct cuda_state *s, const struct choice *c, const struct 
 		return 1e30f;
 	CUDA(cudaEventRecord(s->matmul->begin, s->stream));
 	for (int i = 0; i < TIMED_RUNS; i++)
-		LT(run(s, c, p, out));
+		run_checked(s, c, p, out);
 	CUDA(cudaEventRecord(s->matmul->end, s->stream));
 	CUDA(cudaEventSynchronize(s->matmul->end));
 	CUDA(cudaEventElapsedTime(&ms, s->matmul->begin, s->matmul->end));
@@ -314,31 +354,32 @@ static bool serves(struct matmul_table *t, const struct choice *c)
 {
 	cublasLtMatmulHeuristicResult_t found;
 
-	return cublasLtMatmulAlgoCheck(t->library, c->operation, c->b, c->a, c->c, c->c,
-				       &c->algorithm, &found) == CUBLAS_STATUS_SUCCESS &&
+	return t->cublasLtMatmulAlgoCheck(t->library, c->operation, c->b, c->a, c->c, c->c,
+					  &c->algorithm, &found) == CUBLAS_STATUS_SUCCESS &&
 	       found.workspaceSize <= WORKSPACE_BYTES;
 }
 
 static void run_library(struct cuda_state *s, const struct product *p)
 {
+	struct matmul_table *t = s->matmul;
 	struct shape x = shape_of(p);
-	struct choice *c = table_find(s->matmul, &x);
+	struct choice *c = table_find(t, &x);
 	bool fresh = !c;
 
 	if (!c)
-		c = table_add(s->matmul, &x);
+		c = table_add(t, &x);
 	if (!c->operation)
-		describe(c);
+		describe(t, c);
 	if (p->bias)
 		LT(cublasLtMatmulDescSetAttribute(c->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
 						  &p->bias, sizeof p->bias));
-	if (fresh || (c->given && !serves(s->matmul, c)))
+	if (fresh || (c->given && !serves(t, c)))
 		choose(s, c, p);
 	c->given = false;
 	if (c->plain)
 		run_plain(s, p);
 	else
-		LT(run(s, c, p, p->c));
+		run_checked(s, c, p, p->c);
 }
 
 /* Few rows of bf16: bound by the weights' bytes, and better off without the library. */
@@ -432,7 +473,7 @@ char *cuda_choices(const struct kernels *k)
 	size_t room = ((size_t)t->count + 1) * LINE_MOST, used;
 	char *text = (char *)xcalloc(1, room);
 
-	used = (size_t)snprintf(text, room, "%zu %s\n", cublasLtGetVersion(), s->name);
+	used = (size_t)snprintf(text, room, "%zu %s\n", t->cublasLtGetVersion(), s->name);
 	for (int i = 0; i < t->count; i++) {
 		const struct choice *c = &t->choice[i];
 		const struct shape *x = &c->shape;
@@ -485,15 +526,16 @@ static bool parse_choice(const char *line, struct shape *x, cublasLtMatmulAlgo_t
 int cuda_choose(struct kernels *k, const char *text, struct err *e)
 {
 	struct cuda_state *s = state_of(k);
+	struct matmul_table *t = s->matmul;
 	const char *end = strchr(text, '\n');
 	size_t version = 0;
 	int at = 0;
 
 	FAIL_IF(!end || sscanf(text, "%zu %n", &version, &at) != 1 || !at || text + at > end, e,
 		TF_EINVALID, "chosen algorithms: no library version and device in the first line");
-	FAIL_IF(version != cublasLtGetVersion(), e, TF_EUNSUPPORTED,
+	FAIL_IF(version != t->cublasLtGetVersion(), e, TF_EUNSUPPORTED,
 		"the algorithms were chosen with cuBLASLt %zu, this is %zu", version,
-		cublasLtGetVersion());
+		t->cublasLtGetVersion());
 	FAIL_IF(strlen(s->name) != (size_t)(end - text - at) ||
 			strncmp(text + at, s->name, strlen(s->name)),
 		e, TF_EUNSUPPORTED, "the algorithms were chosen on %.*s, this is %s",
@@ -506,9 +548,9 @@ int cuda_choose(struct kernels *k, const char *text, struct err *e)
 		FAIL_IF(!parse_choice(end, &x, &algorithm) || !strchr(end, '\n'), e, TF_EINVALID,
 			"chosen algorithms, line %d: not ten numbers and an algorithm in hex",
 			line);
-		c = table_find(s->matmul, &x);
+		c = table_find(t, &x);
 		if (!c)
-			c = table_add(s->matmul, &x);
+			c = table_add(t, &x);
 		c->algorithm = algorithm;
 		c->plain = false;
 		c->given = true;
