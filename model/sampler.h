@@ -95,6 +95,44 @@ int sampler_run(struct sampler *s, const struct sampler_options *o,
 		const struct sampler_prompt *prompt, int64_t n, const struct sampler_watch *watch,
 		struct sampler_result *result, struct err *e);
 
+/* ---- many runs at once
+ * Prompts of several runs, each with options of its own, step together: they are admitted while
+ * others are under way, and leave when they have ended. Those of one sampler are of one mode, and
+ * guided or not alike. What comes of one is what comes of it alone, but for the rounding of
+ * products of another size. */
+struct sampler_entry {
+	const struct sampler_options *options;   /* these two live until it has left */
+	const struct sampler_prompt *prompt;
+	int64_t done;                  /* steps of its picture, or tokens */
+	bool ended;                    /* result is the caller's */
+	struct sampler_result result;
+};
+
+/* Whether these options and prompts are possible at all with so many positions; errors as
+ * sampler_run's. */
+int sampler_check(const struct dims *dims, int64_t context, const struct sampler_options *o,
+		  const struct sampler_prompt *prompt, int64_t n, struct err *e);
+bool sampler_is_guided(const struct sampler_options *o);   /* needs the other branch */
+/* Sequences that are free. */
+int64_t sampler_room(const struct sampler *s);
+/* Takes in n checked prompts for which there is room; free ones only where nothing is under way. */
+void sampler_admit(struct sampler *s, struct sampler_entry *entry, int64_t n);
+/* What the next step does. */
+enum sampler_phase { SAMPLER_RESTS, SAMPLER_WRITES, SAMPLER_BEGINS, SAMPLER_DRAWS };
+enum sampler_phase sampler_next(const struct sampler *s);
+/* The next tokens, prompts, or denoising steps of all: a few where the backend has graphs, else
+ * one. */
+void sampler_step(struct sampler *s);
+/* Entries that have ended leave, the last ones take their places. */
+void sampler_close_up(struct sampler *s);
+/* Those of n entries that are in leave as they are, and all that have ended. */
+void sampler_drop(struct sampler *s, const struct sampler_entry *entry, int64_t n);
+void sampler_clear(struct sampler *s);   /* all leave */
+/* *s with other sizes, at least those in use; what is under way goes on. On failure it stays. */
+int sampler_resize(struct sampler **s, int64_t sequences, int64_t context, struct err *e);
+int64_t sampler_count(const struct sampler *s);     /* prompts that are in, ended ones too */
+int64_t sampler_positions(const struct sampler *s); /* the context */
+
 /* Model evaluations of patches (both branches count as one) since sampler_new. */
 int64_t sampler_evaluations(const struct sampler *s);
 

@@ -31,7 +31,7 @@ static void plan_all(struct plan *plan, const struct dims *m, struct tensor slot
 	const int64_t R = S * columns_of(m), d = m->d, F = m->F, V = m->vocabulary.rows;
 	const int64_t E = dims_latent(m), P = dims_patches(m), D = dims_patch_width(m);
 	const int64_t W = dims_time_width(m), nP = n * P, SP = S * P;
-	const int64_t step = DENOISE_VALUES + 3 * n;
+	const int64_t step = (DENOISE_VALUES + 3) * n; /* no two prompts alike */
 	const enum dtype act = m->act;
 
 	SAMPLER_TENSORS(ADD)
@@ -75,6 +75,9 @@ static int make(struct sampler *s, struct err *e)
 	s->host_picture = xcalloc((size_t)(s->sequences * dims_latent(m) + 1),
 				  sizeof *s->host_picture);
 	s->host_drawn = xcalloc((size_t)(TOKENS_AHEAD * s->sequences), sizeof *s->host_drawn);
+	s->sequence = xcalloc((size_t)S, sizeof *s->sequence);
+	for (int i = 0; i < SAMPLER_GRAPHS; i++)
+		s->alike[i] = xcalloc((size_t)s->sequences, sizeof *s->alike[i]);
 	plan_all(&s->plan, m, s->t, s->keys, s->values, s->sequences, S, s->context);
 	return plan_alloc(&s->plan, s->k, "the sampler's cache and activations", e);
 }
@@ -108,7 +111,12 @@ void sampler_free(struct sampler *s)
 {
 	if (!s)
 		return;
+	if (s->sequence)
+		sampler_clear(s);
 	plan_release(&s->plan, s->k);
+	for (int i = 0; i < SAMPLER_GRAPHS; i++)
+		xfree(s->alike[i]);
+	xfree(s->sequence);
 	xfree(s->keys);
 	xfree(s->values);
 	xfree(s->layer);
@@ -133,31 +141,41 @@ struct tensor sampler_prompts(const struct sampler *s, enum sampler_tensor t)
 	return first_rows(s->t[t], s->count);
 }
 
-struct tensor sampler_patches(const struct sampler *s, enum sampler_tensor t)
+struct tensor sampler_rows(struct tensor t, int64_t first, int64_t n)
 {
-	return first_rows(s->t[t], s->count * dims_patches(&s->m->dims));
+	struct tensor row = first_rows(t, 1);
+
+	CHECK(first >= 0 && first + n <= t.dim[0]);
+	t.data = (char *)t.data + (size_t)first * tensor_bytes(&row);
+	t.dim[0] = n;
+	return t;
 }
 
-struct tensor sampler_pictures(const struct sampler *s, enum sampler_tensor t, int64_t n)
+struct tensor sampler_pictures(const struct sampler *s, enum sampler_tensor t, int64_t first,
+			       int64_t n)
 {
 	const struct dims *m = &s->m->dims;
 
-	return tensor_4d(s->t[t].data, DT_F32, n, m->h, m->w, m->c);
+	return tensor_4d(sampler_rows(s->t[t], first, n).data, DT_F32, n, m->h, m->w, m->c);
 }
 
-void sampler_embed_patches(struct sampler *s, struct tensor times)
+void sampler_embed_patches(struct sampler *s, int64_t first, int64_t n, struct tensor times)
 {
 	struct transformer *m = s->m;
 	const struct kernel_ops *ops = s->k->ops;
-	struct tensor patches = sampler_patches(s, PATCHES), x = sampler_patches(s, PATCH_X);
-	struct tensor hidden = sampler_prompts(s, TIME_HIDDEN), time = sampler_prompts(s, TIME_OUT);
+	int64_t P = dims_patches(&m->dims);
+	struct tensor patches = first_rows(s->t[PATCHES], n * P);
+	struct tensor x = first_rows(s->t[PATCH_X], n * P);
+	struct tensor waves = first_rows(s->t[WAVES], n), silu = first_rows(s->t[TIME_SILU], n);
+	struct tensor hidden = first_rows(s->t[TIME_HIDDEN], n);
+	struct tensor time = first_rows(s->t[TIME_OUT], n);
 
-	ops->patchify(s->k, patches, sampler_pictures(s, PICTURE, s->count), (int)m->dims.patch);
-	ops->time_embedding(s->k, sampler_prompts(s, WAVES), times);
-	linear(s->k, hidden, sampler_prompts(s, WAVES), transformer_weight(m, W_TIME_IN),
+	ops->patchify(s->k, patches, sampler_pictures(s, PICTURE, first, n), (int)m->dims.patch);
+	ops->time_embedding(s->k, waves, times);
+	linear(s->k, hidden, waves, transformer_weight(m, W_TIME_IN),
 	       transformer_weight(m, W_TIME_IN_BIAS));
-	ops->silu(s->k, sampler_prompts(s, TIME_SILU), hidden);
-	linear(s->k, time, sampler_prompts(s, TIME_SILU), transformer_weight(m, W_TIME_OUT),
+	ops->silu(s->k, silu, hidden);
+	linear(s->k, time, silu, transformer_weight(m, W_TIME_OUT),
 	       transformer_weight(m, W_TIME_OUT_BIAS));
 	if (m->dims.time == TIME_AT_PATCH)
 		ops->add_per_image(s->k, patches, time);
@@ -179,22 +197,22 @@ static struct cached_layer layer_of(const struct sampler *s, int64_t l)
 		.ff_norm = transformer_block_weight(m, l, W_FF_NORM),
 		.gate_up = transformer_block_weight(m, l, W_GATE_UP),
 		.down = transformer_block_weight(m, l, W_DOWN),
-		.keys = first_rows(s->keys[l], s->total),
-		.values = first_rows(s->values[l], s->total),
+		.keys = sampler_rows(s->keys[l], s->first, s->span),
+		.values = sampler_rows(s->values[l], s->first, s->span),
 	};
 }
 
 void sampler_blocks(struct sampler *s, int64_t n)
 {
 	struct transformer *m = s->m;
-	int64_t rows = s->total * n;
+	int64_t rows = s->span * n;
 	struct tensor normed = first_rows(s->t[NORMED], rows);
 	const struct cached_layers c = {
 		.layer = s->layer, .layers = (int)m->dims.layers, .heads = (int)m->dims.H,
 		.eps = m->dims.eps, .norm = transformer_weight(m, W_NORM),
 		.x = first_rows(s->t[X_IN], rows), .out = normed, .h = normed,
 		.position = first_rows(s->t[POSITION], rows),
-		.limit = first_rows(s->t[LIMIT], rows), .at = first_rows(s->t[AT], s->total),
+		.limit = first_rows(s->t[LIMIT], rows), .at = first_rows(s->t[AT], s->span),
 		.cosine = m->cosine, .sine = m->sine, .qkv = first_rows(s->t[QKV], rows),
 		.attention = first_rows(s->t[ATTENTION], rows),
 		.gate_up = first_rows(s->t[GATE_UP], rows),
@@ -235,13 +253,14 @@ static void idle_row(struct sampler *s, int64_t r)
 	s->host_limit[r] = -1;
 }
 
-/* The picture that begins at row r of sequence i is read from its clean latent. */
+/* The picture that begins at row r, of the i-th sequence of the evaluation, is read from its clean
+ * latent. */
 static void put_picture(struct sampler *s, int64_t i, int64_t r, int32_t segment)
 {
 	int64_t P = dims_patches(&s->m->dims), E = dims_latent(&s->m->dims);
 
-	CHECK(i < s->count);
-	memcpy(s->host_picture + i * E, s->sequence[i].segment[segment].latent,
+	CHECK(s->first + i < s->count);
+	memcpy(s->host_picture + i * E, s->sequence[s->first + i].segment[segment].latent,
 	       (size_t)E * sizeof *s->host_picture);
 	for (int64_t j = 0; j < P; j++)
 		s->host_patch_row[i * P + j] = (int32_t)(r + j);
@@ -249,11 +268,19 @@ static void put_picture(struct sampler *s, int64_t i, int64_t r, int32_t segment
 
 static void send_rows(struct sampler *s, int64_t n)
 {
-	sampler_send(s, TOKEN, s->host_token, s->total * n);
-	sampler_send(s, POSITION, s->host_position, s->total * n);
-	sampler_send(s, LIMIT, s->host_limit, s->total * n);
-	sampler_send(s, LAST_ROW, s->host_last, s->total * n);
-	sampler_send(s, AT, s->host_at, s->total);
+	sampler_send(s, TOKEN, s->host_token, s->span * n);
+	sampler_send(s, POSITION, s->host_position, s->span * n);
+	sampler_send(s, LIMIT, s->host_limit, s->span * n);
+	sampler_send(s, LAST_ROW, s->host_last, s->span * n);
+	sampler_send(s, AT, s->host_at, s->span);
+}
+
+/* Prompts among the sequences of the evaluation: only they have pictures to be read. */
+static int64_t readers(const struct sampler *s)
+{
+	int64_t end = s->first + s->span < s->count ? s->first + s->span : s->count;
+
+	return end > s->first ? end - s->first : 0;
 }
 
 /* Lays the next elements of every sequence into rows of n columns; whether a picture is among
@@ -262,10 +289,10 @@ static bool lay_rows(struct sampler *s, int64_t n)
 {
 	bool pictures = false;
 
-	for (int64_t i = 0; i < s->count * dims_patches(&s->m->dims); i++)
+	for (int64_t i = 0; i < readers(s) * dims_patches(&s->m->dims); i++)
 		s->host_patch_row[i] = -1;
-	for (int64_t i = 0; i < s->total; i++) {
-		struct sequence *q = &s->sequence[i];
+	for (int64_t i = 0; i < s->span; i++) {
+		struct sequence *q = &s->sequence[s->first + i];
 		int64_t taken = take(s, q);
 
 		s->host_at[i] = q->fed;
@@ -284,7 +311,7 @@ static bool lay_rows(struct sampler *s, int64_t n)
 				pictures = true;
 			}
 			if (at + 1 == q->until)
-				s->host_last[r] = (int32_t)i;
+				s->host_last[r] = (int32_t)(s->first + i);
 		}
 		q->fed += (int32_t)taken;
 	}
@@ -296,8 +323,8 @@ static int64_t widest(const struct sampler *s)
 {
 	int64_t n = 0;
 
-	for (int64_t i = 0; i < s->total; i++) {
-		int64_t taken = take(s, &s->sequence[i]);
+	for (int64_t i = 0; i < s->span; i++) {
+		int64_t taken = take(s, &s->sequence[s->first + i]);
 
 		n = taken > n ? taken : n;
 	}
@@ -306,12 +333,16 @@ static int64_t widest(const struct sampler *s)
 	return n < s->columns ? n : s->columns;
 }
 
-void sampler_feed(struct sampler *s)
+void sampler_feed(struct sampler *s, int64_t first, int64_t span)
 {
 	const struct kernel_ops *ops = s->k->ops;
+	int64_t P = dims_patches(&s->m->dims);
 
+	s->first = first;
+	s->span = span;
+	s->laid = false;
 	for (int64_t n = widest(s); n > 0; n = widest(s)) {
-		int64_t rows = s->total * n;
+		int64_t rows = span * n, images = readers(s);
 		struct tensor x = first_rows(s->t[X_IN], rows);
 		bool pictures = lay_rows(s, n);
 
@@ -319,14 +350,14 @@ void sampler_feed(struct sampler *s)
 		ops->embed(s->k, x, transformer_weight(s->m, W_TOKEN),
 			   first_rows(s->t[TOKEN], rows));
 		if (pictures) {
-			sampler_send(s, PICTURE, s->host_picture,
-				     s->count * dims_latent(&s->m->dims));
-			sampler_send(s, PATCH_ROW, s->host_patch_row,
-			     s->count * dims_patches(&s->m->dims));
-			ops->fill(s->k, sampler_prompts(s, TIME), 1);
-			sampler_embed_patches(s, sampler_prompts(s, TIME));
-			ops->scatter_rows(s->k, x, sampler_patches(s, PATCH_X),
-					  sampler_patches(s, PATCH_ROW));
+			struct tensor to = sampler_rows(s->t[PICTURE], first, images);
+
+			ops->upload(s->k, to.data, s->host_picture, tensor_bytes(&to));
+			sampler_send(s, PATCH_ROW, s->host_patch_row, images * P);
+			ops->fill(s->k, first_rows(s->t[TIME], images), 1);
+			sampler_embed_patches(s, first, images, first_rows(s->t[TIME], images));
+			ops->scatter_rows(s->k, x, first_rows(s->t[PATCH_X], images * P),
+					  first_rows(s->t[PATCH_ROW], images * P));
 		}
 		sampler_blocks(s, n);
 		ops->scatter_rows(s->k, s->t[LAST], first_rows(s->t[NORMED], rows),
@@ -339,6 +370,8 @@ void sampler_lay_pictures(struct sampler *s)
 {
 	int64_t P = dims_patches(&s->m->dims);
 
+	s->first = 0;
+	s->span = s->total;
 	for (int64_t i = 0; i < s->total; i++) {
 		struct sequence *q = &s->sequence[i];
 
@@ -352,11 +385,15 @@ void sampler_lay_pictures(struct sampler *s)
 		}
 	}
 	send_rows(s, P);
+	s->laid = true;
 }
 
 /* The next element of every sequence that writes text, a row each. */
 void sampler_lay_tokens(struct sampler *s)
 {
+	s->first = 0;
+	s->span = s->total;
+	s->laid = false;
 	for (int64_t i = 0; i < s->total; i++) {
 		struct sequence *q = &s->sequence[i];
 

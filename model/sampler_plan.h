@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Inside the sampler: its tensors by name, and the sequences it runs. sampler.c decides what is
- * drawn, sampler_device.c computes what the host lays out, sampler_steps.c what runs without it. S
- * sequences of the cache: the prompts', then as many
+ * drawn, sampler_batch.c who is in, sampler_device.c computes what the host lays out,
+ * sampler_steps.c what runs without it. S sequences of the cache: the prompts', then as many
  * unconditional ones. */
 #ifndef MODEL_SAMPLER_PLAN_H
 #define MODEL_SAMPLER_PLAN_H
@@ -33,7 +33,7 @@
 	X(PICTURE, DT_F32, n, E, 0, 0)            /* x_t, or a clean latent */ \
 	X(STEP_NOISE, DT_F32, n, E, 0, 0) \
 	X(STREAM, DT_I64, n, 0, 0, 0)             /* of the first noise; the samples' numbers */ \
-	X(STEPS, DT_F32, TIMESTEPS, step, 0, 0)   /* what differs, a row a denoising step */ \
+	X(STEPS, DT_F32, STEPS_AHEAD, step, 0, 0) /* what differs, a row a denoising step */ \
 	X(STEP, DT_F32, step, 0, 0, 0)            /* the step's row */ \
 	X(COUNTER, DT_I32, 1, 0, 0, 0)            /* steps run: denoising, or tokens */ \
 	X(HISTORY, DT_I32, TOKENS_AHEAD, n, 0, 0) /* tokens drawn, not read by the host yet */ \
@@ -58,6 +58,8 @@ enum sequence_state { SEQUENCE_TEXT, SEQUENCE_PICTURE, SEQUENCE_DONE };
 
 /* One sequence of the cache: everything it holds, laid out as a document. */
 struct sequence {
+	struct sampler_entry *entry;           /* what it is run for; NULL: unconditional */
+	const struct sampler_options *o;       /* of the entry */
 	const struct sampler_prompt *prompt;   /* NULL: unconditional */
 	struct segment *segment;      /* the prompt's, then drawn pictures */
 	int64_t segments;
@@ -67,8 +69,17 @@ struct sequence {
 	int32_t until;                /* how far sampler_feed goes; fed: the sequence is idle */
 	int32_t picture;              /* element of the first patch of the picture being drawn */
 	enum sequence_state state;
+	int64_t step;                 /* denoising steps done; -1: the picture has no noise yet */
 	int64_t tokens, pictures;     /* drawn */
 	struct sampler_result result;
+};
+
+/* Prompts side by side that an operation can take in one call: of the same options, as far as it
+ * sees them, at the same denoising step. */
+struct alike {
+	int64_t first, n;
+	struct sampler_options o;
+	int64_t step;
 };
 
 struct sampler {
@@ -87,41 +98,55 @@ struct sampler {
 	int32_t *host_drawn;          /* [TOKENS_AHEAD, sequences] */
 	int64_t tokens_ahead, steps_ahead;
 	int64_t evaluations;
-	/* of the run at hand */
-	const struct sampler_options *o;
-	const struct sampler_watch *watch;
+	/* of the prompts at hand */
+	enum sampler_mode mode;
+	int64_t branches;             /* 2: with an unconditional one beside each */
 	int64_t count, total;         /* prompts, and sequences with the unconditional ones */
-	struct sequence *sequence;    /* [total] */
+	struct sequence *sequence;    /* [total]; the unconditional ones are all the same */
+	int64_t first, span;          /* sequences of the evaluation at hand */
+	bool laid;                    /* the rows are those of the pictures being drawn */
 	int32_t bound;                /* tokens below it may be drawn */
-	void *graph[SAMPLER_GRAPHS];  /* recorded steps of the group of prompts, or NULL */
+	struct alike *alike[SAMPLER_GRAPHS];   /* [sequences] */
+	int64_t alikes[SAMPLER_GRAPHS];
+	void *graph[SAMPLER_GRAPHS];  /* recorded steps of these prompts, or NULL */
 };
 
-/* Computes the elements fed..until of every sequence; LAST has the outputs of those that ended a
- * feed. */
-void sampler_feed(struct sampler *s);
-/* Draws the pictures of all sequences in state SEQUENCE_PICTURE, whose BOI has been fed, into the
- * latents of their last segments. TF_ECANCELLED. */
-int sampler_denoise(struct sampler *s, struct err *e);
+/* Computes the elements fed..until of n sequences from `first` on; LAST has the outputs of those
+ * that ended a feed. */
+void sampler_feed(struct sampler *s, int64_t first, int64_t n);
+/* First noise for the pictures that have none yet and whose BOI has been fed. */
+void sampler_begin_pictures(struct sampler *s);
+/* The next steps of all pictures; those that are through are in the latents of their sequences'
+ * last parts. */
+void sampler_denoise(struct sampler *s);
 /* The next token of each prompt from LAST, among ids below s->bound; out [count]. */
 void sampler_draw_tokens(struct sampler *s, int32_t *out);
 /* n tokens of each prompt in state SEQUENCE_TEXT, whose last element alone is not fed yet: a row of
  * [count] a token, valid until the next call. All but the last of them are fed; fed and length of
  * the sequences are left to the caller. */
 const int32_t *sampler_write(struct sampler *s, int64_t n);
-/* At the end of a group of prompts: what was recorded is of no use to another. */
+/* Other prompts, or at other places: what was recorded is of no use to them. */
 void sampler_forget_graphs(struct sampler *s);
+/* ---- of sampler.c, for sampler_batch.c: lays out what the entry (NULL: nothing) begins with */
+void sampler_begin(struct sampler *s, struct sequence *q, struct sampler_entry *entry);
+/* Feeds those in `state` among n sequences from `first` on: to their end (text; short of `less`
+ * elements) or to their picture's BOI. */
+void sampler_feed_state(struct sampler *s, enum sequence_state state, int64_t first, int64_t n,
+			int32_t less);
 
 /* ---- of sampler_device.c, for sampler_steps.c */
 void sampler_send(struct sampler *s, enum sampler_tensor to, const void *host, int64_t n);
-/* The prompts' rows of a tensor, their patches, n pictures. */
+/* The prompts' rows of a tensor; n rows from `first` on; n pictures likewise. */
 struct tensor sampler_prompts(const struct sampler *s, enum sampler_tensor t);
-struct tensor sampler_patches(const struct sampler *s, enum sampler_tensor t);
-struct tensor sampler_pictures(const struct sampler *s, enum sampler_tensor t, int64_t n);
+struct tensor sampler_rows(struct tensor t, int64_t first, int64_t n);
+struct tensor sampler_pictures(const struct sampler *s, enum sampler_tensor t, int64_t first,
+			       int64_t n);
 void sampler_lay_pictures(struct sampler *s);
 void sampler_lay_tokens(struct sampler *s);
-/* PICTURE with these time values, through the patch layer, to PATCH_X. */
-void sampler_embed_patches(struct sampler *s, struct tensor times);
-/* X_IN of total x n rows through all layers to NORMED, the final norm's output. */
+/* n rows of PICTURE from `first` on with these time values, through the patch layer, to the first
+ * rows of PATCH_X. */
+void sampler_embed_patches(struct sampler *s, int64_t first, int64_t n, struct tensor times);
+/* X_IN of span x n rows through all layers to NORMED, the final norm's output. */
 void sampler_blocks(struct sampler *s, int64_t n);
 
 #endif

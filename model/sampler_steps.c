@@ -7,6 +7,7 @@
 #include "model/sampler_plan.h"
 #include "lib/mem.h"
 
+#include <math.h>
 #include <string.h>
 
 /* Runs the step n times: as it is at first, which also readies what a graph cannot (scratch,
@@ -30,13 +31,17 @@ static void run_steps(struct sampler *s, enum sampler_graph which, void (*step)(
 	}
 }
 
+static void forget_graph(struct sampler *s, enum sampler_graph which)
+{
+	if (s->graph[which])
+		s->k->ops->graph_release(s->k, s->graph[which]);
+	s->graph[which] = NULL;
+}
+
 void sampler_forget_graphs(struct sampler *s)
 {
-	for (int i = 0; i < SAMPLER_GRAPHS; i++) {
-		if (s->graph[i])
-			s->k->ops->graph_release(s->k, s->graph[i]);
-		s->graph[i] = NULL;
-	}
+	for (enum sampler_graph i = 0; i < SAMPLER_GRAPHS; i++)
+		forget_graph(s, i);
 }
 
 static void reset_counter(struct sampler *s)
@@ -46,13 +51,75 @@ static void reset_counter(struct sampler *s)
 	sampler_send(s, COUNTER, &zero, 1);
 }
 
+/* ---- prompts that are alike */
+
+static bool draws_alike(const struct sequence *a, const struct alike *b)
+{
+	return a->step == b->step && a->o->steps == b->o.steps && a->o->seed == b->o.seed &&
+	       a->o->schedule == b->o.schedule && !islessgreater(a->o->guidance, b->o.guidance) &&
+	       !islessgreater(a->o->clamp, b->o.clamp);
+}
+
+static bool writes_alike(const struct sequence *a, const struct alike *b)
+{
+	if (a->o->temperature <= 0 && b->o.temperature <= 0)
+		return true; /* the likeliest: nothing is drawn */
+	return a->o->seed == b->o.seed && !islessgreater(a->o->temperature, b->o.temperature) &&
+	       !islessgreater(a->o->top_p, b->o.top_p);
+}
+
+/* What a recorded step has in it. */
+static bool same_calls(const struct alike *a, const struct alike *b, int64_t n)
+{
+	for (int64_t i = 0; i < n; i++)
+		if (a[i].first != b[i].first || a[i].n != b[i].n || a[i].o.seed != b[i].o.seed ||
+		    a[i].o.schedule != b[i].o.schedule ||
+		    islessgreater(a[i].o.guidance, b[i].o.guidance) ||
+		    islessgreater(a[i].o.clamp, b[i].o.clamp) ||
+		    islessgreater(a[i].o.temperature, b[i].o.temperature) ||
+		    islessgreater(a[i].o.top_p, b[i].o.top_p))
+			return false;
+	return true;
+}
+
+/* Divides the prompts into stretches of such that are alike; those that do not step now go with
+ * their neighbours. A graph of other calls than these is of no use any more. */
+static void find_alike(struct sampler *s, enum sampler_graph which, enum sequence_state state,
+		       bool (*alike)(const struct sequence *, const struct alike *))
+{
+	struct alike *list = xcalloc((size_t)s->count, sizeof *list);
+	bool stepping = false; /* whether the last one has a prompt that steps */
+	int64_t n = 0;
+
+	for (int64_t i = 0; i < s->count; i++) {
+		const struct sequence *q = &s->sequence[i];
+		bool steps = q->state == state;
+
+		if (n == 0 || (steps && stepping && !alike(q, &list[n - 1]))) {
+			list[n++].first = i;
+			stepping = false;
+		}
+		if (!stepping) {
+			list[n - 1].o = *q->o;
+			list[n - 1].step = q->step;
+			stepping = steps;
+		}
+		list[n - 1].n++;
+	}
+	if (n != s->alikes[which] || !same_calls(list, s->alike[which], n))
+		forget_graph(s, which);
+	memcpy(s->alike[which], list, (size_t)n * sizeof *list);
+	s->alikes[which] = n;
+	xfree(list);
+}
+
 /* ---- pictures */
 
-/* A row of STEPS, and STEP itself: DENOISE_VALUES numbers, the prompts' noise streams (two floats
- * hold one), their time values. */
+/* A row of STEPS, and STEP itself: DENOISE_VALUES numbers for each of those that are alike, the
+ * prompts' noise streams (two floats hold one), their time values. */
 static int64_t step_width(const struct sampler *s)
 {
-	return DENOISE_VALUES + 3 * s->count;
+	return DENOISE_VALUES * s->alikes[GRAPH_DENOISE] + 3 * s->count;
 }
 
 static float *step_values(const struct sampler *s)
@@ -60,127 +127,173 @@ static float *step_values(const struct sampler *s)
 	return s->t[STEP].data;
 }
 
-static struct tensor step_streams(const struct sampler *s)
+static int64_t streams_at(const struct sampler *s)
 {
-	return tensor_1d(step_values(s) + DENOISE_VALUES, DT_I64, s->count);
+	return DENOISE_VALUES * s->alikes[GRAPH_DENOISE];
 }
 
 static struct tensor step_times(const struct sampler *s)
 {
-	return tensor_1d(step_values(s) + DENOISE_VALUES + 2 * s->count, DT_F32, s->count);
+	return tensor_1d(step_values(s) + streams_at(s) + 2 * s->count, DT_F32, s->count);
 }
 
-static void put_step(const struct sampler *s, int64_t k, float *row)
+/* Of those alike, the step `ahead` steps from now. */
+static void put_step(const struct sampler *s, const struct alike *a, float *values, int64_t ahead,
+		     float *row)
 {
-	const struct sampler_options *o = s->o;
-	int64_t t = schedule_time(k, o->steps), next = schedule_time(k + 1, o->steps);
-	struct schedule_step c = schedule_step(o->schedule, t, next);
+	int64_t k = a->step + ahead, t = schedule_time(k, a->o.steps);
+	struct schedule_step c = schedule_step(a->o.schedule, t, schedule_time(k + 1, a->o.steps));
 
-	row[DENOISE_SQRT_ABAR] = c.sqrt_abar;
-	row[DENOISE_SQRT_ONE_MINUS_ABAR] = c.sqrt_one_minus_abar;
-	row[DENOISE_X0] = c.c_x0;
-	row[DENOISE_EPS] = c.c_eps;
-	row[DENOISE_X] = c.c_x;
-	row[DENOISE_SIGMA] = c.sigma;
-	for (int64_t i = 0; i < s->count; i++) {
+	values[DENOISE_SQRT_ABAR] = c.sqrt_abar;
+	values[DENOISE_SQRT_ONE_MINUS_ABAR] = c.sqrt_one_minus_abar;
+	values[DENOISE_X0] = c.c_x0;
+	values[DENOISE_EPS] = c.c_eps;
+	values[DENOISE_X] = c.c_x;
+	values[DENOISE_SIGMA] = c.sigma;
+	for (int64_t i = a->first; i < a->first + a->n; i++) {
 		const struct sequence *q = &s->sequence[i];
 		uint64_t stream = sampler_stream(q->prompt->index, q->pictures, k + 1);
 
-		memcpy(row + DENOISE_VALUES + 2 * i, &stream, sizeof stream);
-		row[DENOISE_VALUES + 2 * s->count + i] = (float)t;
+		memcpy(row + streams_at(s) + 2 * i, &stream, sizeof stream);
+		row[streams_at(s) + 2 * s->count + i] = (float)t;
 	}
 }
 
-/* The rows of the patches, all steps, and the first noise. */
-static void prepare_pictures(struct sampler *s)
+/* What differs in the next n steps. */
+static void send_steps(struct sampler *s, int64_t n)
 {
-	int64_t steps = s->o->steps, width = step_width(s);
-	float *table = xcalloc((size_t)(steps * width), sizeof *table);
+	int64_t width = step_width(s);
+	float *table = xcalloc((size_t)(n * width), sizeof *table);
+
+	for (int64_t k = 0; k < n; k++)
+		for (int64_t a = 0; a < s->alikes[GRAPH_DENOISE]; a++)
+			put_step(s, &s->alike[GRAPH_DENOISE][a],
+				 table + k * width + a * DENOISE_VALUES, k, table + k * width);
+	sampler_send(s, STEPS, table, n * width);
+	reset_counter(s);
+	xfree(table);
+}
+
+void sampler_begin_pictures(struct sampler *s)
+{
 	uint64_t *stream = xcalloc((size_t)s->count, sizeof *stream);
 
-	for (int64_t k = 0; k < steps; k++)
-		put_step(s, k, table + k * width);
 	for (int64_t i = 0; i < s->count; i++)
 		stream[i] = sampler_stream(s->sequence[i].prompt->index, s->sequence[i].pictures,
 					   0);
-	sampler_lay_pictures(s);
-	sampler_send(s, STEPS, table, steps * width);
 	sampler_send(s, STREAM, stream, s->count);
-	reset_counter(s);
-	s->k->ops->normals(s->k, sampler_prompts(s, PICTURE), s->o->seed, PHILOX_DRAW_START,
-			   sampler_prompts(s, STREAM));
-	xfree(table);
+	for (int64_t i = 0, n; i < s->count; i += n) {
+		const struct sampler_options *o = s->sequence[i].o;
+
+		for (n = 0; i + n < s->count && s->sequence[i + n].step < 0 &&
+			    s->sequence[i + n].o->seed == o->seed; n++)
+			s->sequence[i + n].step = 0;
+		if (n > 0)
+			s->k->ops->normals(s->k, sampler_rows(s->t[PICTURE], i, n), o->seed,
+					   PHILOX_DRAW_START, sampler_rows(s->t[STREAM], i, n));
+		else
+			n = 1;
+	}
 	xfree(stream);
 }
 
-/* One evaluation: EPS [total, E], the noise predicted in PICTURE at the step's time. */
+/* One evaluation: EPS [total, E], the noise predicted in PICTURE at the step's times. */
 static void predict(struct sampler *s)
 {
 	struct transformer *m = s->m;
 	const struct kernel_ops *ops = s->k->ops;
 	int64_t P = dims_patches(&m->dims), rows = s->total * P;
-	struct tensor half = sampler_patches(s, PATCH_X);
+	struct tensor half = first_rows(s->t[PATCH_X], s->count * P);
 	struct tensor out = first_rows(s->t[PREDICTED], rows);
 	char *x = s->t[X_IN].data;
 
-	sampler_embed_patches(s, step_times(s));
-	for (int64_t branch = 0; branch < s->total / s->count; branch++)
+	sampler_embed_patches(s, 0, s->count, step_times(s));
+	for (int64_t branch = 0; branch < s->branches; branch++)
 		ops->copy(s->k, x + (size_t)branch * tensor_bytes(&half), half.data,
 			  tensor_bytes(&half));
 	sampler_blocks(s, P);
 	linear(s->k, out, first_rows(s->t[NORMED], rows), transformer_weight(m, W_PATCH_OUT),
 	       transformer_weight(m, W_PATCH_OUT_BIAS));
-	ops->unpatchify(s->k, sampler_pictures(s, EPS, s->total), out, (int)m->dims.patch);
+	ops->unpatchify(s->k, sampler_pictures(s, EPS, 0, s->total), out, (int)m->dims.patch);
 }
 
-static void denoise_step(struct sampler *s)
+/* The update of those alike, whose values of the step are the i-th. */
+static void denoise(struct sampler *s, const struct alike *a, int64_t i)
 {
-	const struct sampler_options *o = s->o;
-	int64_t n = s->count * dims_latent(&s->m->dims);
-	float *eps = s->t[EPS].data;
+	int64_t E = dims_latent(&s->m->dims);
+	float *eps = s->t[EPS].data, *streams = step_values(s) + streams_at(s);
+	struct tensor noise = sampler_rows(s->t[STEP_NOISE], a->first, a->n);
 	struct denoise d = {
-		.x = s->t[PICTURE].data, .eps_c = eps, .step = step_values(s), .n = n,
-		.eps_u = s->total > s->count ? eps + n : NULL, .guidance = o->guidance,
-		.clamp = o->clamp,
+		.x = (float *)s->t[PICTURE].data + a->first * E, .eps_c = eps + a->first * E,
+		.eps_u = s->branches > 1 ? eps + (s->count + a->first) * E : NULL,
+		.step = step_values(s) + i * DENOISE_VALUES, .n = a->n * E,
+		.guidance = a->o.guidance, .clamp = a->o.clamp,
 	};
 
-	s->k->ops->next_row(s->k, tensor_1d(step_values(s), DT_F32, step_width(s)),
-			    tensor_2d(s->t[STEPS].data, DT_F32, o->steps, step_width(s)),
-			    s->t[COUNTER]);
-	predict(s);
-	if (o->schedule == SCHEDULE_DDPM) {
-		s->k->ops->normals(s->k, sampler_prompts(s, STEP_NOISE), o->seed,
-				   PHILOX_DRAW_STEP, step_streams(s));
-		d.noise = s->t[STEP_NOISE].data;
+	if (a->o.schedule == SCHEDULE_DDPM) {
+		s->k->ops->normals(s->k, noise, a->o.seed, PHILOX_DRAW_STEP,
+				   tensor_1d(streams + 2 * a->first, DT_I64, a->n));
+		d.noise = noise.data;
 	}
 	s->k->ops->denoise(s->k, &d);
 }
 
-int sampler_denoise(struct sampler *s, struct err *e)
+static void denoise_step(struct sampler *s)
 {
-	const struct sampler_watch *watch = s->watch;
-	int64_t E = dims_latent(&s->m->dims), steps = s->o->steps;
+	int64_t width = step_width(s);
 
-	prepare_pictures(s);
-	for (int64_t k = 0, n; k < steps; k += n) {
-		n = steps - k < s->steps_ahead ? steps - k : s->steps_ahead;
-		s->k->ops->sync(s->k);
-		FAIL_IF(watch && watch->step(watch->arg, "denoise", k, steps), e, TF_ECANCELLED,
-			"stopped after %lld of %lld denoising steps", (long long)k,
-			(long long)steps);
-		run_steps(s, GRAPH_DENOISE, denoise_step, n);
-		s->evaluations += n;
+	s->k->ops->next_row(s->k, tensor_1d(step_values(s), DT_F32, width),
+			    tensor_2d(s->t[STEPS].data, DT_F32, STEPS_AHEAD, width),
+			    s->t[COUNTER]);
+	predict(s);
+	for (int64_t i = 0; i < s->alikes[GRAPH_DENOISE]; i++)
+		denoise(s, &s->alike[GRAPH_DENOISE][i], i);
+}
+
+/* Steps that every picture has left, few at a time. */
+static int64_t steps_ahead(const struct sampler *s)
+{
+	int64_t n = s->steps_ahead;
+
+	for (int64_t i = 0; i < s->count; i++) {
+		const struct sequence *q = &s->sequence[i];
+
+		if (q->state == SEQUENCE_PICTURE && q->o->steps - q->step < n)
+			n = q->o->steps - q->step;
 	}
+	return n;
+}
+
+void sampler_denoise(struct sampler *s)
+{
+	int64_t E = dims_latent(&s->m->dims), n = steps_ahead(s);
+	bool through = false;
+
+	find_alike(s, GRAPH_DENOISE, SEQUENCE_PICTURE, draws_alike);
+	if (!s->laid)
+		sampler_lay_pictures(s);
+	send_steps(s, n);
+	run_steps(s, GRAPH_DENOISE, denoise_step, n);
+	s->evaluations += n;
+	for (int64_t i = 0; i < s->count; i++) {
+		struct sequence *q = &s->sequence[i];
+
+		if (q->state != SEQUENCE_PICTURE)
+			continue;
+		q->step += n;
+		through |= q->step == q->o->steps;
+	}
+	if (!through)
+		return;
 	s->k->ops->download(s->k, s->host_picture, s->t[PICTURE].data,
 			    (size_t)(s->count * E) * sizeof *s->host_picture);
 	for (int64_t i = 0; i < s->count; i++) {
 		struct sequence *q = &s->sequence[i];
 
-		if (q->state == SEQUENCE_PICTURE)
+		if (q->state == SEQUENCE_PICTURE && q->step == q->o->steps)
 			memcpy(q->result.part[q->result.parts - 1].latent, s->host_picture + i * E,
 			       (size_t)E * sizeof *s->host_picture);
 	}
-	return 0;
 }
 
 /* ---- tokens */
@@ -188,16 +301,22 @@ int sampler_denoise(struct sampler *s, struct err *e)
 /* DRAWN from the last layer's output x, for the place behind POSITION. */
 static void draw_from(struct sampler *s, struct tensor x)
 {
-	const struct sampler_options *o = s->o;
-	struct tensor logits = sampler_prompts(s, LOGITS), drawn = sampler_prompts(s, DRAWN);
+	struct tensor logits = sampler_prompts(s, LOGITS);
 
 	linear(s->k, logits, x, transformer_weight(s->m, W_HEAD), NO_TENSOR);
-	if (o->temperature > 0)
-		s->k->ops->draw_tokens(s->k, drawn, logits, s->bound, o->temperature, o->top_p,
-				       o->seed, sampler_prompts(s, STREAM),
-				       sampler_prompts(s, POSITION));
-	else
-		s->k->ops->argmax(s->k, drawn, logits, s->bound);
+	for (int64_t i = 0; i < s->alikes[GRAPH_TOKEN]; i++) {
+		const struct alike *a = &s->alike[GRAPH_TOKEN][i];
+		struct tensor drawn = sampler_rows(s->t[DRAWN], a->first, a->n);
+		struct tensor from = sampler_rows(logits, a->first, a->n);
+
+		if (a->o.temperature > 0)
+			s->k->ops->draw_tokens(s->k, drawn, from, s->bound, a->o.temperature,
+					       a->o.top_p, a->o.seed,
+					       sampler_rows(s->t[STREAM], a->first, a->n),
+					       sampler_rows(s->t[POSITION], a->first, a->n));
+		else
+			s->k->ops->argmax(s->k, drawn, from, s->bound);
+	}
 }
 
 static void send_indices(struct sampler *s)
@@ -208,6 +327,7 @@ static void send_indices(struct sampler *s)
 		index[i] = s->sequence[i].prompt->index;
 	sampler_send(s, STREAM, index, s->count);
 	xfree(index);
+	find_alike(s, GRAPH_TOKEN, SEQUENCE_TEXT, writes_alike);
 }
 
 void sampler_draw_tokens(struct sampler *s, int32_t *out)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Sampling: independence of the batch, groups, refusals, stopping, and the memory it says it
- * needs. */
+ * Sampling: independence of the batch, groups, runs that join others under way, refusals,
+ * stopping, and the memory it says it needs. */
 #include "tests/test.h"
 #include "tests/model/fixture.h"
 #include "model/sampler_plan.h"
@@ -113,6 +113,138 @@ static void test_free_sequences_do_not_disturb_each_other(void **state)
 {
 	(void)state;
 	check_independence("ref", DT_F32, SAMPLE_FREE, 1e-4);
+}
+
+/* ---- several runs at once */
+
+#define RUNS 6
+#define DROPPED 3 /* this run leaves half way */
+
+struct run {
+	struct sampler_options o;
+	struct segment part[2];
+	struct sampler_prompt prompt[2];
+	struct sampler_entry entry[2];
+	int n, before; /* prompts; the turn before which it comes */
+	bool in, over;
+};
+
+/* Other seeds, lengths, steps, guidance, temperatures, one or two prompts; but the last two differ
+ * in when they come alone, and the second and third in their seeds as far as texts go. */
+static void make_runs(struct run run[RUNS], enum sampler_mode mode)
+{
+	memset(run, 0, RUNS * sizeof *run);
+	for (int r = 0; r < RUNS; r++) {
+		struct run *x = &run[r];
+
+		x->o = options(mode);
+		x->o.schedule = r % 3 == 1 ? SCHEDULE_DDIM : SCHEDULE_DDPM;
+		x->o.steps = 4 + 2 * (r % 4);
+		x->o.guidance = 1.5f + (float)r / 2;
+		x->o.temperature = r % 3 == 0 ? 0 : 0.6f + (float)(r / 3);
+		x->o.max_tokens = 4 + 3 * (r % 4);
+		x->o.seed = 21 + (uint64_t)(r / 2);
+		if (r == RUNS - 1)
+			x->o = run[r - 1].o;
+		x->n = 1 + r % 2;
+		x->before = mode == SAMPLE_TEXT ? r / 2 : 2 * r - (r == 2);
+		for (int i = 0; i < x->n; i++) {
+			x->part[i] = fixture_text(word + r, 1 + (r + i) % 4);
+			x->prompt[i] = (struct sampler_prompt){ &x->part[i], 1, (uint64_t)i };
+			x->entry[i].options = &x->o;
+			x->entry[i].prompt = &x->prompt[i];
+		}
+	}
+}
+
+/* Takes in what comes before this turn; where there is no room, or by chance, the sampler grows. */
+static void admit_runs(struct sampler **s, struct run *run, int turn, int64_t *most)
+{
+	struct err e = ERR_INIT;
+
+	for (int r = 0; r < RUNS; r++) {
+		if (run[r].in || turn < run[r].before)
+			continue;
+		sampler_close_up(*s);
+		if (sampler_room(*s) < run[r].n)
+			assert_ok(sampler_resize(s, sampler_count(*s) + run[r].n,
+						 sampler_positions(*s) + 1, &e), &e);
+		sampler_admit(*s, run[r].entry, run[r].n);
+		run[r].in = true;
+		*most = sampler_count(*s) > *most ? sampler_count(*s) : *most;
+	}
+}
+
+static int leave_runs(struct sampler *s, struct run *run)
+{
+	int over = 0;
+
+	for (int r = 0; r < RUNS; r++) {
+		bool ended = run[r].in;
+
+		for (int i = 0; i < run[r].n; i++)
+			ended = ended && run[r].entry[i].ended;
+		if (!run[r].over && (ended || (r == DROPPED && run[r].entry[0].done >= 2))) {
+			sampler_drop(s, run[r].entry, run[r].n);
+			run[r].over = true;
+		}
+		over += run[r].over;
+	}
+	return over;
+}
+
+static void check_joining(const char *backend, enum sampler_mode mode, int ahead, double near)
+{
+	struct err e = ERR_INIT;
+	struct transformer m;
+	struct sampler *s, *alone;
+	struct run run[RUNS];
+	int64_t most = 0;
+	int turn = 0;
+
+	open_model(&m, backend, DT_F32);
+	make_runs(run, mode);
+	assert_ok(sampler_new(&m, 2, 30, mode == SAMPLE_IMAGE, &s, &e), &e);
+	assert_ok(sampler_new(&m, 2, 30, mode == SAMPLE_IMAGE, &alone, &e), &e);
+	do {
+		s->steps_ahead = s->tokens_ahead = ahead;
+		admit_runs(&s, run, turn++, &most);
+		sampler_step(s);
+	} while (leave_runs(s, run) < RUNS && turn < 1000);
+	assert_int_equal(sampler_count(s), 0);
+	assert_true(most > 3); /* several were in at a time */
+	for (int r = 0; r < RUNS; r++) {
+		struct sampler_result one[2];
+
+		assert_ok(sampler_run(alone, &run[r].o, run[r].prompt, run[r].n, NULL, one, &e),
+			  &e);
+		for (int i = 0; i < run[r].n; i++) {
+			assert_int_equal(run[r].entry[i].ended, r != DROPPED);
+			if (r != DROPPED)
+				assert_same(&run[r].entry[i].result, &one[i], near);
+			sampler_result_release(&run[r].entry[i].result);
+			sampler_result_release(&one[i]);
+		}
+	}
+	sampler_free(s);
+	sampler_free(alone);
+	close_model(&m);
+}
+
+static void test_pictures_that_join_are_as_alone(void **state)
+{
+	(void)state;
+	check_joining("ref", SAMPLE_IMAGE, 1, 1e-4);
+	check_joining("ref", SAMPLE_IMAGE, 3, 1e-4);
+	check_joining("cpu", SAMPLE_IMAGE, 1, 1e-3);
+}
+
+static void test_texts_that_join_are_as_alone(void **state)
+{
+	(void)state;
+	check_joining("ref", SAMPLE_TEXT, 1, 0);
+	check_joining("ref", SAMPLE_TEXT, 3, 0);
+	check_joining("cpu", SAMPLE_TEXT, 1, 0);
 }
 
 /* Over many pictures: a single one may lie where the clamp doubles every rounding. */
@@ -363,6 +495,8 @@ int main(void)
 		cmocka_unit_test(test_a_picture_depends_on_seed_and_index_alone),
 		cmocka_unit_test(test_a_text_depends_on_seed_and_index_alone),
 		cmocka_unit_test(test_free_sequences_do_not_disturb_each_other),
+		cmocka_unit_test(test_pictures_that_join_are_as_alone),
+		cmocka_unit_test(test_texts_that_join_are_as_alone),
 		cmocka_unit_test(test_bf16_draws_near_f32),
 		cmocka_unit_test(test_greedy_takes_the_likeliest_and_a_tiny_nucleus_is_greedy),
 		cmocka_unit_test(test_running_ahead_changes_nothing),

@@ -409,7 +409,7 @@ static void test_06_guidance_is_on_the_noise_and_scale_one_is_one_branch(void **
 	o.clamp = 0;
 	assert_ok(sampler_run(s, &o, &prompt, 1, &(struct sampler_watch){ watch_x, &seen }, &result,
 			      &e), &e);
-	assert_int_equal(s->total, 2);
+	assert_int_equal(s->branches, 2);
 	r.k->ops->download(r.k, eps, s->t[EPS].data, sizeof eps);
 	for (int i = 0; i < 32; i++) {
 		double guided = eps[32 + i] + 4 * ((double)eps[i] - eps[32 + i]);
@@ -420,7 +420,7 @@ static void test_06_guidance_is_on_the_noise_and_scale_one_is_one_branch(void **
 	sampler_result_release(&result);
 	o.guidance = 1;
 	assert_ok(sampler_run(s, &o, &prompt, 1, NULL, &result, &e), &e);
-	assert_int_equal(s->total, 1);
+	assert_int_equal(s->branches, 1);
 	sampler_result_release(&result);
 	sampler_free(s);
 	rig_close(&r);
