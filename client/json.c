@@ -143,6 +143,22 @@ static void add_order(json_t *o, const Tf__Job *j)
 	json_object_set_new(o, "requeued", json_integer(j->has_requeued ? j->requeued : 0));
 }
 
+/* Milliseconds of a job: in the queue, then its work by stage: {"queue_ms": 1, "load_ms": 0.2}. */
+static json_t *json_of_timing(const Tf__Job *j)
+{
+	json_t *o = json_object();
+
+	if (j->n_timing && j->started >= j->submitted)
+		json_object_set_new(o, "queue_ms", json_integer(j->started - j->submitted));
+	for (size_t i = 0; i < j->n_timing; i++) {
+		char *name = xasprintf("%s_ms", j->timing[i]->name);
+
+		json_object_set_new(o, name, real_or_null(j->timing[i]->value));
+		xfree(name);
+	}
+	return o;
+}
+
 json_t *json_of_job(const Tf__Job *j)
 {
 	json_t *o = json_object();
@@ -167,6 +183,7 @@ json_t *json_of_job(const Tf__Job *j)
 			    time_or_null(j->has_expected_start, j->expected_start));
 	json_object_set_new(o, "stops", json_of_stops(j));
 	json_object_set_new(o, "result", json_of_metrics(j->n_result, j->result));
+	json_object_set_new(o, "timing", json_of_timing(j));
 	add_order(o, j);
 	return o;
 }

@@ -318,6 +318,17 @@ int follow_job(struct client *c, uint64_t id, bool quiet, Tf__Reply **last, stru
 	return follow_until(c, id, &(struct follow){ quiet, 0, INT64_MAX }, last, e);
 }
 
+/* "time in ms: queue 1, load 0.2, steps 19.5" */
+static void print_timing(const Tf__Job *j)
+{
+	if (j->n_timing)
+		printf("time in ms: queue %" PRId64, j->started - j->submitted);
+	for (size_t i = 0; i < j->n_timing; i++)
+		printf(", %s %.3g", j->timing[i]->name, j->timing[i]->value);
+	if (j->n_timing)
+		putchar('\n');
+}
+
 void print_end(const Tf__Job *j)
 {
 	static const char *const head[] = { "result", "value" };
@@ -341,6 +352,7 @@ void print_end(const Tf__Job *j)
 		}
 		table_print(&t);
 	}
+	print_timing(j);
 	xfree(reason);
 	xfree(name);
 }

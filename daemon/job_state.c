@@ -79,25 +79,38 @@ static void set_text(char **field, const char *text)
 	*field = text && *text ? xstrdup(text) : NULL;
 }
 
+static void clear_metrics(size_t *n, Tf__Metric ***list)
+{
+	for (size_t i = 0; i < *n; i++)
+		tf__metric__free_unpacked((*list)[i], NULL);
+	xfree(*list);
+	*n = 0;
+}
+
+static void copy_metrics(size_t from_n, Tf__Metric *const *from, size_t *n, Tf__Metric ***list)
+{
+	clear_metrics(n, list);
+	*n = from_n < LIMIT_METRICS ? from_n : LIMIT_METRICS;
+	*list = xcalloc(*n + 1, sizeof **list);
+	for (size_t i = 0; i < *n; i++) {
+		Tf__Metric *m = (*list)[i] = xmalloc(sizeof *m);
+
+		tf__metric__init(m);
+		m->name = xstrdup(from[i]->name);
+		m->value = from[i]->value;
+	}
+}
+
 static void clear_results(Tf__Job *j)
 {
-	for (size_t i = 0; i < j->n_result; i++)
-		tf__metric__free_unpacked(j->result[i], NULL);
-	xfree(j->result);
-	j->n_result = 0;
+	clear_metrics(&j->n_result, &j->result);
+	clear_metrics(&j->n_timing, &j->timing);
 }
 
 static void set_results(Tf__Job *j, const Tf__Outcome *outcome)
 {
-	clear_results(j);
-	j->n_result = outcome->n_result < LIMIT_METRICS ? outcome->n_result : LIMIT_METRICS;
-	j->result = xcalloc(j->n_result + 1, sizeof *j->result);
-	for (size_t i = 0; i < j->n_result; i++) {
-		j->result[i] = xmalloc(sizeof **j->result);
-		tf__metric__init(j->result[i]);
-		j->result[i]->name = xstrdup(outcome->result[i]->name);
-		j->result[i]->value = outcome->result[i]->value;
-	}
+	copy_metrics(outcome->n_result, outcome->result, &j->n_result, &j->result);
+	copy_metrics(outcome->n_timing, outcome->timing, &j->n_timing, &j->timing);
 }
 
 /* The reason's row of the job's tally, made when there is none. */

@@ -95,7 +95,8 @@ int file_fsync(const char *path, struct err *e)
 	return rc;
 }
 
-int file_write(const char *path, const void *data, size_t len, unsigned mode, struct err *e)
+static int write_aside(const char *path, const void *data, size_t len, unsigned mode, bool sync,
+		       struct err *e)
 {
 	char *tmp = xasprintf("%s.tmp", path);
 	int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
@@ -106,19 +107,28 @@ int file_write(const char *path, const void *data, size_t len, unsigned mode, st
 		goto out;
 	}
 	rc = file_write_all(fd, data, len, tmp, e);
-	if (rc == 0 && fsync(fd) < 0)
+	if (rc == 0 && sync && fsync(fd) < 0)
 		rc = err_errno(e, "sync of %s", tmp);
 	if (close(fd) < 0 && rc == 0)
 		rc = err_errno(e, "%s", tmp);
 	if (rc == 0 && rename(tmp, path) < 0)
 		rc = err_errno(e, "%s", path);
-	if (rc == 0)
-		rc = fsync_parent(path, e);
-	else
+	if (rc < 0)
 		unlink(tmp);
 out:
 	xfree(tmp);
 	return rc;
+}
+
+int file_write(const char *path, const void *data, size_t len, unsigned mode, struct err *e)
+{
+	TRY(write_aside(path, data, len, mode, true, e));
+	return fsync_parent(path, e);
+}
+
+int file_put(const char *path, const void *data, size_t len, unsigned mode, struct err *e)
+{
+	return write_aside(path, data, len, mode, false, e);
 }
 
 int file_rename(const char *from, const char *to, struct err *e)
@@ -256,6 +266,59 @@ int dir_each(const char *path, int (*fn)(void *arg, const char *name), void *arg
 	}
 	free(list);
 	return rc < 0 ? rc : 0;
+}
+
+/* Opens a regular file of w->path; *fd -1: it is none. */
+static int open_entry(const struct walk *w, const char *name, int *fd)
+{
+	char *path = xasprintf("%s/%s", w->path, name);
+	struct stat st;
+	int rc = 0;
+
+	*fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+	if (*fd < 0 && errno != ELOOP)
+		rc = err_errno(w->e, "%s", path);
+	if (*fd >= 0 && (fstat(*fd, &st) < 0 || !S_ISREG(st.st_mode))) {
+		close(*fd);
+		*fd = -1;
+	}
+	xfree(path);
+	return rc;
+}
+
+/* Sets its bytes out for the disk: a hint, which the first sync of all then finds done. */
+static int start_entry(void *arg, const char *name)
+{
+	int fd;
+
+	TRY(open_entry(arg, name, &fd));
+	if (fd >= 0) {
+		sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE);
+		close(fd);
+	}
+	return 0;
+}
+
+static int sync_entry(void *arg, const char *name)
+{
+	struct walk *w = arg;
+	int fd, rc = 0;
+
+	TRY(open_entry(w, name, &fd));
+	if (fd >= 0 && fsync(fd) < 0)
+		rc = err_errno(w->e, "sync of %s/%s", w->path, name);
+	if (fd >= 0)
+		close(fd);
+	return rc;
+}
+
+int dir_sync(const char *path, struct err *e)
+{
+	struct walk w = { path, e, 0 };
+
+	TRY(dir_each(path, start_entry, &w, e));
+	TRY(dir_each(path, sync_entry, &w, e));
+	return file_fsync(path, e);
 }
 
 bool path_is_plain(const char *rel)

@@ -14,6 +14,8 @@ int file_read(const char *path, size_t max, struct buf *out, struct err *e);
 /* Writes path whole or not at all: <path>.tmp, fsync, rename, fsync of the folder. mode as chmod.
  * */
 int file_write(const char *path, const void *data, size_t len, unsigned mode, struct err *e);
+/* The same, but that it is synced with the others of its folder by dir_sync alone. */
+int file_put(const char *path, const void *data, size_t len, unsigned mode, struct err *e);
 /* All bytes to a descriptor; retries short writes and EINTR. name is for the error. */
 int file_write_all(int fd, const void *data, size_t len, const char *name, struct err *e);
 int file_fsync(const char *path, struct err *e);         /* a file or a folder */
@@ -24,6 +26,9 @@ int64_t file_size(const char *path);                     /* -1 when it cannot be
 /* with its parents; exists is fine */
 int dir_make(const char *path, unsigned mode, struct err *e);
 bool dir_is(const char *path);                           /* a folder, no link */
+/* Syncs the regular files of a folder, not of those below, and their names: together, which costs
+ * less than one after the other. */
+int dir_sync(const char *path, struct err *e);
 /* the whole tree or a file, no link followed */
 int dir_remove(const char *path, struct err *e);
 /* Makes the folder `to` (which may exist) like `from`: folders and regular files, no link followed.

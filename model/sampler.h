@@ -86,6 +86,10 @@ void sampler_memory(const struct dims *dims, int64_t sequences, int64_t context,
 int sampler_new(struct transformer *m, int64_t sequences, int64_t context, bool guided,
 		struct sampler **out, struct err *e);
 void sampler_free(struct sampler *s);
+/* Whether it was made with these: then it does what a new one would. */
+bool sampler_is_for(const struct sampler *s, int64_t sequences, int64_t context, bool guided);
+/* The same model lies at m now. */
+void sampler_move(struct sampler *s, struct transformer *m);
 
 /* Runs n prompts, `sequences` at a time. On success result[0..n-1] are the caller's to release; on
  * failure nothing is owned. TF_EINVALID for wrong options or segments; TF_ELIMIT, before anything

@@ -72,7 +72,6 @@ static void set_count(struct sampler *s, int64_t count)
 	s->count = count;
 	s->total = s->branches * count;
 	s->laid = false;
-	sampler_forget_graphs(s);
 }
 
 /* ---- coming */

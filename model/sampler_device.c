@@ -113,6 +113,7 @@ void sampler_free(struct sampler *s)
 		return;
 	if (s->sequence)
 		sampler_clear(s);
+	sampler_forget_graphs(s);
 	plan_release(&s->plan, s->k);
 	for (int i = 0; i < SAMPLER_GRAPHS; i++)
 		xfree(s->alike[i]);
@@ -129,6 +130,16 @@ void sampler_free(struct sampler *s)
 	xfree(s->host_picture);
 	xfree(s->host_drawn);
 	xfree(s);
+}
+
+bool sampler_is_for(const struct sampler *s, int64_t sequences, int64_t context, bool guided)
+{
+	return s->sequences == sequences && s->context == context && s->guided == guided;
+}
+
+void sampler_move(struct sampler *s, struct transformer *m)
+{
+	s->m = m;
 }
 
 void sampler_send(struct sampler *s, enum sampler_tensor to, const void *host, int64_t n)

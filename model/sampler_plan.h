@@ -82,6 +82,12 @@ struct alike {
 	int64_t step;
 };
 
+/* What a graph was recorded for, beside what is alike. */
+struct recorded {
+	int64_t count, total;
+	int32_t bound;
+};
+
 struct sampler {
 	struct transformer *m;        /* borrowed */
 	struct kernels *k;
@@ -108,7 +114,8 @@ struct sampler {
 	int32_t bound;                /* tokens below it may be drawn */
 	struct alike *alike[SAMPLER_GRAPHS];   /* [sequences] */
 	int64_t alikes[SAMPLER_GRAPHS];
-	void *graph[SAMPLER_GRAPHS];  /* recorded steps of these prompts, or NULL */
+	void *graph[SAMPLER_GRAPHS];  /* recorded steps, also of earlier prompts; or NULL */
+	struct recorded recorded[SAMPLER_GRAPHS];
 };
 
 /* Computes the elements fed..until of n sequences from `first` on; LAST has the outputs of those
@@ -125,7 +132,6 @@ void sampler_draw_tokens(struct sampler *s, int32_t *out);
  * [count] a token, valid until the next call. All but the last of them are fed; fed and length of
  * the sequences are left to the caller. */
 const int32_t *sampler_write(struct sampler *s, int64_t n);
-/* Other prompts, or at other places: what was recorded is of no use to them. */
 void sampler_forget_graphs(struct sampler *s);
 /* ---- of sampler.c, for sampler_batch.c: lays out what the entry (NULL: nothing) begins with */
 void sampler_begin(struct sampler *s, struct sequence *q, struct sampler_entry *entry);

@@ -11,7 +11,7 @@
 #include <string.h>
 
 /* Runs the step n times: as it is at first, which also readies what a graph cannot (scratch,
- * choices of algorithms), then recorded. A graph is kept until the group of prompts ends. */
+ * choices of algorithms), then recorded. A graph serves later prompts, too: see find_alike. */
 static void run_steps(struct sampler *s, enum sampler_graph which, void (*step)(struct sampler *),
 		      int64_t n)
 {
@@ -82,11 +82,17 @@ static bool same_calls(const struct alike *a, const struct alike *b, int64_t n)
 	return true;
 }
 
+static bool recorded_for(const struct recorded *a, const struct recorded *b)
+{
+	return a->count == b->count && a->total == b->total && a->bound == b->bound;
+}
+
 /* Divides the prompts into stretches of such that are alike; those that do not step now go with
  * their neighbours. A graph of other calls than these is of no use any more. */
 static void find_alike(struct sampler *s, enum sampler_graph which, enum sequence_state state,
 		       bool (*alike)(const struct sequence *, const struct alike *))
 {
+	const struct recorded now = { s->count, s->total, which == GRAPH_TOKEN ? s->bound : 0 };
 	struct alike *list = xcalloc((size_t)s->count, sizeof *list);
 	bool stepping = false; /* whether the last one has a prompt that steps */
 	int64_t n = 0;
@@ -106,8 +112,10 @@ static void find_alike(struct sampler *s, enum sampler_graph which, enum sequenc
 		}
 		list[n - 1].n++;
 	}
-	if (n != s->alikes[which] || !same_calls(list, s->alike[which], n))
+	if (n != s->alikes[which] || !same_calls(list, s->alike[which], n) ||
+	    !recorded_for(&s->recorded[which], &now))
 		forget_graph(s, which);
+	s->recorded[which] = now;
 	memcpy(s->alike[which], list, (size_t)n * sizeof *list);
 	s->alikes[which] = n;
 	xfree(list);

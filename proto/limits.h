@@ -18,6 +18,7 @@
 #define LIMIT_EXPERIMENT_BYTES (256u << 10)
 #define LIMIT_PROMPTS 4096u                   /* per generate job */
 #define LIMIT_IMAGES_PER_PROMPT 1024u
+#define LIMIT_KEPT_SEQUENCES 8                /* of a sampler that a warm worker keeps */
 #define LIMIT_HELDOUT_NAMES 20000u
 #define LIMIT_SOURCES 4096u                   /* paths or uploads of an import */
 #define LIMIT_JOB_REFS 10000u                 /* jobs named in one request */

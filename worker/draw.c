@@ -3,12 +3,14 @@
 #include "config.h"
 #include "worker/draw.h"
 #include "lib/mem.h"
+#include "proto/limits.h"
 
 #include <stdio.h>
 #include <string.h>
 
 #define POSITIONS_AT_ONCE 8192 /* of all sequences in the sampler together, one branch */
 #define SEQUENCES_MOST 256
+#define CONTEXT_STEP 64 /* contexts are multiples of it, so that a kept sampler fits more often */
 
 int draw_schedule(const char *name, enum schedule_kind *out, struct err *e)
 {
@@ -32,7 +34,7 @@ static bool watch_step(void *arg, const char *phase, int64_t done, int64_t total
 	double share = total > 0 ? (double)done / (double)total : 0;
 	double prompts = (double)w->before + share * (double)w->now;
 
-	(void)phase;
+	job_stage(w->job, strcmp(phase, "prompt") == 0 ? "prompt" : "steps");
 	job_report(w->job, w->phase, (uint64_t)prompts, (uint64_t)w->total, "sample");
 	return job_should_stop(w->job) != TF__STOP_REASON__STOP_NONE;
 }
@@ -71,9 +73,25 @@ static int run_batches(struct sampler *s, const struct sampler_options *o,
 	return 0;
 }
 
+/* The kept sampler when it fits, else a new one; then none is kept. */
+static int take_sampler(struct transformer *m, int64_t at_once, int64_t context, bool guided,
+			struct sampler **kept, struct sampler **out, struct err *e)
+{
+	*out = kept ? *kept : NULL;
+	if (kept)
+		*kept = NULL;
+	if (*out && sampler_is_for(*out, at_once, context, guided)) {
+		sampler_move(*out, m);
+		return 0;
+	}
+	sampler_free(*out);
+	*out = NULL;
+	return sampler_new(m, at_once, context, guided, out, e);
+}
+
 int draw_run(struct job *job, struct transformer *m, const struct sampler_options *o,
 	     const struct sampler_prompt *prompt, int64_t n, const char *phase,
-	     struct sampler_result *result, struct err *e)
+	     struct sampler **kept, struct sampler_result *result, struct err *e)
 {
 	struct watch w = { .job = job, .phase = phase, .total = n };
 	struct sampler *s = NULL;
@@ -83,14 +101,18 @@ int draw_run(struct job *job, struct transformer *m, const struct sampler_option
 
 	CHECK(n > 0);
 	context = sampler_context(&m->dims, o, largest_prompt(&m->dims, prompt, n));
-	if (context > m->dims.T)
-		context = m->dims.T;
-	at_once = POSITIONS_AT_ONCE / context;
+	at_once = POSITIONS_AT_ONCE / (context < m->dims.T ? context : m->dims.T);
 	at_once = at_once < 1 ? 1 : at_once > SEQUENCES_MOST ? SEQUENCES_MOST : at_once;
 	at_once = n < at_once ? n : at_once;
-	TRY(sampler_new(m, at_once, context, guided, &s, e));
+	context = (context + CONTEXT_STEP - 1) / CONTEXT_STEP * CONTEXT_STEP;
+	if (context > m->dims.T)
+		context = m->dims.T;
+	TRY(take_sampler(m, at_once, context, guided, kept, &s, e));
 	rc = run_batches(s, o, prompt, n, at_once, &w, result, e);
-	sampler_free(s);
+	if (kept && rc == 0 && at_once <= LIMIT_KEPT_SEQUENCES)
+		*kept = s;
+	else
+		sampler_free(s);
 	if (rc == TF_ECANCELLED) {
 		err_clear(e);
 		return job_stopped(job, e);

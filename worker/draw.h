@@ -12,10 +12,11 @@
 int draw_schedule(const char *name, enum schedule_kind *out, struct err *e);
 
 /* Runs all n prompts; on success result[0..n-1] are the caller's. phase is for progress
- * ("drawing"). */
+ * ("drawing"). `kept` (may be NULL) is where a sampler of m lies that may be used, or NULL; a small
+ * one is left there for the next run, with what it recorded, and freed before m is. */
 int draw_run(struct job *job, struct transformer *m, const struct sampler_options *o,
 	     const struct sampler_prompt *prompt, int64_t n, const char *phase,
-	     struct sampler_result *result, struct err *e);
+	     struct sampler **kept, struct sampler_result *result, struct err *e);
 
 /* The first picture of a result, or NULL. */
 const float *draw_picture(const struct sampler_result *r);

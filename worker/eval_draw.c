@@ -89,6 +89,7 @@ static int decode_all(struct evaluation *ev, struct drawing *d,
 		latent[i] = draw_picture(&result[i]);
 		CHECK(latent[i]);
 	}
+	job_stage(ev->job, "decode");
 	rc = draw_decode(ev->o.vae, &ev->o.dims, latent, (int64_t)d->n, d->drawn, e);
 	xfree(latent);
 	return rc;
@@ -111,8 +112,8 @@ static int draw_all(struct evaluation *ev, struct drawing *d, struct err *e)
 	for (size_t i = 0; i < d->n; i++)
 		prompt[i] = (struct sampler_prompt) { &d->segment[i], 1, i };
 	if (rc == 0)
-		rc = draw_run(ev->job, &ev->o.model, &o, prompt, (int64_t)d->n, "drawing", result,
-			      e);
+		rc = draw_run(ev->job, &ev->o.model, &o, prompt, (int64_t)d->n, "drawing", NULL,
+			      result, e);
 	if (rc == 0) {
 		rc = decode_all(ev, d, result, e);
 		for (size_t i = 0; i < d->n; i++)
@@ -234,6 +235,7 @@ int eval_draw(struct evaluation *ev, struct err *e)
 		rc = collect_captions(ev, &d, e);
 	if (rc == 0)
 		rc = draw_all(ev, &d, e);
+	job_stage(ev->job, "measure");
 	if (rc == 0)
 		rc = find_nearest(ev, &d, e);
 	if (rc == 0 && ev->spec->sheet)

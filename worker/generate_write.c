@@ -73,6 +73,7 @@ static int write_picture(const struct generation *g, const struct place *p, cons
 	};
 	struct picture picture = { draw_width(g->o.vae, &g->o.dims),
 				   draw_height(g->o.vae, &g->o.dims), (uint8_t *)rgb };
+	struct buf png = BUF_INIT;
 	char *path;
 	int rc;
 
@@ -82,7 +83,10 @@ static int write_picture(const struct generation *g, const struct place *p, cons
 	snprintf(index, sizeof index, "%zu", p->sample);
 	picture_name(p, name);
 	path = job_path(g->job->results, "%s", name);
-	rc = png_write(path, &picture, text, ARRAY_LEN(text), e);
+	rc = png_encode(&picture, text, ARRAY_LEN(text), &png, e);
+	if (rc == 0)
+		rc = file_put(path, png.data, png.len, 0644, e);
+	buf_release(&png);
 	xfree(path);
 	return rc;
 }
@@ -102,7 +106,9 @@ static int write_pictures(struct output *out, struct err *e)
 
 		for (size_t k = 0; k < now; k++)
 			latent[k] = g->result[place[i + k].sample].part[place[i + k].part].latent;
+		job_stage(g->job, "decode");
 		rc = draw_decode(g->o.vae, &g->o.dims, latent, (int64_t)now, rgb, e);
+		job_stage(g->job, "write");
 		for (size_t k = 0; rc == 0 && k < now; k++)
 			rc = write_picture(g, &place[i + k], rgb + k * bytes, e);
 		job_report(g->job, "saving", i + now, n, "picture");
@@ -203,7 +209,7 @@ static int write_manifest(struct output *out, struct err *e)
 
 	CHECK(root);
 	text = json_dumps(root, JSON_INDENT(2) | JSON_PRESERVE_ORDER);
-	rc = file_write(path, text, strlen(text), 0600, e);
+	rc = file_put(path, text, strlen(text), 0600, e);
 	free(text);
 	xfree(path);
 	json_decref(root);
@@ -213,7 +219,7 @@ static int write_manifest(struct output *out, struct err *e)
 static int write_texts(struct output *out, struct err *e)
 {
 	char *path = job_path(out->g->job->results, "texts.jsonl");
-	int rc = out->texts ? file_write(path, out->lines.data, out->lines.len, 0600, e) : 0;
+	int rc = out->texts ? file_put(path, out->lines.data, out->lines.len, 0600, e) : 0;
 
 	xfree(path);
 	return rc;
@@ -222,14 +228,18 @@ static int write_texts(struct output *out, struct err *e)
 int generate_write(struct generation *g, struct err *e)
 {
 	struct output out = { .g = g, .list = json_array() };
-	int rc = write_pictures(&out, e);
+	int rc;
 
+	job_stage(g->job, "write");
+	rc = write_pictures(&out, e);
 	for (size_t i = 0; rc == 0 && i < g->results; i++)
 		rc = describe_sample(&out, i, e);
 	if (rc == 0)
 		rc = write_texts(&out, e);
 	if (rc == 0)
 		rc = write_manifest(&out, e);
+	if (rc == 0)
+		rc = dir_sync(g->job->results, e);
 	job_result(g->job, "pictures", (double)out.pictures);
 	job_result(g->job, "texts", (double)out.texts);
 	json_decref(out.list);

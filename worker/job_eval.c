@@ -109,6 +109,7 @@ static int run(struct evaluation *ev, struct err *e)
 		task++;
 	FAIL_IF(task == ARRAY_LEN(tasks), e, TF_EINVALID,
 		"task: found '%.40s', expected one of %s", spec->task, EVAL_TASKS);
+	job_stage(ev->job, "load");
 	TRY(opened_init(&ev->o, ev->job, spec->has_batch ? spec->batch : 0, e));
 	TRY(open_data(ev, e));
 	ev->report =
@@ -117,7 +118,9 @@ static int run(struct evaluation *ev, struct err *e)
 			  (json_int_t)eval_samples(ev));
 	CHECK(ev->report);
 	eval_result(ev, "samples", (double)eval_samples(ev));
+	job_stage(ev->job, "measure");
 	TRY(tasks[task].run(ev, e));
+	job_stage(ev->job, "write");
 	return write_report(ev, e);
 }
 

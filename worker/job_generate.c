@@ -142,7 +142,8 @@ static int sample(struct generation *g, struct err *e)
 
 		prompt[i] = (struct sampler_prompt) { r->segment, r->segments, i };
 	}
-	rc = draw_run(g->job, &g->o.model, &g->options, prompt, (int64_t)n, phase, g->result, e);
+	rc = draw_run(g->job, &g->o.model, &g->options, prompt, (int64_t)n, phase,
+		      &g->o.sampler, g->result, e);
 	g->results = rc == 0 ? n : 0;
 	xfree(prompt);
 	return rc;
@@ -152,8 +153,10 @@ static int run(struct generation *g, struct err *e)
 {
 	FAIL_IF(g->spec->count < 1 || g->spec->count > LIMIT_IMAGES_PER_PROMPT, e, TF_EINVALID,
 		"count: found %u, expected 1 to %u", g->spec->count, LIMIT_IMAGES_PER_PROMPT);
+	job_stage(g->job, "load");
 	TRY(opened_init(&g->o, g->job, 1, e));
 	TRY(take_options(g, e));
+	job_stage(g->job, "prompt");
 	TRY(encode_pictures(g, e));
 	TRY(make_requests(g, e));
 	TRY(sample(g, e));

@@ -187,6 +187,7 @@ static Tf__Failure failure_of(int code)
 static int leave_outcome(struct job *job, int code, const char *text, Tf__Failure failure,
 			 struct buf *packed, struct err *e)
 {
+	job_stage(job, NULL);
 	job_result(job, "peak_rss_anon_bytes", (double)link_peak_rss_anon(line));
 	report_outcome(job->state, code, text, failure, packed);
 	return report_write_outcome(job->attempt_folder, packed, e);

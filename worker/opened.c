@@ -265,6 +265,7 @@ int opened_init(struct opened *o, struct job *job, int64_t B, struct err *e)
 
 void opened_release(struct opened *o)
 {
+	sampler_free(o->sampler); /* it borrows the model */
 	if (o->vae)
 		vae_free(o->vae);
 	if (o->spm)

@@ -5,7 +5,7 @@
 #ifndef WORKER_OPENED_H
 #define WORKER_OPENED_H
 
-#include "model/transformer.h"
+#include "model/sampler.h"
 #include "model/vae.h"
 #include "proto/experiment.h"
 #include "worker/checkpoint.h"
@@ -30,6 +30,7 @@ struct opened {
 	struct transformer model; /* for forward passes */
 	struct spm *spm;
 	struct vae *vae; /* NULL: a model of text alone */
+	struct sampler *sampler; /* of the last drawing, when it may serve another; or NULL */
 	uint64_t step;
 	char *name; /* "NAME:step" or "NAME:step@ema", for people */
 	char *key;  /* opened_key, when the job may keep it; NULL: it may not */

@@ -3,6 +3,7 @@
 #ifndef WORKER_PNG_H
 #define WORKER_PNG_H
 
+#include "lib/buf.h"
 #include "lib/err.h"
 
 #include <stddef.h>
@@ -22,6 +23,9 @@ struct png_text {
 void picture_init(struct picture *p, int width, int height, uint8_t grey);
 void picture_release(struct picture *p);
 
+/* Appends the bytes of a file to out. */
+int png_encode(const struct picture *p, const struct png_text *text, size_t count,
+	       struct buf *out, struct err *e);
 /* Writes path whole or not at all. */
 int png_write(const char *path, const struct picture *p, const struct png_text *text, size_t count,
 	      struct err *e);

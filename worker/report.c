@@ -39,6 +39,9 @@ struct report {
 	int64_t sent_ns;
 	double rate; /* units a second; 0: unknown yet */
 	struct figures gauges, results;
+	struct figures timing; /* milliseconds of the stages that are over */
+	const char *stage;     /* the one at hand, or NULL */
+	int64_t stage_ns;      /* since when */
 	struct {
 		char *key, *value;
 	} fact[FACTS_MAX];
@@ -72,6 +75,7 @@ void report_free(struct report *r)
 		close(r->metrics_fd);
 	figures_release(&r->gauges);
 	figures_release(&r->results);
+	figures_release(&r->timing);
 	for (size_t i = 0; i < r->facts; i++) {
 		xfree(r->fact[i].key);
 		xfree(r->fact[i].value);
@@ -82,25 +86,54 @@ void report_free(struct report *r)
 }
 
 /* What exceeds the wire's limit is dropped: figures are for people. */
-static void figures_set(struct figures *f, const char *name, double value)
+static double *figures_at(struct figures *f, const char *name)
 {
+	static double nowhere;
+
 	for (size_t i = 0; i < f->count; i++)
-		if (strcmp(f->list[i].name, name) == 0) {
-			f->list[i].value = value;
-			return;
-		}
-	if (f->count < LIMIT_METRICS)
-		f->list[f->count++] = (struct figure) { xstrdup(name), value };
+		if (strcmp(f->list[i].name, name) == 0)
+			return &f->list[i].value;
+	if (f->count == LIMIT_METRICS)
+		return &nowhere;
+	f->list[f->count] = (struct figure) { xstrdup(name), 0 };
+	return &f->list[f->count++].value;
 }
 
 void job_gauge(struct job *job, const char *name, double value)
 {
-	figures_set(&job->state->gauges, name, value);
+	*figures_at(&job->state->gauges, name) = value;
 }
 
 void job_result(struct job *job, const char *name, double value)
 {
-	figures_set(&job->state->results, name, value);
+	*figures_at(&job->state->results, name) = value;
+}
+
+void job_stage(struct job *job, const char *stage)
+{
+	struct report *r = job->state;
+	int64_t now = clock_mono_ns();
+
+	if (r->stage)
+		*figures_at(&r->timing, r->stage) += (double)(now - r->stage_ns) / 1e6;
+	r->stage = stage;
+	r->stage_ns = now;
+}
+
+struct metrics {
+	Tf__Metric metric[LIMIT_METRICS], *list[LIMIT_METRICS];
+};
+
+/* Figures as they are sent; names are borrowed. */
+static Tf__Metric **metrics_of(const struct figures *f, struct metrics *m)
+{
+	for (size_t i = 0; i < f->count; i++) {
+		tf__metric__init(&m->metric[i]);
+		m->metric[i].name = f->list[i].name;
+		m->metric[i].value = f->list[i].value;
+		m->list[i] = &m->metric[i];
+	}
+	return m->list;
 }
 
 /* ---- progress */
@@ -121,7 +154,7 @@ static void send_progress(struct job *job, uint64_t done, uint64_t total, const 
 {
 	struct report *r = job->state;
 	Tf__Progress p = TF__PROGRESS__INIT;
-	Tf__Metric metric[LIMIT_METRICS], *list[LIMIT_METRICS];
+	struct metrics gauges;
 
 	p.phase = r->phase;
 	p.has_done = true;
@@ -133,14 +166,8 @@ static void send_progress(struct job *job, uint64_t done, uint64_t total, const 
 	p.rate = r->rate;
 	p.has_eta_s = r->rate > 0 && total >= done && total > 0;
 	p.eta_s = p.has_eta_s ? (double)(total - done) / r->rate : 0;
-	for (size_t i = 0; i < r->gauges.count; i++) {
-		tf__metric__init(&metric[i]);
-		metric[i].name = r->gauges.list[i].name;
-		metric[i].value = r->gauges.list[i].value;
-		list[i] = &metric[i];
-	}
 	p.n_metric = r->gauges.count;
-	p.metric = list;
+	p.metric = metrics_of(&r->gauges, &gauges);
 	link_progress(job->link, &p);
 }
 
@@ -302,7 +329,7 @@ void report_outcome(struct report *r, int code, const char *text, Tf__Failure fa
 	Tf__Outcome o = TF__OUTCOME__INIT;
 	Tf__Artefact artefact = TF__ARTEFACT__INIT;
 	Tf__KeyValue fact[FACTS_MAX], *facts[FACTS_MAX];
-	Tf__Metric metric[LIMIT_METRICS], *metrics[LIMIT_METRICS];
+	struct metrics results, timing;
 
 	o.version = TF_PROTOCOL_VERSION;
 	o.code = code;
@@ -315,12 +342,6 @@ void report_outcome(struct report *r, int code, const char *text, Tf__Failure fa
 		fact[i].value = r->fact[i].value;
 		facts[i] = &fact[i];
 	}
-	for (size_t i = 0; i < r->results.count; i++) {
-		tf__metric__init(&metric[i]);
-		metric[i].name = r->results.list[i].name;
-		metric[i].value = r->results.list[i].value;
-		metrics[i] = &metric[i];
-	}
 	artefact.kind = r->kind;
 	artefact.name = ""; /* the daemon knows name and id */
 	artefact.id = "";
@@ -329,7 +350,9 @@ void report_outcome(struct report *r, int code, const char *text, Tf__Failure fa
 	artefact.fact = facts;
 	o.artefact = r->has_artefact ? &artefact : NULL;
 	o.n_result = r->results.count;
-	o.result = metrics;
+	o.result = metrics_of(&r->results, &results);
+	o.n_timing = r->timing.count;
+	o.timing = metrics_of(&r->timing, &timing);
 	pack(&o, out);
 }
 

@@ -215,7 +215,8 @@ static int draw_captions(struct training *t, const struct captions *c, struct er
 		prompt[i] = (struct sampler_prompt) { &segment[i], count > 0, i };
 	}
 	if (rc == 0)
-		rc = draw_run(t->job, &t->model, &o, prompt, c->count, "sampling", result, e);
+		rc = draw_run(t->job, &t->model, &o, prompt, c->count, "sampling", NULL, result,
+			      e);
 	if (rc == 0) {
 		rc = write_samples(t, c, result, e);
 		for (size_t i = 0; i < n; i++)

@@ -105,6 +105,9 @@ int job_metrics_rewind(struct job *job, uint64_t step, struct err *e);
 
 /* A summary number of the outcome; a name set again is replaced. */
 void job_result(struct job *job, const char *name, double value);
+/* A stage of the work begins ("load"; kept, so a constant) and the one before ends; NULL: the last
+ * one ends. The outcome tells how many milliseconds each lasted in all. */
+void job_stage(struct job *job, const char *stage);
 /* States what the output folder now holds: kind, and the hash of its content as hex. Copies. */
 void job_artefact(struct job *job, Tf__ArtefactKind kind, const char *hash);
 /* A fact of that artefact ("samples", "psnr", "vocab"); a key set again is replaced. */

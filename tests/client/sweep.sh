@@ -113,6 +113,7 @@ whole() {
 	status 0 "$cli" jobs --tag rates --all --counts && says 'done  *8' || return 1
 	status 0 "$cli" jobs --name 'rates-2-perplexity' --all --json || return 1
 	says '"result":{.*perplexity' || return 1
+	says '"timing":{"queue_ms":[0-9]*,"load_ms":[0-9.]*,"measure_ms":[0-9.]*,"write_ms":' || return 1
 	status 4 "$cli" sweep "$folder/sweep.yaml" && says 'job 1 of 8.*rates-1. exists'
 }
 check 'a sweep the whole way' whole

@@ -349,6 +349,48 @@ static void test_running_ahead_changes_nothing(void **state)
 	close_model(&m);
 }
 
+/* What a sampler did before, and recorded, changes nothing: each run gives what a new one gives. */
+static void test_a_used_sampler_draws_as_a_new_one(void **state)
+{
+	struct err e = ERR_INIT;
+	struct transformer m;
+	struct sampler *used, *fresh;
+	struct segment part[2];
+	struct sampler_prompt prompt[2];
+	struct sampler_result a[2], b[2];
+
+	(void)state;
+	open_model(&m, "ref", DT_F32);
+	make_prompts(part, prompt, 2);
+	assert_ok(sampler_new(&m, 2, 40, true, &used, &e), &e);
+	for (int i = 0; i < 12; i++) {
+		struct sampler_options o = options(i % 6 == 3 ? SAMPLE_FREE : SAMPLE_IMAGE);
+		int n = i % 6 == 4 ? 1 : 2;
+
+		o.seed = i % 6 == 1 ? 22 : 21;
+		o.steps = i % 6 == 2 ? 9 : 6;
+		o.guidance = i % 6 == 5 ? 1 : 2;
+		o.schedule = i < 6 ? SCHEDULE_DDPM : SCHEDULE_DDIM;
+		assert_ok(sampler_new(&m, 2, 40, true, &fresh, &e), &e);
+		assert_true(sampler_is_for(used, 2, 40, true));
+		assert_ok(sampler_run(used, &o, prompt, n, NULL, a, &e), &e);
+		assert_ok(sampler_run(used, &o, prompt, n, NULL, b, &e), &e);
+		for (int k = 0; k < n; k++) {
+			assert_same(&a[k], &b[k], 0);
+			sampler_result_release(&b[k]);
+		}
+		assert_ok(sampler_run(fresh, &o, prompt, n, NULL, b, &e), &e);
+		for (int k = 0; k < n; k++) {
+			assert_same(&a[k], &b[k], 0);
+			sampler_result_release(&a[k]);
+			sampler_result_release(&b[k]);
+		}
+		sampler_free(fresh);
+	}
+	sampler_free(used);
+	close_model(&m);
+}
+
 static bool stop_at_third(void *arg, const char *phase, int64_t done, int64_t total)
 {
 	int *calls = arg;
@@ -500,6 +542,7 @@ int main(void)
 		cmocka_unit_test(test_bf16_draws_near_f32),
 		cmocka_unit_test(test_greedy_takes_the_likeliest_and_a_tiny_nucleus_is_greedy),
 		cmocka_unit_test(test_running_ahead_changes_nothing),
+		cmocka_unit_test(test_a_used_sampler_draws_as_a_new_one),
 		cmocka_unit_test(test_stopping_leaves_nothing_behind),
 		cmocka_unit_test(test_wrong_options_are_refused),
 		cmocka_unit_test(test_wrong_prompts_are_refused),

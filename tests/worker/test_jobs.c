@@ -6,6 +6,7 @@
 #include "lib/files.h"
 #include "lib/mem.h"
 #include "lib/safetensors.h"
+#include "proto/limits.h"
 #include "tests/worker/toy.h"
 #include "worker/kept.h"
 
@@ -238,7 +239,7 @@ static void a_picture_depends_on_seed_and_index_alone(void **state)
 	xfree(b);
 }
 
-static void draw_some(const char *job, uint64_t seed)
+static void draw_many(const char *job, uint64_t seed, uint32_t count)
 {
 	Tf__GenerateSpec g = TF__GENERATE_SPEC__INIT;
 	char *prompt[] = { "a red disc of size 3", "a blue disc of size 4" };
@@ -248,7 +249,14 @@ static void draw_some(const char *job, uint64_t seed)
 	g.prompt = prompt;
 	g.steps = 3;
 	g.seed = seed;
+	g.has_count = true;
+	g.count = count;
 	assert_ok(generate(job, &g, &e), &e);
+}
+
+static void draw_some(const char *job, uint64_t seed)
+{
+	draw_many(job, seed, 1);
 }
 
 static bool same_file(const char *job, const char *other, const char *name)
@@ -296,6 +304,26 @@ static void a_warm_job_gives_the_bits_of_a_cold_one(void **state)
 	assert_true(same_file("cold", "warm-4", "00001.png"));
 	assert_true(same_file("cold-loss", "warm-loss", "report.json"));
 	assert_true(same_file("cold-loss", "warm-loss-2", "report.json"));
+	kept_release(&kept);
+}
+
+/* The cache of many sequences is memory that others may need. */
+static void a_small_sampler_is_kept(void **state)
+{
+	struct kept kept = { 0 };
+	int64_t evaluations;
+
+	(void)state;
+	toy.kept = &kept;
+	draw_many("most", 1, LIMIT_KEPT_SEQUENCES / 2);
+	assert_non_null(kept.opened.sampler);
+	evaluations = sampler_evaluations(kept.opened.sampler);
+	draw_many("again", 2, LIMIT_KEPT_SEQUENCES / 2);
+	assert_non_null(kept.opened.sampler);
+	assert_int_equal(sampler_evaluations(kept.opened.sampler), 2 * evaluations);
+	draw_many("more", 3, LIMIT_KEPT_SEQUENCES / 2 + 1);
+	assert_null(kept.opened.sampler);
+	toy.kept = NULL;
 	kept_release(&kept);
 }
 
@@ -351,6 +379,7 @@ int main(void)
 		cmocka_unit_test(a_picture_depends_on_seed_and_index_alone),
 		cmocka_unit_test(a_warm_job_gives_the_bits_of_a_cold_one),
 		/* the last: it trains the model anew */
+		cmocka_unit_test(a_small_sampler_is_kept),
 		cmocka_unit_test(a_kept_model_is_used_for_its_files_alone),
 	};
 	return cmocka_run_group_tests_name("jobs", jobs, set_up, tear_down);
