@@ -146,8 +146,10 @@ int states_read(const struct args *a, Tf__JobState state[LIMIT_FILTERS], size_t 
 
 struct table {
 	int columns, rows, room;
-	char **cell;              /* row by row, the head first; owned */
 	const char *align;        /* 'l' or 'r' for each column */
+	int *width;               /* of each column */
+	struct table_cell *cell;  /* row by row, the head first */
+	struct buf text;          /* of all cells */
 };
 void table_init(struct table *t, const char *align, const char *const *head);
 void table_add(struct table *t, const char *const *cell);   /* copies; NULL prints as "-" */
@@ -185,13 +187,20 @@ int screen_key(int64_t timeout_ms); /* a key that was pressed, or one of these *
 
 /* ---- for programs (json.c) */
 
-json_t *json_of_job(const Tf__Job *j);
 json_t *json_of_artefact(const Tf__Artefact *a);
 json_t *json_of_audit(const Tf__Audit *a);
 json_t *json_of_users(const Tf__Users *users);
 json_t *json_of_slot(const Tf__SlotState *s);
 json_t *json_of_pairs(size_t n, Tf__KeyValue **pair);
 void json_print(json_t *value);                             /* one line; takes the reference */
+#define JSON_DIGITS 9 /* of numbers that are not whole */
+
+/* ---- a job for programs (json_job.c) */
+
+/* Appends the job to an object's or array's text that is not closed yet; a comma where one is
+ * needed. */
+void json_item_job(struct buf *out, const Tf__Job *j);
+json_t *json_of_job(const Tf__Job *j);
 
 /* ---- progress (progress.c) */
 

@@ -17,16 +17,26 @@
 
 #define NARROWEST 10 /* the last column keeps at least so much */
 
-char *text_safe(const char *text)
+/* Puts '?' for what could steer a terminal. Whether the text is of ASCII alone. */
+static bool make_safe(char *text)
 {
-	char *copy = xstrdup(text ? text : "");
+	bool ascii = true;
 
-	for (unsigned char *p = (unsigned char *)copy; *p; p++) {
+	for (unsigned char *p = (unsigned char *)text; *p; p++) {
 		if (*p < ' ' || *p == 0x7f)
 			*p = '?';
 		if (*p == 0xc2 && p[1] >= 0x80 && p[1] < 0xa0) /* U+0080 to U+009F */
 			p[0] = p[1] = '?';
+		ascii &= *p < 0x80;
 	}
+	return ascii;
+}
+
+char *text_safe(const char *text)
+{
+	char *copy = xstrdup(text ? text : "");
+
+	make_safe(copy);
 	return copy;
 }
 
@@ -87,9 +97,15 @@ int terminal_width(int fd)
 
 /* ---- tables */
 
+struct table_cell {
+	uint32_t bytes; /* of its text, which lies in the table's behind that of the cell before */
+	int width;
+};
+
 void table_init(struct table *t, const char *align, const char *const *head)
 {
 	*t = (struct table){ .columns = (int)strlen(align), .align = align };
+	t->width = xcalloc(t->columns, sizeof *t->width);
 	table_add(t, head);
 }
 
@@ -99,47 +115,64 @@ void table_add(struct table *t, const char *const *cell)
 		t->room = t->room ? 2 * t->room : 16;
 		t->cell = xrealloc(t->cell, (size_t)t->room * t->columns, sizeof *t->cell);
 	}
-	for (int i = 0; i < t->columns; i++)
-		t->cell[t->rows * t->columns + i] = text_safe(cell[i] && *cell[i] ? cell[i] : "-");
+	for (int i = 0; i < t->columns; i++) {
+		struct table_cell *c = &t->cell[(size_t)t->rows * t->columns + i];
+		const char *text = cell[i] && *cell[i] ? cell[i] : "-";
+		char *safe;
+
+		c->bytes = (uint32_t)strlen(text);
+		buf_append(&t->text, text, c->bytes);
+		safe = t->text.data + t->text.len - c->bytes;
+		c->width = make_safe(safe) ? (int)c->bytes : text_width(safe);
+		if (c->width > t->width[i])
+			t->width[i] = c->width;
+	}
 	t->rows++;
 }
 
-static void put_cell(const struct table *t, char *text, int column, int width, int left,
-		     struct buf *out)
+static void put_spaces(struct buf *out, int n)
 {
-	bool last = column == t->columns - 1;
-	int pad;
+	if (n <= 0)
+		return;
+	buf_reserve(out, (size_t)n);
+	memset(out->data + out->len, ' ', (size_t)n);
+	out->len += (size_t)n;
+}
 
-	if (last && left > 0)
-		text_cut(text, left > NARROWEST ? left : NARROWEST);
-	pad = width - text_width(text);
-	if (pad < 0)
-		pad = 0;
-	if (t->align[column] == 'r')
-		buf_printf(out, "%*s%s%s", pad, "", text, last ? "" : "  ");
-	else
-		buf_printf(out, "%s%*s%s", text, last ? 0 : pad, "", last ? "" : "  ");
+/* most: columns that the last cell may have; 0: any number. */
+static void put_row(const struct table *t, const struct table_cell *cell, const char **text,
+		    int most, struct buf *out)
+{
+	for (int i = 0; i < t->columns; i++) {
+		bool last = i == t->columns - 1;
+		size_t start;
+
+		if (t->align[i] == 'r')
+			put_spaces(out, t->width[i] - cell[i].width);
+		start = out->len;
+		buf_append(out, *text, cell[i].bytes);
+		*text += cell[i].bytes;
+		if (last && most && cell[i].width > most) {
+			text_cut(out->data + start, most);
+			out->len = start + strlen(out->data + start);
+		}
+		if (!last)
+			put_spaces(out, 2 + (t->align[i] == 'r' ? 0 : t->width[i] - cell[i].width));
+	}
+	buf_append(out, "\n", 1);
 }
 
 void table_render(struct table *t, int columns, struct buf *out)
 {
-	int *width = xcalloc(t->columns, sizeof *width), used = 0;
+	const char *text = t->text.data;
+	int most = 0, used = 0;
 
-	for (int i = 0; i < t->rows * t->columns; i++) {
-		int w = text_width(t->cell[i]);
-
-		if (w > width[i % t->columns])
-			width[i % t->columns] = w;
-	}
 	for (int i = 0; i + 1 < t->columns; i++)
-		used += width[i] + 2;
-	for (int row = 0; row < t->rows; row++) {
-		for (int i = 0; i < t->columns; i++)
-			put_cell(t, t->cell[row * t->columns + i], i, width[i],
-				 columns ? columns - used : 0, out);
-		buf_text(out, "\n");
-	}
-	xfree(width);
+		used += t->width[i] + 2;
+	if (columns > used)
+		most = columns - used > NARROWEST ? columns - used : NARROWEST;
+	for (int row = 0; row < t->rows; row++)
+		put_row(t, &t->cell[(size_t)row * t->columns], &text, most, out);
 	table_release(t);
 }
 
@@ -154,10 +187,10 @@ void table_print(struct table *t)
 
 void table_release(struct table *t)
 {
-	for (int i = 0; i < t->rows * t->columns; i++)
-		xfree(t->cell[i]);
+	buf_release(&t->text);
 	xfree(t->cell);
-	t->rows = 0;
+	xfree(t->width);
+	t->rows = t->room = 0;
 }
 
 /* ---- numbers */

@@ -2,7 +2,6 @@
  * What --json prints. The keys are stable: programs depend on them; new ones may be added. */
 #include "config.h"
 #include "client/client.h"
-#include "proto/retry.h"
 #include "lib/clock.h"
 #include "lib/mem.h"
 
@@ -36,75 +35,6 @@ static json_t *number_or_null(protobuf_c_boolean has, uint64_t n)
 	return has ? json_integer((json_int_t)n) : json_null();
 }
 
-static json_t *json_of_metrics(size_t n, Tf__Metric **metric)
-{
-	json_t *o = json_object();
-
-	for (size_t i = 0; i < n; i++)
-		json_object_set_new(o, metric[i]->name, real_or_null(metric[i]->value));
-	return o;
-}
-
-static json_t *json_of_progress(const Tf__Progress *p)
-{
-	json_t *o;
-
-	if (!p)
-		return json_null();
-	o = json_object();
-	json_object_set_new(o, "phase", text_or_null(p->phase));
-	json_object_set_new(o, "done", p->has_done ? json_integer((json_int_t)p->done)
-						   : json_null());
-	json_object_set_new(o, "total", p->has_total && p->total
-						? json_integer((json_int_t)p->total)
-						: json_null());
-	json_object_set_new(o, "unit", text_or_null(p->unit));
-	json_object_set_new(o, "rate", p->has_rate ? real_or_null(p->rate) : json_null());
-	json_object_set_new(o, "eta_s", p->has_eta_s ? real_or_null(p->eta_s) : json_null());
-	json_object_set_new(o, "metrics", json_of_metrics(p->n_metric, p->metric));
-	return o;
-}
-
-static json_t *json_of_demand(const Tf__Demand *d)
-{
-	json_t *o = json_object();
-
-	if (!d)
-		return o;
-	if (d->gpus)
-		json_object_set_new(o, "gpus", json_integer(d->gpus));
-	if (d->gpu_mem)
-		json_object_set_new(o, "gpu_mem", json_integer((json_int_t)d->gpu_mem));
-	if (d->cpus)
-		json_object_set_new(o, "cpus", json_integer(d->cpus));
-	if (d->mem)
-		json_object_set_new(o, "mem", json_integer((json_int_t)d->mem));
-	if (d->has_priority)
-		json_object_set_new(o, "priority", json_string(priority_name(d->priority)));
-	if (d->walltime)
-		json_object_set_new(o, "walltime_s", json_integer((json_int_t)d->walltime));
-	if (d->has_begin)
-		json_object_set_new(o, "begin", time_or_null(true, d->begin));
-	if (d->has_deadline)
-		json_object_set_new(o, "deadline", time_or_null(true, d->deadline));
-	return o;
-}
-
-static json_t *json_of_stops(const Tf__Job *j)
-{
-	json_t *list = json_array();
-
-	for (size_t i = 0; i < j->n_stop; i++) {
-		json_t *o = json_object();
-
-		json_object_set_new(o, "reason", json_string(stop_reason_name(j->stop[i]->reason)));
-		json_object_set_new(o, "times", json_integer(j->stop[i]->times));
-		json_object_set_new(o, "lost_s", real_or_null(j->stop[i]->lost_s));
-		json_array_append_new(list, o);
-	}
-	return list;
-}
-
 static json_t *json_of_ids(size_t n, const uint64_t *id)
 {
 	json_t *list = json_array();
@@ -112,80 +42,6 @@ static json_t *json_of_ids(size_t n, const uint64_t *id)
 	for (size_t i = 0; i < n; i++)
 		json_array_append_new(list, json_integer((json_int_t)id[i]));
 	return list;
-}
-
-/* How many attempts failed, of each kind: {"crash": 1}. */
-static json_t *json_of_failures(const Tf__Job *j)
-{
-	json_t *o = json_object();
-
-	for (size_t i = 1; i < j->n_failed && i < FAILURES; i++)
-		if (j->failed[i])
-			json_object_set_new(o, failure_name((Tf__Failure)i),
-					    json_integer(j->failed[i]));
-	return o;
-}
-
-/* How it stands to other jobs, and to attempts of its own. */
-static void add_order(json_t *o, const Tf__Job *j)
-{
-	json_t *tags = json_array();
-
-	for (size_t i = 0; i < j->n_tag; i++)
-		json_array_append_new(tags, json_string(j->tag[i]));
-	json_object_set_new(o, "tags", tags);
-	json_object_set_new(o, "group", text_or_null(j->group));
-	json_object_set_new(o, "after", json_of_ids(j->n_after, j->after));
-	json_object_set_new(o, "after_any", json_of_ids(j->n_after_any, j->after_any));
-	json_object_set_new(o, "after_failed", json_of_ids(j->n_after_failed, j->after_failed));
-	json_object_set_new(o, "failures", json_of_failures(j));
-	json_object_set_new(o, "next_try", time_or_null(j->has_next_try, j->next_try));
-	json_object_set_new(o, "requeued", json_integer(j->has_requeued ? j->requeued : 0));
-}
-
-/* Milliseconds of a job: in the queue, then its work by stage: {"queue_ms": 1, "load_ms": 0.2}. */
-static json_t *json_of_timing(const Tf__Job *j)
-{
-	json_t *o = json_object();
-
-	if (j->n_timing && j->started >= j->submitted)
-		json_object_set_new(o, "queue_ms", json_integer(j->started - j->submitted));
-	for (size_t i = 0; i < j->n_timing; i++) {
-		char *name = xasprintf("%s_ms", j->timing[i]->name);
-
-		json_object_set_new(o, name, real_or_null(j->timing[i]->value));
-		xfree(name);
-	}
-	return o;
-}
-
-json_t *json_of_job(const Tf__Job *j)
-{
-	json_t *o = json_object();
-
-	json_object_set_new(o, "id", json_integer((json_int_t)j->id));
-	json_object_set_new(o, "kind", json_string(job_kind_name(j->kind)));
-	json_object_set_new(o, "name", text_or_null(j->name));
-	json_object_set_new(o, "project", text_or_null(j->project));
-	json_object_set_new(o, "user", text_or_null(j->user));
-	json_object_set_new(o, "state", json_string(job_state_name(j->state)));
-	json_object_set_new(o, "submitted", time_or_null(j->has_submitted, j->submitted));
-	json_object_set_new(o, "started", time_or_null(j->has_started, j->started));
-	json_object_set_new(o, "ended", time_or_null(j->has_ended, j->ended));
-	json_object_set_new(o, "progress", json_of_progress(j->progress));
-	json_object_set_new(o, "reason", text_or_null(j->reason));
-	json_object_set_new(o, "attempt", json_integer(j->has_attempt ? j->attempt : 0));
-	json_object_set_new(o, "slot", text_or_null(j->slot));
-	json_object_set_new(o, "demand", json_of_demand(j->demand));
-	json_object_set_new(o, "place", j->has_place ? json_integer(j->place) : json_null());
-	json_object_set_new(o, "waits", text_or_null(j->waits));
-	json_object_set_new(o, "expected_start",
-			    time_or_null(j->has_expected_start, j->expected_start));
-	json_object_set_new(o, "stops", json_of_stops(j));
-	json_object_set_new(o, "result", json_of_metrics(j->n_result, j->result));
-	json_object_set_new(o, "timing", json_of_timing(j));
-	add_order(o, j);
-	return o;
 }
 
 json_t *json_of_audit(const Tf__Audit *a)
@@ -314,7 +170,7 @@ json_t *json_of_artefact(const Tf__Artefact *a)
 
 void json_print(json_t *value)
 {
-	char *text = json_dumps(value, JSON_COMPACT | JSON_REAL_PRECISION(9));
+	char *text = json_dumps(value, JSON_COMPACT | JSON_REAL_PRECISION(JSON_DIGITS));
 
 	CHECK(text);
 	puts(text);

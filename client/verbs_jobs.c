@@ -58,11 +58,13 @@ static void add_job(struct table *t, const Tf__Job *j)
 								 : " " });
 }
 
-/* What was found, as rows, as JSON or counted. */
+/* What was found: rows for people, JSON, or counted. */
 struct job_list {
-	bool counts;
-	json_t *list;          /* of jobs; or an object user -> state -> number */
+	enum { JOBS_ROWS, JOBS_JSON, JOBS_COUNTS } form;
 	struct table table;
+	struct buf json;       /* the array so far: "[{...},{...}" */
+	json_t *counts;        /* user -> state -> number */
+	size_t found;
 	int64_t left;
 };
 
@@ -82,33 +84,53 @@ static void count_job(json_t *counts, const Tf__Job *j)
 static void take_jobs(struct job_list *l, const Tf__Jobs *jobs)
 {
 	for (size_t i = 0; i < jobs->n_job; i++) {
-		if (l->counts) {
-			count_job(l->list, jobs->job[i]);
-		} else {
-			json_array_append_new(l->list, json_of_job(jobs->job[i]));
+		if (l->form == JOBS_COUNTS)
+			count_job(l->counts, jobs->job[i]);
+		else if (l->form == JOBS_ROWS)
 			add_job(&l->table, jobs->job[i]);
-		}
+		else
+			json_item_job(&l->json, jobs->job[i]);
 	}
+	l->found += jobs->n_job;
 	l->left -= (int64_t)jobs->n_job;
 }
 
-static int ask_jobs(struct client *c, Tf__JobList *m, struct job_list *l, struct err *e)
+static int send_page(struct client *c, Tf__JobList *m, int64_t left, struct err *e)
 {
 	Tf__Request r = TF__REQUEST__INIT;
-	bool more = true;
+	uint64_t id;
 
 	r.body_case = TF__REQUEST__BODY_JOB_LIST;
 	r.job_list = m;
-	m->has_before = m->has_limit = 1;
-	while (more && l->left > 0) {
-		Tf__Reply *reply;
+	m->has_limit = 1;
+	m->limit = left < JOBS_AT_A_TIME ? (uint32_t)left : JOBS_AT_A_TIME;
+	return connection_send(c->connection, &r, &id, e);
+}
 
-		m->limit = l->left < JOBS_AT_A_TIME ? (uint32_t)l->left : JOBS_AT_A_TIME;
-		TRY(client_ask(c, &r, TF__REPLY__BODY_JOBS, &reply, e));
-		take_jobs(l, reply->jobs);
-		more = reply->jobs->more && reply->jobs->has_next;
-		m->before = reply->jobs->next;
+/* Page by page: the daemon makes the next one while this one is looked at. */
+static int ask_jobs(struct client *c, Tf__JobList *m, struct job_list *l, struct err *e)
+{
+	bool more = true;
+
+	TRY(client_connect(c, e));
+	TRY(send_page(c, m, l->left, e));
+	while (more) {
+		Tf__Reply *reply;
+		int rc;
+
+		TRY(client_note(c, connection_receive(c->connection, ASK_MS, &reply, e)));
+		rc = client_check(c, reply, TF__REPLY__BODY_JOBS, e);
+		more = rc == 0 && reply->jobs->more && reply->jobs->has_next &&
+		       l->left > (int64_t)reply->jobs->n_job;
+		if (more) {
+			m->has_before = 1;
+			m->before = reply->jobs->next;
+			rc = send_page(c, m, l->left - (int64_t)reply->jobs->n_job, e);
+		}
+		if (rc == 0)
+			take_jobs(l, reply->jobs);
 		tf__reply__free_unpacked(reply, NULL);
+		TRY(rc);
 	}
 	return 0;
 }
@@ -168,33 +190,45 @@ static void print_counts(const json_t *counts)
 	table_print(&t);
 }
 
+static void print_jobs(struct job_list *l, const Tf__JobList *asked)
+{
+	if (l->form == JOBS_JSON)
+		printf("%s]\n", l->json.data);
+	else if (l->found == 0 && (asked->n_state || asked->n_tag || asked->n_user ||
+				   asked->n_kind || asked->name))
+		puts("no such jobs");
+	else if (l->found == 0)
+		puts(asked->all ? "no jobs yet"
+				: "no jobs queued or running (--all shows ended ones)");
+	else if (l->form == JOBS_COUNTS)
+		print_counts(l->counts);
+	else
+		table_print(&l->table);
+}
+
 int verb_jobs(struct client *c, struct err *e)
 {
 	static const char *const head[] = { "id", "kind", "name", "user", "state", "place",
 					    "start", "slot", "progress", "eta", "age", "reason" };
-	struct job_list l = { .counts = args_has(&c->args, OPTION_COUNTS), .left = INT64_MAX };
+	struct job_list l = { .json = BUF_INIT, .counts = json_object(), .left = INT64_MAX };
 	Tf__JobList m = TF__JOB_LIST__INIT;
-	bool none;
 	int rc;
 
-	l.list = l.counts ? json_object() : json_array();
+	l.form = args_has(&c->args, OPTION_COUNTS) ? JOBS_COUNTS
+		 : args_has(&c->args, OPTION_JSON) ? JOBS_JSON
+						   : JOBS_ROWS;
 	table_init(&l.table, "rllllrllrrrl", head);
+	buf_text(&l.json, "[");
 	rc = read_filters(&c->args, &m, &l.left, e);
 	if (rc == 0)
 		rc = ask_jobs(c, &m, &l, e);
-	none = l.counts ? json_object_size(l.list) == 0 : l.table.rows == 1;
-	if (rc == 0 && args_has(&c->args, OPTION_JSON))
-		json_print(json_incref(l.list));
-	else if (rc == 0 && none && (m.n_state || m.n_tag || m.n_user || m.n_kind || m.name))
-		puts("no such jobs");
-	else if (rc == 0 && none)
-		puts(m.all ? "no jobs yet" : "no jobs queued or running (--all shows ended ones)");
-	else if (rc == 0 && l.counts)
-		print_counts(l.list);
+	if (rc == 0 && l.form == JOBS_COUNTS && args_has(&c->args, OPTION_JSON))
+		json_print(json_incref(l.counts));
 	else if (rc == 0)
-		table_print(&l.table);
+		print_jobs(&l, &m);
 	table_release(&l.table);
-	json_decref(l.list);
+	buf_release(&l.json);
+	json_decref(l.counts);
 	xfree(m.state);
 	xfree(m.kind);
 	return rc;

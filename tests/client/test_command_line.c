@@ -196,6 +196,49 @@ static void job_as_json(void **state)
 	json_decref(o);
 }
 
+/* What a job's text must keep: every character, the largest numbers, commas between jobs. */
+static void jobs_as_text(void **state)
+{
+	Tf__Job job = TF__JOB__INIT;
+	char *tag[] = { (char *)"a\"b\\c",
+			(char *)"\b\f\n\r\t\001 \x7f \xc3\xa9 \xf0\x9f\x98\x80" };
+	uint64_t after[] = { 1, INT64_MAX };
+	uint32_t failed[] = { 0, 2, 0, 1 };
+	struct buf list = BUF_INIT;
+	json_t *read;
+
+	(void)state;
+	job.id = 7;
+	job.kind = TF__JOB_KIND__NOOP;
+	job.state = TF__JOB_STATE__DONE;
+	job.n_tag = job.n_after = 2;
+	job.tag = tag;
+	job.after = after;
+	job.n_failed = ARRAY_LEN(failed);
+	job.failed = failed;
+	buf_text(&list, "[");
+	json_item_job(&list, &job);
+	json_item_job(&list, &job);
+	buf_text(&list, "]");
+	read = json_loads(list.data, JSON_REJECT_DUPLICATES, NULL);
+	assert_int_equal(json_array_size(read), 2);
+	for (size_t i = 0; i < 2; i++) {
+		const json_t *o = json_array_get(read, i);
+
+		for (size_t k = 0; k < 2; k++) {
+			assert_string_equal(
+				json_string_value(json_array_get(json_object_get(o, "tags"), k)),
+				tag[k]);
+			assert_int_equal(
+				json_integer_value(json_array_get(json_object_get(o, "after"), k)),
+				after[k]);
+		}
+		assert_int_equal(json_object_size(json_object_get(o, "failures")), 2);
+	}
+	json_decref(read);
+	buf_release(&list);
+}
+
 /* ---- what an import sends */
 
 static void put(const char *folder, const char *name, const char *text)
@@ -267,6 +310,7 @@ int main(void)
 		cmocka_unit_test(tables),  cmocka_unit_test(examples),
 		cmocka_unit_test(reading), cmocka_unit_test(mistakes),
 		cmocka_unit_test(numbers), cmocka_unit_test(job_as_json),
+		cmocka_unit_test(jobs_as_text),
 		cmocka_unit_test(sources),
 	};
 
