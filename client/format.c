@@ -23,11 +23,14 @@ static bool make_safe(char *text)
 	bool ascii = true;
 
 	for (unsigned char *p = (unsigned char *)text; *p; p++) {
-		if (*p < ' ' || *p == 0x7f)
+		if (*p >= ' ' && *p < 0x7f)
+			continue;
+		if (*p < 0x80)
 			*p = '?';
-		if (*p == 0xc2 && p[1] >= 0x80 && p[1] < 0xa0) /* U+0080 to U+009F */
+		else if (*p == 0xc2 && p[1] >= 0x80 && p[1] < 0xa0) /* U+0080 to U+009F */
 			p[0] = p[1] = '?';
-		ascii &= *p < 0x80;
+		else
+			ascii = false;
 	}
 	return ascii;
 }
@@ -169,6 +172,7 @@ void table_render(struct table *t, int columns, struct buf *out)
 
 	for (int i = 0; i + 1 < t->columns; i++)
 		used += t->width[i] + 2;
+	buf_reserve(out, t->text.len + (size_t)t->rows * (size_t)(used + 1));
 	if (columns > used)
 		most = columns - used > NARROWEST ? columns - used : NARROWEST;
 	for (int row = 0; row < t->rows; row++)

@@ -336,10 +336,13 @@ const char *job_event_name(enum job_event event);
 /* Checks, persists, announces. TF_ESTATE when the table has no such step. */
 int job_change(struct daemon *d, uint64_t id, enum job_event event, const struct job_edit *edit,
 	       struct err *e);
-/* A job as clients see it: the record's, with the progress of memory; job_view_end before the
- * record is freed or the job changes. */
-Tf__Job *job_view(struct daemon *d, Tf__JobRecord *record);
-void job_view_end(struct daemon *d, Tf__JobRecord *record);
+/* A job as clients see it: the record's, with the progress of memory and what it waits for. It
+ * borrows from the record and from the job: good until one of them goes or changes. */
+struct job_view {
+	Tf__Job job;
+	char waits[WAITS_MAX];
+};
+void job_view(struct daemon *d, const Tf__JobRecord *record, struct job_view *out);
 uint64_t job_seq(struct daemon *d); /* the next number of a change */
 /* An attempt after a step back works again: until now its time was lost. */
 int job_resumed(struct daemon *d, struct job *j, struct err *e);

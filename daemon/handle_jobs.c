@@ -242,6 +242,7 @@ struct list {
 static int list_job(void *arg, Tf__JobRecord *r)
 {
 	struct list *l = arg;
+	struct job_view view;
 
 	if (l->count >= l->limit || l->packed.len > LIST_BYTES_MAX ||
 	    l->passed >= LIMIT_JOBS_PASSED) {
@@ -253,8 +254,8 @@ static int list_job(void *arg, Tf__JobRecord *r)
 		l->passed++;
 		return 0;
 	}
-	reply_pack_job(&l->packed, job_view(l->d, r));
-	job_view_end(l->d, r);
+	job_view(l->d, r, &view);
+	reply_pack_job(&l->packed, &view.job);
 	l->count++;
 	return 0;
 }

@@ -17,8 +17,8 @@ struct overview {
 	const struct job *job[LIMIT_OVERVIEW_JOBS];
 	size_t jobs, most;
 	Tf__JobRecord *record[LIMIT_OVERVIEW_JOBS];
-	Tf__Job *view[LIMIT_OVERVIEW_JOBS];
-	char waits[LIMIT_OVERVIEW_JOBS][WAITS_MAX];
+	struct job_view view[LIMIT_OVERVIEW_JOBS];
+	Tf__Job *shown[LIMIT_OVERVIEW_JOBS]; /* of view */
 };
 
 /* ---------------------------------------------------------------- which jobs */
@@ -69,14 +69,9 @@ static void choose(struct overview *o)
 static int view_jobs(struct overview *o, struct err *e)
 {
 	for (size_t i = 0; i < o->jobs; i++) {
-		Tf__Job *view;
-
 		TRY(job_get(o->d->state, o->job[i]->id, &o->record[i], e));
-		view = o->view[i] = job_view(o->d, o->record[i]);
-		if (view->waits) { /* it lies where the next one's comes */
-			snprintf(o->waits[i], WAITS_MAX, "%s", view->waits);
-			view->waits = o->waits[i];
-		}
+		job_view(o->d, o->record[i], &o->view[i]);
+		o->shown[i] = &o->view[i].job;
 	}
 	return 0;
 }
@@ -118,7 +113,7 @@ int handle_overview(struct daemon *d, struct request *r)
 		o->message.user = r->user;
 		o->message.slots = &slots->message;
 		o->message.n_job = o->jobs;
-		o->message.job = o->view;
+		o->message.job = o->shown;
 		o->message.has_left_out = true;
 		fill_host(o);
 		reply.body_case = TF__REPLY__BODY_OVERVIEW;
@@ -126,11 +121,8 @@ int handle_overview(struct daemon *d, struct request *r)
 		reply_put(d, r, &reply);
 		slots_view_free(slots);
 	}
-	for (size_t i = 0; i < o->jobs && o->record[i]; i++) {
-		if (o->view[i])
-			job_view_end(d, o->record[i]);
+	for (size_t i = 0; i < o->jobs && o->record[i]; i++)
 		record_free(o->record[i]);
-	}
 	xfree(o);
 	return rc;
 }

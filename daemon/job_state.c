@@ -315,23 +315,14 @@ void job_progress(struct daemon *d, struct job *j, const Tf__Progress *progress)
 	d->announced = true;
 }
 
-Tf__Job *job_view(struct daemon *d, Tf__JobRecord *record)
+void job_view(struct daemon *d, const Tf__JobRecord *record, struct job_view *out)
 {
 	const struct job *j = live_find(&d->live, record->job->id);
 
-	static char waits[WAITS_MAX];
-
-	if (j) {
-		record->job->seq = j->seq;
-		record->job->progress = j->progress;
-		queue_describe(d, j, record->job, waits);
-	}
-	return record->job;
-}
-
-void job_view_end(struct daemon *d, Tf__JobRecord *record)
-{
-	if (live_find(&d->live, record->job->id))
-		record->job->progress = NULL;
-	record->job->waits = NULL; /* it was not the record's */
+	out->job = *record->job;
+	if (!j)
+		return;
+	out->job.seq = j->seq;
+	out->job.progress = j->progress;
+	queue_describe(d, j, &out->job, out->waits);
 }

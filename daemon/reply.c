@@ -136,7 +136,8 @@ void reply_job(struct daemon *d, struct request *r, uint64_t job, bool whole)
 	Tf__SpecRecord *spec = NULL;
 	Tf__JobRecord *record = NULL;
 	struct err e = ERR_INIT;
-	Tf__Job view, *one = &view;
+	struct job_view view;
+	Tf__Job *one = &view.job;
 	int rc = job_get(d->state, job, &record, &e);
 
 	if (rc == 0 && whole)
@@ -144,18 +145,17 @@ void reply_job(struct daemon *d, struct request *r, uint64_t job, bool whole)
 	if (rc < 0) {
 		reply_error(d, r, rc, e.text);
 	} else {
-		view = *job_view(d, record);
+		job_view(d, record, &view);
 		if (spec) {
-			view.spec = spec->spec;
-			view.n_input = spec->n_input;
-			view.input = spec->input;
+			one->spec = spec->spec;
+			one->n_input = spec->n_input;
+			one->input = spec->input;
 		}
 		jobs.n_job = 1;
 		jobs.job = &one;
 		reply.body_case = TF__REPLY__BODY_JOBS;
 		reply.jobs = &jobs;
 		reply_put(d, r, &reply);
-		job_view_end(d, record);
 	}
 	record_free(spec);
 	record_free(record);
