@@ -11,4 +11,17 @@ check() {
 	if tap_out=$("$@" 2>&1); then ok "$tap_name"; else
 		not_ok "$tap_name"; printf '%s\n' "$tap_out" | sed 's/^/# /'; fi
 }
+# status WANTED COMMAND...: it ends with this status; what it printed is in $out.
+status() {
+	wanted=$1; shift
+	out=$("$@" 2>&1); got=$?
+	[ "$got" -eq "$wanted" ] || { echo "status $got, expected $wanted: $out"; return 1; }
+}
+# says PATTERN: that is in $out.
+says() { printf '%s' "$out" | grep -q -e "$1" || { echo "'$1' is not in: $out"; return 1; }; }
+# answers WANTED PATTERN COMMAND...: both.
+answers() {
+	wanted=$1 pattern=$2; shift 2
+	status "$wanted" "$@" && says "$pattern"
+}
 finish() { echo "1..$tap_count"; [ "$tap_failed" -eq 0 ]; }

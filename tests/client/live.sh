@@ -13,14 +13,6 @@ HOME=$folder/home XDG_CONFIG_HOME=
 export HOME XDG_CONFIG_HOME
 cli=$TF_BUILD/transfuse
 
-# status WANTED COMMAND...: its output is in $out.
-status() {
-	wanted=$1; shift
-	out=$("$@" 2>&1); got=$?
-	[ "$got" -eq "$wanted" ] || { echo "status $got, expected $wanted: $out"; return 1; }
-}
-says() { printf '%s' "$out" | grep -q -e "$1" || { echo "'$1' is not in: $out"; return 1; }; }
-
 # Runs in this shell, unlike check: it starts and stops the daemon.
 run_here() { if "$2" >"$folder/here" 2>&1; then ok "$1"; else
 	not_ok "$1"; sed 's/^/# /' "$folder/here"; fi; }

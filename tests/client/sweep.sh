@@ -11,14 +11,6 @@ TRANSFUSE_STATE=$folder/state HOME=$folder/home XDG_CONFIG_HOME=
 export TRANSFUSE_STATE HOME XDG_CONFIG_HOME
 cli=$TF_BUILD/transfuse
 
-# status WANTED COMMAND...: its output is in $out.
-status() {
-	wanted=$1; shift
-	out=$("$@" 2>&1); got=$?
-	[ "$got" -eq "$wanted" ] || { echo "status $got, expected $wanted: $out"; return 1; }
-}
-says() { printf '%s' "$out" | grep -q -e "$1" || { echo "'$1' is not in: $out"; return 1; }; }
-
 cat >"$folder/base.yaml" <<END
 model: {layers: 1, dim: 16, heads: 2, ff: 32, precision: f32}
 train: {steps: 4, sequence: 32, batch: 1, warmup: 1, lr: 1e-3}
