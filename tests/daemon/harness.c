@@ -248,6 +248,32 @@ void harness_stop(struct harness *h)
 	xfree(h->state);
 }
 
+int harness_prepared(void **state)
+{
+	struct harness_fixture *f = *state;
+
+	err_clear(f->e);
+	harness_init(f->h);
+	return 0;
+}
+
+int harness_started(void **state)
+{
+	struct harness_fixture *f = *state;
+
+	harness_prepared(state);
+	harness_start(f->h);
+	return 0;
+}
+
+int harness_ended(void **state)
+{
+	struct harness_fixture *f = *state;
+
+	harness_stop(f->h);
+	return 0;
+}
+
 void harness_enrol(struct harness *h, const char *name, const char *role, struct key_pair *keys)
 {
 	Tf__Request r = TF__REQUEST__INIT;

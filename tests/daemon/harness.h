@@ -29,6 +29,19 @@ int harness_start_fails(struct harness *h, char *text,
 void harness_kill(struct harness *h, int signal); /* and waits for the end; closes the line */
 void harness_stop(struct harness *h);             /* kills everything, removes the folder */
 
+/* For the tests of a program that has one harness h and one error e: setups that begin with both
+ * anew, without a daemon and with one, and their end. */
+struct harness_fixture {
+	struct harness *h;
+	struct err *e;
+};
+int harness_prepared(void **state);
+int harness_started(void **state);
+int harness_ended(void **state);
+#define WITH_HARNESS(test, setup)                                              \
+	cmocka_unit_test_prestate_setup_teardown(test, setup, harness_ended, \
+						 &((struct harness_fixture){ &h, &e }))
+
 /* How often the daemon's own log says this; and waits until it does so often, a minute at most. */
 int harness_said(const struct harness *h, const char *words);
 void harness_until_said(const struct harness *h, const char *words, int times);

@@ -20,9 +20,7 @@ static struct err e;
 
 static int start(void **state)
 {
-	(void)state;
-	err_clear(&e);
-	harness_init(&h);
+	harness_prepared(state);
 	if (key_pair_make(&reader, &e) < 0 || key_pair_make(&member, &e) < 0 ||
 	    key_pair_make(&stranger, &e) < 0)
 		return -1;
@@ -33,13 +31,6 @@ static int start(void **state)
 	h.extra[2] = "--user";
 	h.extra[3] = user_member;
 	harness_start(&h);
-	return 0;
-}
-
-static int stop(void **state)
-{
-	(void)state;
-	harness_stop(&h);
 	return 0;
 }
 
@@ -355,16 +346,16 @@ static void a_wait_ends_with_change_or_time(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(a_reader_may_look_only, start, stop),
-		cmocka_unit_test_setup_teardown(a_member_changes_their_own, start, stop),
-		cmocka_unit_test_setup_teardown(a_key_nobody_knows_is_refused, start, stop),
-		cmocka_unit_test_setup_teardown(a_client_is_no_worker, start, stop),
-		cmocka_unit_test_setup_teardown(another_version_is_told_so, start, stop),
-		cmocka_unit_test_setup_teardown(bad_messages_harm_nobody, start, stop),
-		cmocka_unit_test_setup_teardown(only_results_are_read_out, start, stop),
-		cmocka_unit_test_setup_teardown(an_upload_goes_on_where_it_stopped, start, stop),
-		cmocka_unit_test_setup_teardown(upload_names_stay_in_their_folder, start, stop),
-		cmocka_unit_test_setup_teardown(a_wait_ends_with_change_or_time, start, stop),
+		WITH_HARNESS(a_reader_may_look_only, start),
+		WITH_HARNESS(a_member_changes_their_own, start),
+		WITH_HARNESS(a_key_nobody_knows_is_refused, start),
+		WITH_HARNESS(a_client_is_no_worker, start),
+		WITH_HARNESS(another_version_is_told_so, start),
+		WITH_HARNESS(bad_messages_harm_nobody, start),
+		WITH_HARNESS(only_results_are_read_out, start),
+		WITH_HARNESS(an_upload_goes_on_where_it_stopped, start),
+		WITH_HARNESS(upload_names_stay_in_their_folder, start),
+		WITH_HARNESS(a_wait_ends_with_change_or_time, start),
 	};
 
 	return cmocka_run_group_tests_name("access", tests, NULL, NULL);

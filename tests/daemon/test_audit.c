@@ -16,9 +16,7 @@ static struct err e;
 
 static int prepare(void **state)
 {
-	(void)state;
-	err_clear(&e);
-	harness_init(&h);
+	harness_prepared(state);
 	if (key_pair_make(&bob, &e) < 0 || key_pair_make(&stranger, &e) < 0)
 		return -1;
 	snprintf(user_bob, sizeof user_bob, "bob member %s", bob.public_key);
@@ -36,13 +34,6 @@ static int start(void **state)
 	if (rc == 0)
 		harness_start(&h);
 	return rc;
-}
-
-static int stop(void **state)
-{
-	(void)state;
-	harness_stop(&h);
-	return 0;
 }
 
 static int ask(struct connection *c, const char *user, int64_t since, uint32_t limit,
@@ -246,14 +237,14 @@ static void the_files_are_bounded(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(who_did_what, start, stop),
-		cmocka_unit_test_setup_teardown(a_stranger_is_put_down, start, stop),
-		cmocka_unit_test_setup_teardown(no_prompt_is_in_it, start, stop),
-		cmocka_unit_test_setup_teardown(a_kill_loses_nothing_acknowledged, start, stop),
-		cmocka_unit_test_setup_teardown(half_a_line_is_passed_over, start, stop),
-		cmocka_unit_test_setup_teardown(an_unknown_outcome_is_none_done, prepare, stop),
-		cmocka_unit_test_setup_teardown(refusals_are_bounded, start, stop),
-		cmocka_unit_test_setup_teardown(the_files_are_bounded, start, stop),
+		WITH_HARNESS(who_did_what, start),
+		WITH_HARNESS(a_stranger_is_put_down, start),
+		WITH_HARNESS(no_prompt_is_in_it, start),
+		WITH_HARNESS(a_kill_loses_nothing_acknowledged, start),
+		WITH_HARNESS(half_a_line_is_passed_over, start),
+		WITH_HARNESS(an_unknown_outcome_is_none_done, prepare),
+		WITH_HARNESS(refusals_are_bounded, start),
+		WITH_HARNESS(the_files_are_bounded, start),
 	};
 
 	return cmocka_run_group_tests_name("audit", tests, NULL, NULL);

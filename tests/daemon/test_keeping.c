@@ -21,21 +21,6 @@
 static struct harness h;
 static struct err e;
 
-static int prepare(void **state)
-{
-	(void)state;
-	err_clear(&e);
-	harness_init(&h);
-	return 0;
-}
-
-static int stop(void **state)
-{
-	(void)state;
-	harness_stop(&h);
-	return 0;
-}
-
 static struct state *open_store(const char *folder)
 {
 	char *path = xasprintf("%s/store", folder);
@@ -472,15 +457,13 @@ static void a_signal_reads_the_configuration_again(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(an_old_store_is_taken_over, prepare, stop),
-		cmocka_unit_test_setup_teardown(damage_is_found, prepare, stop),
-		cmocka_unit_test_setup_teardown(a_backup_of_a_working_daemon_goes_on, prepare,
-						stop),
-		cmocka_unit_test_setup_teardown(only_a_whole_backup_is_restored, prepare, stop),
-		cmocka_unit_test_setup_teardown(usage_is_kept, prepare, stop),
-		cmocka_unit_test_setup_teardown(a_signal_reads_the_configuration_again, prepare,
-						stop),
-		cmocka_unit_test_setup_teardown(months_are_kept_apart, prepare, stop),
+		WITH_HARNESS(an_old_store_is_taken_over, harness_prepared),
+		WITH_HARNESS(damage_is_found, harness_prepared),
+		WITH_HARNESS(a_backup_of_a_working_daemon_goes_on, harness_prepared),
+		WITH_HARNESS(only_a_whole_backup_is_restored, harness_prepared),
+		WITH_HARNESS(usage_is_kept, harness_prepared),
+		WITH_HARNESS(a_signal_reads_the_configuration_again, harness_prepared),
+		WITH_HARNESS(months_are_kept_apart, harness_prepared),
 	};
 
 	return cmocka_run_group_tests_name("keeping", tests, NULL, NULL);

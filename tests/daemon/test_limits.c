@@ -22,19 +22,10 @@ static struct err e;
 
 static int start(void **state)
 {
-	(void)state;
-	err_clear(&e);
-	harness_init(&h);
+	harness_prepared(state);
 	h.extra[0] = "--root";
 	h.extra[1] = h.folder;
 	harness_start(&h);
-	return 0;
-}
-
-static int stop(void **state)
-{
-	(void)state;
-	harness_stop(&h);
 	return 0;
 }
 
@@ -461,19 +452,19 @@ static void sums_of_usage_are_bounded(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(waits_are_bounded, start, stop),
-		cmocka_unit_test_setup_teardown(uploads_are_bounded, start, stop),
-		cmocka_unit_test_setup_teardown(a_list_comes_in_pages, start, stop),
-		cmocka_unit_test_setup_teardown(a_list_passes_over_so_many, start, stop),
-		cmocka_unit_test_setup_teardown(a_list_is_filtered, start, stop),
-		cmocka_unit_test_setup_teardown(too_many_jobs_to_cancel, start, stop),
-		cmocka_unit_test_setup_teardown(files_are_listed_up_to_a_bound, start, stop),
-		cmocka_unit_test_setup_teardown(a_log_is_cut, start, stop),
-		cmocka_unit_test_setup_teardown(more_slots_than_the_bound, start, stop),
-		cmocka_unit_test_setup_teardown(figures_of_progress_are_bounded, start, stop),
-		cmocka_unit_test_setup_teardown(keys_are_bounded, start, stop),
-		cmocka_unit_test_setup_teardown(sums_of_usage_are_bounded, start, stop),
-		cmocka_unit_test_setup_teardown(a_damaged_dataset_is_named, start, stop),
+		WITH_HARNESS(waits_are_bounded, start),
+		WITH_HARNESS(uploads_are_bounded, start),
+		WITH_HARNESS(a_list_comes_in_pages, start),
+		WITH_HARNESS(a_list_passes_over_so_many, start),
+		WITH_HARNESS(a_list_is_filtered, start),
+		WITH_HARNESS(too_many_jobs_to_cancel, start),
+		WITH_HARNESS(files_are_listed_up_to_a_bound, start),
+		WITH_HARNESS(a_log_is_cut, start),
+		WITH_HARNESS(more_slots_than_the_bound, start),
+		WITH_HARNESS(figures_of_progress_are_bounded, start),
+		WITH_HARNESS(keys_are_bounded, start),
+		WITH_HARNESS(sums_of_usage_are_bounded, start),
+		WITH_HARNESS(a_damaged_dataset_is_named, start),
 	};
 
 	return cmocka_run_group_tests_name("limits", tests, NULL, NULL);

@@ -22,21 +22,6 @@
 static struct harness h;
 static struct err e;
 
-static int prepare(void **state)
-{
-	(void)state;
-	err_clear(&e);
-	harness_init(&h);
-	return 0;
-}
-
-static int stop(void **state)
-{
-	(void)state;
-	harness_stop(&h);
-	return 0;
-}
-
 static struct state *open_store(void)
 {
 	char *path = harness_path(&h, "store");
@@ -237,9 +222,9 @@ static void ended_jobs_count(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(old_files_go, prepare, stop),
-		cmocka_unit_test_setup_teardown(a_quota_is_kept, prepare, stop),
-		cmocka_unit_test_setup_teardown(ended_jobs_count, prepare, stop),
+		WITH_HARNESS(old_files_go, harness_prepared),
+		WITH_HARNESS(a_quota_is_kept, harness_prepared),
+		WITH_HARNESS(ended_jobs_count, harness_prepared),
 	};
 
 	return cmocka_run_group_tests_name("retention", tests, NULL, NULL);

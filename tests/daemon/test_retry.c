@@ -12,22 +12,6 @@
 static struct harness h;
 static struct err e;
 
-static int start(void **state)
-{
-	(void)state;
-	err_clear(&e);
-	harness_init(&h);
-	harness_start(&h);
-	return 0;
-}
-
-static int stop(void **state)
-{
-	(void)state;
-	harness_stop(&h);
-	return 0;
-}
-
 /* A spec with rules as the command line gives them, NULL-ended. */
 static void rules(Tf__JobSpec *spec, const char *const *text)
 {
@@ -287,11 +271,11 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(rules_are_read),
 		cmocka_unit_test(a_long_attempt_begins_anew),
-		cmocka_unit_test_setup_teardown(a_crash_is_tried_again_so_often, start, stop),
-		cmocka_unit_test_setup_teardown(each_kind_is_counted_apart, start, stop),
-		cmocka_unit_test_setup_teardown(a_later_attempt_waits, start, stop),
-		cmocka_unit_test_setup_teardown(a_lost_worker_is_tried_again, start, stop),
-		cmocka_unit_test_setup_teardown(stepping_back_may_have_an_end, start, stop),
+		WITH_HARNESS(a_crash_is_tried_again_so_often, harness_started),
+		WITH_HARNESS(each_kind_is_counted_apart, harness_started),
+		WITH_HARNESS(a_later_attempt_waits, harness_started),
+		WITH_HARNESS(a_lost_worker_is_tried_again, harness_started),
+		WITH_HARNESS(stepping_back_may_have_an_end, harness_started),
 	};
 
 	return cmocka_run_group_tests_name("retry", tests, NULL, NULL);

@@ -26,20 +26,11 @@ static struct err e;
 
 static int start(void **state)
 {
-	(void)state;
-	err_clear(&e);
-	harness_init(&h);
+	harness_prepared(state);
 	h.extra[0] = "--root";
 	h.extra[1] = h.state; /* any folder */
 	harness_start(&h);
 	harness_enrol(&h, "bob", "member", &member);
-	return 0;
-}
-
-static int stop(void **state)
-{
-	(void)state;
-	harness_stop(&h);
 	return 0;
 }
 
@@ -481,12 +472,12 @@ static void frames_are_looked_at(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(keys_and_roles, start, stop),
-		cmocka_unit_test_setup_teardown(anothers_token, start, stop),
-		cmocka_unit_test_setup_teardown(a_worker_of_another_attempt, start, stop),
-		cmocka_unit_test_setup_teardown(paths_and_links, start, stop),
-		cmocka_unit_test_setup_teardown(a_message_over_the_limit, start, stop),
-		cmocka_unit_test_setup_teardown(frames_are_looked_at, start, stop),
+		WITH_HARNESS(keys_and_roles, start),
+		WITH_HARNESS(anothers_token, start),
+		WITH_HARNESS(a_worker_of_another_attempt, start),
+		WITH_HARNESS(paths_and_links, start),
+		WITH_HARNESS(a_message_over_the_limit, start),
+		WITH_HARNESS(frames_are_looked_at, start),
 	};
 
 	return cmocka_run_group_tests_name("security", tests, NULL, NULL);

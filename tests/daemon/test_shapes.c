@@ -13,22 +13,6 @@
 static struct harness h;
 static struct err e;
 
-static int start(void **state)
-{
-	(void)state;
-	err_clear(&e);
-	harness_init(&h);
-	harness_start(&h);
-	return 0;
-}
-
-static int stop(void **state)
-{
-	(void)state;
-	harness_stop(&h);
-	return 0;
-}
-
 /* ---------------------------------------------------------------- batches */
 
 /* A batch in the making: packed submits of noop jobs that behave as their names say. */
@@ -551,21 +535,18 @@ static void lists_are_filtered(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(a_batch_is_submitted_once, start, stop),
-		cmocka_unit_test_setup_teardown(a_batch_with_one_wrong_job_leaves_nothing, start,
-						stop),
-		cmocka_unit_test_setup_teardown(tokens_are_known_all_or_none, start, stop),
-		cmocka_unit_test_setup_teardown(a_batch_has_a_limit, start, stop),
-		cmocka_unit_test_setup_teardown(jobs_wait_for_every_kind_of_end, start, stop),
-		cmocka_unit_test_setup_teardown(held_jobs_stay_until_they_are_released, start,
-						stop),
-		cmocka_unit_test_setup_teardown(an_ended_job_is_put_back, start, stop),
-		cmocka_unit_test_setup_teardown(the_owners_limits_count_when_a_job_is_put_back,
-						start, stop),
-		cmocka_unit_test_setup_teardown(the_jobs_of_others_are_left_alone, start, stop),
-		cmocka_unit_test_setup_teardown(so_many_of_a_group_run, start, stop),
-		cmocka_unit_test_setup_teardown(groups_are_counted, start, stop),
-		cmocka_unit_test_setup_teardown(lists_are_filtered, start, stop),
+		WITH_HARNESS(a_batch_is_submitted_once, harness_started),
+		WITH_HARNESS(a_batch_with_one_wrong_job_leaves_nothing, harness_started),
+		WITH_HARNESS(tokens_are_known_all_or_none, harness_started),
+		WITH_HARNESS(a_batch_has_a_limit, harness_started),
+		WITH_HARNESS(jobs_wait_for_every_kind_of_end, harness_started),
+		WITH_HARNESS(held_jobs_stay_until_they_are_released, harness_started),
+		WITH_HARNESS(an_ended_job_is_put_back, harness_started),
+		WITH_HARNESS(the_owners_limits_count_when_a_job_is_put_back, harness_started),
+		WITH_HARNESS(the_jobs_of_others_are_left_alone, harness_started),
+		WITH_HARNESS(so_many_of_a_group_run, harness_started),
+		WITH_HARNESS(groups_are_counted, harness_started),
+		WITH_HARNESS(lists_are_filtered, harness_started),
 	};
 
 	return cmocka_run_group_tests_name("shapes", tests, NULL, NULL);

@@ -15,9 +15,7 @@ static struct err e;
 
 static int start(void **state)
 {
-	(void)state;
-	err_clear(&e);
-	harness_init(&h);
+	harness_prepared(state);
 	if (key_pair_make(&bob, &e) < 0 || key_pair_make(&spare, &e) < 0 ||
 	    key_pair_make(&filed, &e) < 0)
 		return -1;
@@ -27,13 +25,6 @@ static int start(void **state)
 	h.extra[2] = "--root";
 	h.extra[3] = h.folder;
 	harness_start(&h);
-	return 0;
-}
-
-static int stop(void **state)
-{
-	(void)state;
-	harness_stop(&h);
 	return 0;
 }
 
@@ -371,15 +362,14 @@ static void a_members_hands_stay_off_the_others(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(an_enrolled_user_stays, start, stop),
-		cmocka_unit_test_setup_teardown(what_is_wrong_is_said, start, stop),
-		cmocka_unit_test_setup_teardown(a_configured_user_stays_configured, start, stop),
-		cmocka_unit_test_setup_teardown(a_revoked_key_is_out_at_once, start, stop),
-		cmocka_unit_test_setup_teardown(a_rotated_key_takes_the_place_of_the_old, start,
-						stop),
-		cmocka_unit_test_setup_teardown(an_administrator_is_always_left, start, stop),
-		cmocka_unit_test_setup_teardown(an_administrator_asks_as_somebody, start, stop),
-		cmocka_unit_test_setup_teardown(a_members_hands_stay_off_the_others, start, stop),
+		WITH_HARNESS(an_enrolled_user_stays, start),
+		WITH_HARNESS(what_is_wrong_is_said, start),
+		WITH_HARNESS(a_configured_user_stays_configured, start),
+		WITH_HARNESS(a_revoked_key_is_out_at_once, start),
+		WITH_HARNESS(a_rotated_key_takes_the_place_of_the_old, start),
+		WITH_HARNESS(an_administrator_is_always_left, start),
+		WITH_HARNESS(an_administrator_asks_as_somebody, start),
+		WITH_HARNESS(a_members_hands_stay_off_the_others, start),
 	};
 
 	return cmocka_run_group_tests_name("users", tests, NULL, NULL);
