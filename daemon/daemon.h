@@ -243,6 +243,7 @@ struct daemon {
 	uint64_t seq, seq_reserved; /* last given; the store says that none above was given */
 	bool read_only;             /* a commit failed; loop.c tries to open the store again */
 	int64_t retry_store_ms;
+	int64_t fold_ms; /* the store is folded then unless it changes, monotonic */
 	struct err store_trouble; /* why it is read_only */
 	uint64_t disk_free; /* bytes; as of the last second */
 	bool disk_low;      /* less than min_free_mib: no new work */

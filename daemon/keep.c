@@ -7,9 +7,11 @@
  * statuses: 0 done, 1 could not or found problems, 2 wrong usage. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "lib/files.h"
 #include "lib/mem.h"
 #include "store/backup.h"
 #include "store/check.h"
+#include "store/journal.h"
 
 #include <fcntl.h>
 #include <stdio.h>
@@ -29,17 +31,30 @@ static void no_problem(void *arg, const char *problem)
 	(void)problem;
 }
 
-static bool daemon_runs(const char *folder)
+/* Locks the state as its daemon does; -1: one runs, or it is not ours to lock. */
+static int lock_state(const char *folder)
 {
 	char *path = xasprintf("%s/lock", folder);
 	struct flock whole = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	bool runs = fd >= 0 && fcntl(fd, F_GETLK, &whole) == 0 && whole.l_type != F_UNLCK;
+	int fd = open(path, O_RDWR | O_CLOEXEC);
 
-	if (fd >= 0)
+	if (fd >= 0 && fcntl(fd, F_SETLK, &whole) < 0) {
 		close(fd);
+		fd = -1;
+	}
 	xfree(path);
-	return runs;
+	return fd;
+}
+
+/* What a killed daemon left in the journal. */
+static void fold_journal(const char *store)
+{
+	char *path = xasprintf("%s/" JOURNAL_FILE, store);
+	struct state *s = NULL;
+
+	if (file_exists(path) && state_open(store, 0, &s, NULL) == 0)
+		state_close(s);
+	xfree(path);
 }
 
 /* While a daemon runs it may remove what the store still spoke of: such a problem is gone when
@@ -49,10 +64,15 @@ static int check(const char *folder, const char *operand, struct err *e)
 	char *store = xasprintf("%s/store", folder);
 	struct check_report found = { 0 };
 	struct state *s = NULL;
-	int rc = state_open_reading(store, &s, e);
+	int lock = lock_state(folder), rc;
 
 	(void)operand;
-	if (rc == 0 && daemon_runs(folder)) {
+	if (lock >= 0) {
+		fold_journal(store);
+		close(lock);
+	}
+	rc = state_open_reading(store, &s, e);
+	if (rc == 0 && lock < 0) {
 		rc = store_check(s, folder, no_problem, NULL, &found, e);
 		state_abort(s);
 	} else if (rc == 0) {

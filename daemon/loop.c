@@ -20,6 +20,7 @@
 #define SECOND_MS 1000
 #define MINUTE_MS 60000
 #define STORE_RETRY_MS 2000
+#define FOLD_MS 100 /* without a change */
 #define LAST_TURNS 1000 /* at the end, for what waits */
 
 /* ---------------------------------------------------------------- committing */
@@ -103,6 +104,36 @@ static void try_store(struct daemon *d)
 	log_info("the state can be written again");
 }
 
+/* Folders go only when whoever reads the store sees that it speaks of them no more. */
+static int commit_store(struct daemon *d, struct err *e)
+{
+	TRY(queue_save(d, e));
+	if (state_changed(d->state))
+		d->fold_ms = clock_mono_ms() + FOLD_MS;
+	return d->doomed.count > 0 ? state_fold(d->state, e) : state_commit(d->state, e);
+}
+
+static void store_failed(struct daemon *d, const struct err *e)
+{
+	struct err why = ERR_INIT;
+
+	become_read_only(d, e);
+	worker_drop_unborn(d);
+	buf_clear(&d->ended);
+	if (reopen(d, &why) < 0)
+		log_error("the state cannot be opened: %s", why.text);
+}
+
+/* Nobody waits for the disk when nothing has changed for a while. */
+static void fold_store(struct daemon *d)
+{
+	struct err e = ERR_INIT;
+
+	if (d->state && !d->read_only && !state_folded(d->state) &&
+	    clock_mono_ms() >= d->fold_ms && state_fold(d->state, &e) < 0)
+		store_failed(d, &e);
+}
+
 bool loop_commit(struct daemon *d)
 {
 	struct err e = ERR_INIT;
@@ -112,22 +143,16 @@ bool loop_commit(struct daemon *d)
 		job_follow_up(d);
 		wait_answer(d, false);
 	}
-	committed = !d->state || d->read_only ||
-		    (queue_save(d, &e) == 0 && state_commit(d->state, &e) == 0);
+	committed = !d->state || d->read_only || commit_store(d, &e) == 0;
 	if (d->read_only && d->state)
 		state_abort(d->state);
 	remove_doomed(d, committed);
 	audit_write(d, committed);
 	notices_committed(d, committed);
 	outbox_send(d, committed);
-	if (committed)
-		return true;
-	become_read_only(d, &e);
-	worker_drop_unborn(d);
-	buf_clear(&d->ended);
-	if (reopen(d, &e) < 0)
-		log_error("the state cannot be opened: %s", e.text);
-	return false;
+	if (!committed)
+		store_failed(d, &e);
+	return committed;
 }
 
 /* ---------------------------------------------------------------- waiting */
@@ -145,6 +170,8 @@ static int64_t wait_ms(const struct daemon *d)
 		until = d->tick_ms < until ? d->tick_ms : until;
 	if (d->spawn_after_ms > now && d->spawn_after_ms < until)
 		until = d->spawn_after_ms;
+	if (d->state && !state_folded(d->state) && d->fold_ms < until)
+		until = d->fold_ms;
 	if (inbox < until - now)
 		return inbox;
 	return until > now ? until - now : 0;
@@ -264,6 +291,7 @@ static void turn(struct daemon *d)
 	at_once = warm_any(d) || d->outbox.count == 0;
 	if (at_once || loop_commit(d))
 		worker_start_all(d, !at_once);
+	fold_store(d);
 }
 
 void loop_run(struct daemon *d)

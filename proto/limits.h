@@ -6,7 +6,7 @@
 #define PROTO_LIMITS_H
 
 #define TF_PROTOCOL_VERSION 1u
-#define TF_STORE_VERSION 2u
+#define TF_STORE_VERSION 3u
 
 #define LIMIT_MESSAGE_BYTES (4u << 20)        /* one message, both ways */
 #define LIMIT_FRAME_BYTES (5u << 20)          /* what is longer closes the connection unread */
@@ -28,6 +28,7 @@
 #define LIMIT_TAGS 16u                        /* of a job */
 #define LIMIT_GROUPS 1000u                    /* a user's, of jobs that have not ended */
 #define LIMIT_JOBS_QUEUED 1000000u
+#define LIMIT_JOURNAL_BYTES (1u << 20)        /* commits of the store before they are folded */
 #define LIMIT_JOBS_LISTED 10000u              /* in one reply */
 #define LIMIT_OVERVIEW_JOBS 100u              /* in one overview */
 #define LIMIT_JOBS_PASSED 4096u               /* passed over for one reply, not being asked for */

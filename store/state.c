@@ -1,16 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The environment under the daemon's records; see state.h. At most one transaction is open: a
- * read-only one for lookups, replaced by the writing one at the first change. */
+ * read-only one for lookups, replaced by the writing one at the first change. A commit puts the
+ * changes into the journal (journal.h); the writing transaction stays open with them until it is
+ * folded, so it holds what the journal holds and what is not yet committed. */
 #include "config.h"
 #include "store/state.h"
 #include "lib/fault.h"
 #include "lib/files.h"
 #include "lib/mem.h"
 #include "proto/limits.h"
+#include "store/journal.h"
 
 #include <lmdb.h>
 #include <errno.h>
 #include <string.h>
+
+#define FOLD_BYTES (16u << 20)
 
 static const char *const table_names[STATE_TABLES] = {
 	"meta",     "jobs",  "specs", "live",      "after", "tokens",
@@ -25,9 +30,13 @@ struct state {
 	MDB_dbi table[STATE_TABLES];
 	MDB_txn *read;  /* kept reset between turns */
 	bool reading;   /* `read` is live */
-	MDB_txn *write; /* NULL: nothing changed; within a part: the part's */
+	MDB_txn *write; /* NULL: all is in the environment; within a part: the part's */
 	MDB_txn *whole; /* NULL: no part is open */
+	size_t before;  /* noted for the journal when the part began */
 	bool spoiled;   /* a change failed: do not commit */
+	bool failed;    /* a commit failed: to be closed */
+	bool must_fold; /* the journal may not be on disk as it was read: nothing is added to it */
+	struct journal *journal; /* NULL: only read */
 	bool reading_only;
 	bool missing[STATE_TABLES]; /* an older program's store, opened for reading, lacks it */
 	char *folder;
@@ -65,6 +74,7 @@ static int reader(struct state *s, MDB_txn **out, struct err *e)
 {
 	int rc = 0;
 
+	FAIL_IF(s->failed, e, TF_EIO, "%s: a commit failed", s->folder);
 	if (!s->write && !s->reading) {
 		rc = s->read ? mdb_txn_renew(s->read)
 			     : mdb_txn_begin(s->env, NULL, MDB_RDONLY, &s->read);
@@ -88,6 +98,7 @@ static int writer(struct state *s, struct err *e)
 	int rc;
 
 	CHECK(!s->reading_only);
+	FAIL_IF(s->failed, e, TF_EIO, "%s: a commit failed", s->folder);
 	if (s->write)
 		return 0;
 	reader_rest(s);
@@ -107,24 +118,84 @@ static int check_version(struct state *s, uint64_t *version, struct err *e)
 	return 0;
 }
 
+/* A change of the journal, into the environment. */
+static int apply(void *arg, unsigned table, const void *key, size_t key_len, const void *value,
+		 size_t len, struct err *e)
+{
+	struct state *s = arg;
+	MDB_val k = { key_len, (void *)key }, v = { len, (void *)value };
+	int rc;
+
+	FAIL_IF(table >= STATE_TABLES, e, TF_ECORRUPT, "%s: the journal has a table %u", s->folder,
+		table);
+	TRY(writer(s, e));
+	rc = value ? mdb_put(s->write, s->table[table], &k, &v, 0)
+		   : mdb_del(s->write, s->table[table], &k, NULL);
+	return rc && rc != MDB_NOTFOUND ? mdb_error(e, s, "journal", rc) : 0;
+}
+
+/* What the journal has becomes the writing transaction. */
+static int redo(struct state *s, struct err *e)
+{
+	uint64_t epoch;
+
+	TRY(state_number(s, JOURNAL_FILE, &epoch, e));
+	s->must_fold |= epoch == 0;
+	return journal_read(s->journal, epoch, apply, s, e);
+}
+
+/* All of the writing transaction, durably; the journal begins anew. */
+static int fold(struct state *s, struct err *e)
+{
+	uint64_t epoch = journal_new_epoch();
+	MDB_txn *txn;
+	int rc;
+
+	TRY(state_set_number(s, JOURNAL_FILE, epoch, e));
+	txn = s->write;
+	s->write = NULL;
+	rc = mdb_txn_commit(txn);
+	if (rc)
+		return mdb_error(e, s, "commit", rc);
+	journal_begin(s->journal, epoch);
+	s->must_fold = false;
+	return 0;
+}
+
+static void give_up(struct state *s)
+{
+	s->failed = true;
+	if (s->write)
+		mdb_txn_abort(s->write);
+	s->write = NULL;
+}
+
 /* The environment's files must be found after a power cut, which its own syncs do not see to. */
 static int open_tables(struct state *s, struct err *e)
 {
 	uint64_t version;
+	int rc;
 
+	TRY(journal_open(s->folder, &s->journal, e));
 	TRY(writer(s, e));
 	for (int i = 0; i < STATE_TABLES; i++) {
-		int rc = mdb_dbi_open(s->write, table_names[i], MDB_CREATE, &s->table[i]);
-
+		rc = mdb_dbi_open(s->write, table_names[i], MDB_CREATE, &s->table[i]);
 		if (rc)
 			return mdb_error(e, s, table_names[i], rc);
 	}
 	TRY(check_version(s, &version, e));
-	if (version == 0)
+	if (version == 0) {
 		TRY(state_set_number(s, "version", TF_STORE_VERSION, e));
-	if (version == 0)
 		TRY(file_fsync(s->folder, e));
-	return state_commit(s, e);
+		return state_fold(s, e);
+	}
+	rc = mdb_txn_commit(s->write);
+	s->write = NULL;
+	if (rc)
+		return mdb_error(e, s, "tables", rc);
+	TRY(redo(s, e));
+	s->must_fold |= !journal_empty(s->journal);
+	return check_version(s, &version, e);
 }
 
 static int find_tables(struct state *s, struct err *e)
@@ -151,10 +222,13 @@ static int find_tables(struct state *s, struct err *e)
 	return 0;
 }
 
-static int open_state(const char *folder, uint64_t map_bytes, bool reading, struct state **out,
+enum opening { OPEN_READING, OPEN_FOLDED, OPEN_UNFOLDED };
+
+static int open_state(const char *folder, uint64_t map_bytes, enum opening how, struct state **out,
 		      struct err *e)
 {
 	struct state *s = xcalloc(1, sizeof *s);
+	bool reading = how == OPEN_READING;
 	int rc, code;
 
 	s->folder = xstrdup(folder);
@@ -173,7 +247,10 @@ static int open_state(const char *folder, uint64_t map_bytes, bool reading, stru
 		state_reader_check(s);
 	if (!code)
 		code = reading ? find_tables(s, e) : open_tables(s, e);
+	if (!code && how == OPEN_FOLDED && s->must_fold)
+		code = fold(s, e);
 	if (code) {
+		s->failed = true;
 		state_close(s);
 		return code;
 	}
@@ -181,21 +258,39 @@ static int open_state(const char *folder, uint64_t map_bytes, bool reading, stru
 	return 0;
 }
 
+/* What was acknowledged had room when it was put; folding it may take a few pages more. When the
+ * disk does not take it, it can be read all the same. */
 int state_open(const char *folder, uint64_t map_bytes, struct state **out, struct err *e)
 {
-	return open_state(folder, map_bytes, false, out, e);
+	int rc = open_state(folder, map_bytes, OPEN_FOLDED, out, e);
+
+	if (rc == TF_ENOSPACE && map_bytes > 0 &&
+	    open_state(folder, map_bytes + FOLD_BYTES, OPEN_FOLDED, out, NULL) == 0) {
+		state_close(*out);
+		rc = open_state(folder, map_bytes, OPEN_FOLDED, out, e);
+	}
+	if (rc == TF_ENOSPACE || rc == TF_EIO)
+		rc = open_state(folder, map_bytes, OPEN_UNFOLDED, out, e);
+	return rc;
 }
 
 int state_open_reading(const char *folder, struct state **out, struct err *e)
 {
-	return open_state(folder, 0, true, out, e);
+	return open_state(folder, 0, OPEN_READING, out, e);
 }
 
 int state_copy(struct state *s, const char *folder, struct err *e)
 {
-	int rc;
+	char *from = xasprintf("%s/" JOURNAL_FILE, s->folder);
+	char *to = xasprintf("%s/" JOURNAL_FILE, folder);
+	int rc = dir_make(folder, 0700, e);
 
-	TRY(dir_make(folder, 0700, e));
+	if (rc == 0) /* first: what is folded meanwhile is in the environment then */
+		rc = file_copy(from, to, false, NULL, e);
+	xfree(from);
+	xfree(to);
+	if (rc < 0 && rc != TF_ENOTFOUND)
+		return rc;
 	rc = mdb_env_copy2(s->env, folder, MDB_CP_COMPACT);
 	return rc ? mdb_error(e, s, "copy", rc) : 0;
 }
@@ -204,11 +299,18 @@ void state_close(struct state *s)
 {
 	if (!s)
 		return;
-	state_abort(s);
+	reader_rest(s);
+	if (s->write && !s->whole && !s->failed && !state_changed(s) && fold(s, NULL) < 0)
+		give_up(s); /* the journal has it */
+	if (s->whole)
+		state_part_end(s, false, NULL);
+	if (s->write)
+		mdb_txn_abort(s->write);
 	if (s->read)
 		mdb_txn_abort(s->read);
 	if (s->env)
 		mdb_env_close(s->env);
+	journal_close(s->journal);
 	xfree(s->folder);
 	xfree_(s);
 }
@@ -245,6 +347,7 @@ int state_put(struct state *s, enum state_table table, const void *key, size_t k
 		s->spoiled = true;
 		return mdb_error(e, s, table_names[table], rc);
 	}
+	journal_note(s->journal, table, key, key_len, len ? data : "", len);
 	return 0;
 }
 
@@ -256,10 +359,13 @@ int state_delete(struct state *s, enum state_table table, const void *key, size_
 
 	TRY(writer(s, e));
 	rc = mdb_del(s->write, s->table[table], &k, NULL);
-	if (rc && rc != MDB_NOTFOUND) {
+	if (rc == MDB_NOTFOUND)
+		return 0;
+	if (rc) {
 		s->spoiled = true;
 		return mdb_error(e, s, table_names[table], rc);
 	}
+	journal_note(s->journal, table, key, key_len, NULL, 0);
 	return 0;
 }
 
@@ -317,7 +423,12 @@ uint64_t state_count(struct state *s, enum state_table table)
 
 bool state_changed(const struct state *s)
 {
-	return s->write != NULL;
+	return s->write && (s->spoiled || journal_noted(s->journal) > 0);
+}
+
+bool state_folded(const struct state *s)
+{
+	return !s->write;
 }
 
 int state_part_begin(struct state *s, struct err *e)
@@ -332,6 +443,7 @@ int state_part_begin(struct state *s, struct err *e)
 		return mdb_error(e, s, "begin of a part", rc);
 	s->whole = s->write;
 	s->write = part;
+	s->before = journal_noted(s->journal);
 	return 0;
 }
 
@@ -347,6 +459,8 @@ int state_part_end(struct state *s, bool keep, struct err *e)
 		rc = mdb_txn_commit(part);
 	else
 		mdb_txn_abort(part);
+	if (!keep)
+		journal_forget(s->journal, s->before);
 	if (rc) {
 		s->spoiled = true;
 		return mdb_error(e, s, "a part", rc);
@@ -354,26 +468,35 @@ int state_part_end(struct state *s, bool keep, struct err *e)
 	return 0;
 }
 
-int state_commit(struct state *s, struct err *e)
+static int commit(struct state *s, bool folding, struct err *e)
 {
-	MDB_txn *txn = s->write;
-	int rc;
+	bool changed = state_changed(s);
+	int rc = 0;
 
 	CHECK(!s->whole);
+	if (changed && (s->spoiled || fault_hit("store-commit")))
+		rc = err_set(e, TF_EIO, "%s: commit: a change before it failed", s->folder);
+	if (rc == 0 && (folding || s->must_fold || !journal_fits(s->journal)))
+		rc = fold(s, e);
+	else if (rc == 0)
+		rc = journal_write(s->journal, e);
+	if (rc == 0 && changed && fault_hit("store-committed"))
+		rc = err_set(e, TF_EIO, "%s: commit: no answer from the disk", s->folder);
+	if (rc < 0)
+		give_up(s);
+	return rc;
+}
+
+int state_commit(struct state *s, struct err *e)
+{
 	reader_rest(s);
-	if (!txn)
-		return 0;
-	s->write = NULL;
-	if (s->spoiled || fault_hit("store-commit")) {
-		mdb_txn_abort(txn);
-		return err_set(e, TF_EIO, "%s: commit: a change before it failed", s->folder);
-	}
-	rc = mdb_txn_commit(txn);
-	if (rc)
-		return mdb_error(e, s, "commit", rc);
-	if (fault_hit("store-committed"))
-		return err_set(e, TF_EIO, "%s: commit: no answer from the disk", s->folder);
-	return 0;
+	return state_changed(s) ? commit(s, false, e) : 0;
+}
+
+int state_fold(struct state *s, struct err *e)
+{
+	reader_rest(s);
+	return s->write ? commit(s, true, e) : 0;
 }
 
 void state_abort(struct state *s)
@@ -381,9 +504,14 @@ void state_abort(struct state *s)
 	reader_rest(s);
 	if (s->whole)
 		state_part_end(s, false, NULL);
-	if (s->write)
-		mdb_txn_abort(s->write);
+	if (!s->write || !state_changed(s))
+		return;
+	mdb_txn_abort(s->write);
 	s->write = NULL;
+	s->spoiled = false;
+	journal_forget(s->journal, 0);
+	if (!journal_empty(s->journal) && redo(s, NULL) < 0)
+		give_up(s);
 }
 
 void state_reader_check(struct state *s)

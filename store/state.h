@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * state/store: one LMDB environment with everything the daemon must not forget. One process and one
- * thread use it. Changes gather in one transaction until state_commit, which syncs them: the group
- * commit of the daemon. Keys are big-endian numbers or text; values are records of store.proto.
+ * state/store: one LMDB environment with everything the daemon must not forget, and a journal of
+ * its last commits (journal.h). One process and one thread use it. Changes gather in one
+ * transaction until state_commit, which puts them into the journal, synced: the group commit of the
+ * daemon. Keys are big-endian numbers or text; values are records of store.proto.
  *
  * Values returned point into the map: they are good until the next put, delete or commit. */
 #ifndef STORE_STATE_H
@@ -13,8 +14,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* The journal has these numbers: new tables come last. */
 enum state_table {
-	STATE_META,      /* "version", "last-job", "seq": u64 */
+	STATE_META,      /* "version", "last-job", "seq", "journal": u64 */
 	STATE_JOBS,      /* job -> JobRecord */
 	STATE_SPECS,     /* job -> SpecRecord */
 	STATE_LIVE,      /* job -> nothing: the jobs that have not ended */
@@ -44,13 +46,13 @@ struct state_value {
  * space only. TF_EVERSION when a newer program wrote it; one of an earlier version is opened as it
  * is (store_upgrade). *out is closed by state_close. */
 int state_open(const char *folder, uint64_t map_bytes, struct state **out, struct err *e);
-/* Opens an environment, also one that a daemon writes, to look at it only: what was committed when
- * the first value is asked for, until state_abort. Nothing may be put. */
+/* Opens an environment, also one that a daemon writes, to look at it only: what was folded when the
+ * first value is asked for, until state_abort. Nothing may be put. */
 int state_open_reading(const char *folder, struct state **out, struct err *e);
 /* Writes what is committed now, compacted, as a new environment in folder (made when missing; must
- * hold none). Not synced. Nobody who writes waits for it. */
+ * hold none), for state_open. Not synced. Nobody who writes waits for it. */
 int state_copy(struct state *s, const char *folder, struct err *e);
-/* Drops what was not committed. NULL is fine. */
+/* Drops what was not committed, folds the rest when it can. NULL is fine. */
 void state_close(struct state *s);
 
 /* TF_ENOTFOUND without a sentence when the key is not there. */
@@ -80,6 +82,10 @@ int state_part_end(struct state *s, bool keep, struct err *e);
  * the store that state_open gives next, or all is ("outcome unknown"), and this one must be closed.
  */
 int state_commit(struct state *s, struct err *e);
+/* The same, and the environment itself has all of it then: the journal is empty, and whoever opens
+ * the environment for reading sees it. Takes longer. */
+int state_fold(struct state *s, struct err *e);
+bool state_folded(const struct state *s); /* nothing is left to fold, nor to commit */
 /* Forgets the changes since the last commit. */
 void state_abort(struct state *s);
 /* Lets go of dead readers' pages; now and then. */

@@ -281,6 +281,32 @@ static void a_backup_of_a_working_daemon_goes_on(void **state)
 	xfree(again);
 }
 
+/* Who reads the store beside an idle daemon sees all. */
+static void an_idle_daemon_folds_the_journal(void **state)
+{
+	char *path = harness_path(&h, "store");
+	int64_t until = clock_mono_ms() + 10000;
+	uint64_t jobs = 0, id;
+
+	(void)state;
+	harness_start(&h);
+	id = harness_noop(&h, "done");
+	harness_until(&h, id, TF__JOB_STATE__DONE);
+	while (jobs == 0) {
+		struct state *s = NULL;
+
+		assert_true(clock_mono_ms() < until);
+		clock_sleep_ms(50);
+		assert_ok(state_open_reading(path, &s, &e), &e);
+		jobs = state_count(s, STATE_JOBS);
+		if (jobs > 0)
+			expect_sound(s, h.state);
+		state_close(s);
+	}
+	xfree(path);
+	harness_kill(&h, SIGKILL);
+}
+
 static void only_a_whole_backup_is_restored(void **state)
 {
 	char *to = beside("backup"), *again = beside("again"), *seal = beside("backup/backup");
@@ -460,6 +486,7 @@ int main(void)
 		WITH_HARNESS(an_old_store_is_taken_over, harness_prepared),
 		WITH_HARNESS(damage_is_found, harness_prepared),
 		WITH_HARNESS(a_backup_of_a_working_daemon_goes_on, harness_prepared),
+		WITH_HARNESS(an_idle_daemon_folds_the_journal, harness_prepared),
 		WITH_HARNESS(only_a_whole_backup_is_restored, harness_prepared),
 		WITH_HARNESS(usage_is_kept, harness_prepared),
 		WITH_HARNESS(a_signal_reads_the_configuration_again, harness_prepared),

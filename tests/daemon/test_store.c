@@ -153,6 +153,189 @@ static void a_full_map_spoils_the_turn_only(void **state)
 	xfree(big);
 }
 
+/* ---------------------------------------------------------------- the journal */
+
+static void copy_file(const char *from, const char *to, const char *name)
+{
+	char *a = xasprintf("%s/%s", from, name), *b = xasprintf("%s/%s", to, name);
+
+	assert_ok(file_copy(a, b, false, NULL, &e), &e);
+	xfree(a);
+	xfree(b);
+}
+
+/* The store as a process that is killed now leaves it, in a folder beside it. */
+static char *killed_now(void)
+{
+	char *to = xasprintf("%s/killed", folder);
+
+	assert_ok(dir_remove(to, &e), &e);
+	assert_ok(dir_make(to, 0700, &e), &e);
+	copy_file(folder, to, "data.mdb");
+	copy_file(folder, to, "journal");
+	return to;
+}
+
+static void put_number(const char *name, uint64_t value)
+{
+	assert_ok(state_set_number(store, name, value, &e), &e);
+	assert_ok(state_commit(store, &e), &e);
+}
+
+static uint64_t number_in(const char *where, const char *name)
+{
+	struct state *other = NULL;
+	uint64_t value;
+
+	assert_ok(state_open(where, MAP_BYTES, &other, &e), &e);
+	assert_ok(state_number(other, name, &value, &e), &e);
+	state_close(other);
+	return value;
+}
+
+/* What the environment alone has. */
+static uint64_t folded_number(const char *name)
+{
+	struct state *other = NULL;
+	char *path = xasprintf("%s/reader", folder);
+	uint64_t value;
+
+	assert_ok(dir_remove(path, &e), &e);
+	assert_ok(dir_make(path, 0700, &e), &e);
+	copy_file(folder, path, "data.mdb"); /* a process opens an environment once */
+	assert_ok(state_open_reading(path, &other, &e), &e);
+	assert_ok(state_number(other, name, &value, &e), &e);
+	state_close(other);
+	xfree(path);
+	return value;
+}
+
+static void what_the_journal_has_is_kept(void **state)
+{
+	char *killed, *copy = xasprintf("%s/copy", folder);
+
+	(void)state;
+	put_number("a", 1);
+	put_number("a", 2);
+	assert_false(state_folded(store));
+	assert_int_equal(folded_number("a"), 0);
+	killed = killed_now();
+	assert_int_equal(number_in(killed, "a"), 2);
+	assert_int_equal(number_in(killed, "a"), 2); /* it was folded, and still is there */
+	assert_ok(state_copy(store, copy, &e), &e);
+	assert_int_equal(number_in(copy, "a"), 2);
+	assert_ok(state_fold(store, &e), &e);
+	assert_true(state_folded(store));
+	assert_int_equal(folded_number("a"), 2);
+	put_number("a", 3);
+	xfree(killed);
+	killed = killed_now();
+	assert_int_equal(number_in(killed, "a"), 3);
+	xfree(killed);
+	xfree(copy);
+}
+
+/* Where the first record ends, or the second. */
+static size_t end_of_record(const char *journal, int which)
+{
+	size_t at = 0;
+
+	for (int i = 0; i < which; i++)
+		at += state_key_number(journal + at + 16);
+	return at;
+}
+
+static void half_a_record_was_never_there(void **state)
+{
+	char *killed, *path;
+	size_t first, second;
+	struct buf b = BUF_INIT;
+
+	(void)state;
+	put_number("a", 1);
+	put_number("a", 2);
+	killed = killed_now();
+	path = xasprintf("%s/journal", killed);
+	assert_ok(file_read(path, LIMIT_JOURNAL_BYTES, &b, &e), &e);
+	first = end_of_record(b.data, 1);
+	second = end_of_record(b.data, 2);
+	for (size_t at = first; at < second; at++) {
+		xfree(killed);
+		killed = killed_now();
+		b.data[at] ^= 1;
+		assert_ok(file_write(path, b.data, b.len, 0600, &e), &e);
+		assert_int_equal(number_in(killed, "a"), 1);
+		b.data[at] ^= 1;
+	}
+	buf_release(&b);
+	xfree(path);
+	xfree(killed);
+}
+
+static void a_journal_of_earlier_is_nothing(void **state)
+{
+	char *killed;
+
+	(void)state;
+	put_number("a", 1);
+	killed = killed_now(); /* its journal says 1 */
+	put_number("a", 2);
+	reopen();
+	copy_file(folder, killed, "data.mdb");
+	assert_int_equal(number_in(killed, "a"), 2);
+	xfree(killed);
+}
+
+static void forgotten_changes_are_not_in_the_journal(void **state)
+{
+	char *killed;
+
+	(void)state;
+	assert_ok(state_set_number(store, "z", 1, &e), &e);
+	state_abort(store);
+	put_number("a", 1);
+	assert_ok(state_set_number(store, "a", 2, &e), &e);
+	assert_ok(state_set_number(store, "b", 2, &e), &e);
+	state_abort(store);
+	assert_false(state_changed(store));
+	assert_ok(state_part_begin(store, &e), &e);
+	assert_ok(state_set_number(store, "b", 3, &e), &e);
+	assert_ok(state_part_end(store, false, &e), &e);
+	put_number("c", 4);
+	killed = killed_now();
+	assert_int_equal(number_in(killed, "a"), 1);
+	assert_int_equal(number_in(killed, "b"), 0);
+	assert_int_equal(number_in(killed, "c"), 4);
+	assert_int_equal(number_in(killed, "z"), 0);
+	xfree(killed);
+}
+
+/* More than it holds, by many commits and by one. */
+static void a_full_journal_is_folded(void **state)
+{
+	char *killed, *big = xcalloc(1, LIMIT_JOURNAL_BYTES), *journal;
+	uint64_t folds = 0;
+
+	(void)state;
+	for (uint64_t i = 1; i <= 40; i++) {
+		assert_ok(state_put(store, STATE_META, "big", 3, big, LIMIT_JOURNAL_BYTES / 16, &e),
+			  &e);
+		put_number("a", i);
+		folds += state_folded(store);
+	}
+	assert_int_equal(folds, 2);
+	killed = killed_now();
+	assert_int_equal(number_in(killed, "a"), 40);
+	assert_ok(state_put(store, STATE_META, "big", 3, big, LIMIT_JOURNAL_BYTES, &e), &e);
+	put_number("a", 41);
+	assert_true(state_folded(store));
+	journal = xasprintf("%s/journal", folder);
+	assert_int_equal(file_size(journal), LIMIT_JOURNAL_BYTES);
+	xfree(journal);
+	xfree(killed);
+	xfree(big);
+}
+
 struct seen {
 	uint64_t id[16];
 	size_t count;
@@ -304,6 +487,15 @@ int main(void)
 		cmocka_unit_test_setup_teardown(a_newer_store_is_refused, open_store, close_store),
 		cmocka_unit_test_setup_teardown(a_full_map_spoils_the_turn_only, open_store,
 						close_store),
+		cmocka_unit_test_setup_teardown(what_the_journal_has_is_kept, open_store,
+						close_store),
+		cmocka_unit_test_setup_teardown(half_a_record_was_never_there, open_store,
+						close_store),
+		cmocka_unit_test_setup_teardown(a_journal_of_earlier_is_nothing, open_store,
+						close_store),
+		cmocka_unit_test_setup_teardown(forgotten_changes_are_not_in_the_journal,
+						open_store, close_store),
+		cmocka_unit_test_setup_teardown(a_full_journal_is_folded, open_store, close_store),
 		cmocka_unit_test_setup_teardown(indexes_follow_the_records, open_store,
 						close_store),
 		cmocka_unit_test_setup_teardown(job_numbers_never_come_again, open_store,
