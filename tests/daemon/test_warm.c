@@ -129,33 +129,38 @@ static void a_cancelled_job_leaves_the_worker_warm(void **state)
 	harness_stop(&h);
 }
 
-static void another_shape_takes_its_place(void **state)
+/* Jobs one after another: which of them sends an idle worker away, which is given to one. */
+static void where_jobs_go(void **state)
 {
-	struct harness h;
-	uint64_t id;
+	static const struct {
+		const char *slots, *warm_seconds;
+		uint32_t cpus[3]; /* counted ones; a worker has those of its first job */
+		size_t jobs;
+		int in_place_of_a_worker, to_a_worker;
+	} row[] = {
+		{ "1", "600", { 0, 0 }, 2, 0, 1 },
+		{ "1", "600", { 0, 1 }, 2, 1, 0 },
+		{ "2", "600", { 0, 1, 0 }, 3, 0, 1 }, /* a free place is taken first */
+		{ "1", "0", { 0, 0 }, 2, 0, 0 },      /* no worker stays */
+	};
 
 	(void)state;
-	begin(&h, "1", NULL);
-	harness_until(&h, noop(&h, 0, 0), TF__JOB_STATE__DONE);
-	id = noop(&h, 0, 1); /* one counted processor: not what the worker was started with */
-	harness_until(&h, id, TF__JOB_STATE__DONE);
-	assert_int_equal(harness_said(&h, "another job needs its place"), 1);
-	assert_int_equal(harness_said(&h, "goes to the warm worker"), 0);
-	harness_stop(&h);
-}
+	for (size_t i = 0; i < ARRAY_LEN(row); i++) {
+		struct harness h;
 
-static void a_free_place_is_taken_first(void **state)
-{
-	struct harness h;
-
-	(void)state;
-	begin(&h, "2", NULL);
-	harness_until(&h, noop(&h, 0, 0), TF__JOB_STATE__DONE);
-	harness_until(&h, noop(&h, 0, 1), TF__JOB_STATE__DONE);
-	harness_until(&h, noop(&h, 0, 0), TF__JOB_STATE__DONE);
-	assert_int_equal(harness_said(&h, "another job needs its place"), 0);
-	assert_int_equal(harness_said(&h, "goes to the warm worker"), 1);
-	harness_stop(&h);
+		harness_init(&h);
+		h.worker = program;
+		h.slots = row[i].slots;
+		h.extra[0] = "--warm-seconds";
+		h.extra[1] = row[i].warm_seconds;
+		harness_start(&h);
+		for (size_t k = 0; k < row[i].jobs; k++)
+			harness_until(&h, noop(&h, 0, row[i].cpus[k]), TF__JOB_STATE__DONE);
+		assert_int_equal(harness_said(&h, "another job needs its place"),
+				 row[i].in_place_of_a_worker);
+		assert_int_equal(harness_said(&h, "goes to the warm worker"), row[i].to_a_worker);
+		harness_stop(&h);
+	}
 }
 
 /* Two jobs of one moment; the first gets the worker on the second slot, which waited longer. */
@@ -309,22 +314,6 @@ static void every_commit_may_be_the_last(void **state)
 	}
 }
 
-static void zero_seconds_is_off(void **state)
-{
-	struct harness h;
-
-	(void)state;
-	harness_init(&h);
-	h.worker = program;
-	h.extra[0] = "--warm-seconds";
-	h.extra[1] = "0";
-	harness_start(&h);
-	harness_until(&h, noop(&h, 0, 0), TF__JOB_STATE__DONE);
-	harness_until(&h, noop(&h, 0, 0), TF__JOB_STATE__DONE);
-	assert_int_equal(harness_said(&h, "warm worker"), 0);
-	harness_stop(&h);
-}
-
 static void an_idle_worker_leaves_in_time(void **state)
 {
 	struct harness h;
@@ -362,14 +351,12 @@ int main(void)
 	const struct CMUnitTest warm[] = {
 		cmocka_unit_test(one_process_runs_many_jobs),
 		cmocka_unit_test(a_cancelled_job_leaves_the_worker_warm),
-		cmocka_unit_test(another_shape_takes_its_place),
-		cmocka_unit_test(a_free_place_is_taken_first),
+		cmocka_unit_test(where_jobs_go),
 		cmocka_unit_test(two_idle_workers_get_a_job_each),
 		cmocka_unit_test(on_a_drained_slot_it_gets_nothing),
 		cmocka_unit_test(killed_idle_or_busy_it_is_replaced),
 		cmocka_unit_test(a_new_daemon_adopts_the_job_and_not_the_idle),
 		cmocka_unit_test(every_commit_may_be_the_last),
-		cmocka_unit_test(zero_seconds_is_off),
 		cmocka_unit_test(an_idle_worker_leaves_in_time),
 	};
 	return cmocka_run_group_tests_name("warm", warm, set_up, tear_down);
