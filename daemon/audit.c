@@ -12,6 +12,7 @@
  * sentence, divided by tabs; "-" is nothing. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "lib/bound.h"
 #include "lib/clock.h"
 #include "lib/files.h"
 #include "lib/log.h"
@@ -160,27 +161,6 @@ static void put_column(struct buf *b, const char *text, size_t most)
 			b->data[at] = '?';
 }
 
-static bool may_add(struct daemon *d, bool refusal)
-{
-	struct audit *a = &d->audit;
-	int64_t second = clock_mono_ms() / 1000;
-
-	if (a->lines.len > LIMIT_AUDIT_PENDING_BYTES) {
-		a->lost++;
-		return false;
-	}
-	if (!refusal)
-		return true;
-	if (second != a->second) {
-		a->second = second;
-		a->refusals = 0;
-	}
-	if (a->refusals++ < LIMIT_AUDIT_REFUSALS)
-		return true;
-	a->lost++;
-	return false;
-}
-
 static void add(struct daemon *d, const struct request *r, const char *action, const char *subject,
 		int code, const char *text)
 {
@@ -205,6 +185,48 @@ static void add(struct daemon *d, const struct request *r, const char *action, c
 	put_column(&a->lines, code == 0 ? DONE : err_name(code), 40);
 	put_column(&a->lines, code == 0 ? "" : text, TEXT_SHOWN);
 	buf_text(&a->lines, "\n");
+}
+
+static bool is_full(const struct audit *a)
+{
+	return a->lines.len > bound("audit-pending-bytes", LIMIT_AUDIT_PENDING_BYTES);
+}
+
+/* How many lines are not there, in a line in their place. */
+static void add_lost(struct daemon *d)
+{
+	struct request nobody = { .user = "" };
+	char text[100];
+
+	if (d->audit.lost == 0 || is_full(&d->audit))
+		return;
+	snprintf(text, sizeof text, "%llu more lines are left out here",
+		 (unsigned long long)d->audit.lost);
+	d->audit.lost = 0;
+	add(d, &nobody, "audit", "", TF_ELIMIT, text);
+}
+
+/* Refusals of another second than the last one's are counted anew. */
+static void turn_second(struct daemon *d)
+{
+	int64_t second = clock_mono_ms() / 1000;
+
+	if (second == d->audit.second)
+		return;
+	add_lost(d);
+	d->audit.second = second;
+	d->audit.refusals = 0;
+}
+
+static bool may_add(struct daemon *d, bool refusal)
+{
+	struct audit *a = &d->audit;
+
+	turn_second(d);
+	if (!is_full(a) && (!refusal || a->refusals++ < LIMIT_AUDIT_REFUSALS))
+		return true;
+	a->lost++;
+	return false;
 }
 
 void audit_note(struct daemon *d, const struct request *r, const char *action, int code,
@@ -292,19 +314,6 @@ static void mark_unknown(struct audit *a)
 	a->lines = b;
 }
 
-static void add_lost(struct daemon *d)
-{
-	struct request nobody = { .user = "" };
-	char text[100];
-
-	if (d->audit.lost == 0 || d->audit.second == clock_mono_ms() / 1000)
-		return;
-	snprintf(text, sizeof text, "%llu more lines are left out here",
-		 (unsigned long long)d->audit.lost);
-	d->audit.lost = 0;
-	add(d, &nobody, "audit", "", TF_ELIMIT, text);
-}
-
 static int write_lines(struct audit *a)
 {
 	size_t done = 0;
@@ -331,7 +340,7 @@ void audit_write(struct daemon *d, bool committed)
 	if (!committed && a->marks > 0)
 		mark_unknown(a);
 	a->marks = 0;
-	add_lost(d);
+	turn_second(d);
 	if (a->lines.len == 0)
 		return;
 	if (a->fd < 0 || write_lines(a) < 0) {

@@ -3,6 +3,7 @@
  * bounds. The files are opened in the loop, so a rotation meanwhile changes nothing. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "lib/bound.h"
 #include "lib/clock.h"
 #include "lib/mem.h"
 
@@ -106,7 +107,7 @@ static int read_file(struct reading *g, int fd, struct err *e)
 		if (kept > LINE_BYTES_MAX)
 			kept = 0; /* no line of ours */
 		g->scanned += n;
-		if (g->scanned > LIMIT_AUDIT_SCAN_BYTES)
+		if (g->scanned >= bound("audit-scan-bytes", LIMIT_AUDIT_SCAN_BYTES))
 			g->full = true;
 	}
 	if (rc == 0 && at == 0)

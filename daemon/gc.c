@@ -6,6 +6,7 @@
  * the start. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "lib/bound.h"
 #include "lib/clock.h"
 #include "lib/files.h"
 #include "lib/log.h"
@@ -43,7 +44,7 @@ struct gc {
 
 static bool gc_full(struct gc *g)
 {
-	g->more = g->looked >= LOOKED_MAX || g->items + 8 > LIMIT_GC_LISTED;
+	g->more = g->looked >= LOOKED_MAX || g->items + 8 > bound("gc-listed", LIMIT_GC_LISTED);
 	return g->more;
 }
 

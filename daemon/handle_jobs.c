@@ -188,8 +188,6 @@ int submit_one(struct daemon *d, const struct request *r, const Tf__Submit *m,
 	if (rc == 0)
 		return submitted_before(d, r, out->job, e);
 	FAIL_IF(rc != TF_ENOTFOUND, e, rc, "the token cannot be looked up");
-	FAIL_IF(d->live.count - d->live.holes >= LIMIT_JOBS_QUEUED, e, TF_ELIMIT,
-		"%u jobs are queued, the limit", LIMIT_JOBS_QUEUED);
 	TRY(disk_check(d, e));
 	TRY(quota_check(d, r->user, 0, e));
 	TRY(spec_check(m->spec, e));

@@ -77,8 +77,6 @@ static int put_back(struct daemon *d, const struct request *r, const Tf__JobReco
 	FAIL_IF(job_next(record->job->state, EVENT_AGAIN) == 0, e, TF_ESTATE,
 		"job %llu is %s: only a failed or cancelled one can be put back",
 		(unsigned long long)id, job_state_name(record->job->state));
-	FAIL_IF(d->live.count - d->live.holes >= LIMIT_JOBS_QUEUED, e, TF_ELIMIT,
-		"%u jobs are queued, the limit", LIMIT_JOBS_QUEUED);
 	TRY(disk_check(d, e));
 	TRY(quota_check(d, record->job->user, 0, e));
 	TRY(queue_admit(d, r, record->job->user, s->spec, e));

@@ -3,6 +3,7 @@
  * limits and shares, walltimes and deadlines, and what people are told of a waiting job. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "lib/bound.h"
 #include "lib/clock.h"
 #include "lib/log.h"
 #include "lib/mem.h"
@@ -123,7 +124,10 @@ int queue_admit(struct daemon *d, const struct request *r, const char *owner,
 	uint32_t gpus = m ? m->gpus : 0;
 	/* a process that has yet to leave may be that of a job which has ended */
 	uint32_t waiting = u->jobs > u->running ? u->jobs - u->running : 0;
+	uint64_t most = bound("jobs-queued", LIMIT_JOBS_QUEUED);
 
+	FAIL_IF(d->live.count - d->live.holes >= most, e, TF_ELIMIT,
+		"%llu jobs are queued, the limit", (unsigned long long)most);
 	FAIL_IF(m && admins_only[m->priority] && r->role != ROLE_ADMIN, e, TF_EREFUSED,
 		"priority %s is for admins; you are a %s", priority_name(m->priority),
 		role_name(r->role));

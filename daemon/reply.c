@@ -4,6 +4,7 @@
  * tried a few turns long and then dropped. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "lib/bound.h"
 #include "lib/log.h"
 #include "lib/mem.h"
 
@@ -238,9 +239,15 @@ struct unsent {
 static bool keep(struct unsent *u, const struct letter *l)
 {
 	uint64_t *of = &u->of[XXH32(l->route, l->route_len, 0) % ARRAY_LEN(u->of)];
+	bool peer_full = *of + l->len > LIMIT_PEER_UNSENT_BYTES;
 
-	if (*of + l->len > LIMIT_PEER_UNSENT_BYTES || u->all + l->len > LIMIT_UNSENT_BYTES)
+	if (peer_full || u->all + l->len > bound("unsent-bytes", LIMIT_UNSENT_BYTES)) {
+		log_warn("an answer of %zu bytes was dropped: nobody takes it, %llu bytes wait "
+			 "for %s",
+			 l->len, (unsigned long long)(peer_full ? *of : u->all),
+			 peer_full ? "this connection" : "all connections");
 		return false;
+	}
 	*of += l->len;
 	u->all += l->len;
 	return true;
@@ -267,7 +274,6 @@ void outbox_send(struct daemon *d, bool committed)
 		if (keep(&unsent, &l)) {
 			o->letter[kept++] = l;
 		} else {
-			log_warn("an answer of %zu bytes was dropped: nobody takes it", l.len);
 			xfree(l.data);
 		}
 	}

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Every bound of the wire, the queue and the store, by name. What exceeds one is answered with
- * TF_ELIMIT naming it; only LIMIT_FRAME_BYTES closes the connection. tests/ reach each that is
- * reached within seconds (not a million queued jobs, 100,000 artefacts or 65,536 shards). */
+ * TF_ELIMIT naming it; only LIMIT_FRAME_BYTES closes the connection. doc/limits.md names
+ * the test that reaches each; lib/bound.h lowers those that are too far away for one. */
 #ifndef PROTO_LIMITS_H
 #define PROTO_LIMITS_H
 

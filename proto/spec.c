@@ -14,7 +14,6 @@
 #define SIZE_LEAST 8
 #define SIZE_MOST 4096
 #define PIECES_LEAST 16
-#define PIECES_MOST 1000000
 #define DIFFUSION_STEPS 1000
 #define TOKENS_MOST 1048576
 #define SECONDS_MOST (7 * 86400.0)
@@ -151,7 +150,7 @@ static int check_tokenizer(const Tf__JobSpec *spec, struct err *e)
 		"a tokenizer needs files or datasets to learn from, expected at least one");
 	FAIL_IF(s->import && (sources != 1 || s->n_dataset), e, TF_EINVALID,
 		"importing a tokenizer takes one file, %zu are given", sources);
-	return int_check("pieces", s->pieces, PIECES_LEAST, PIECES_MOST, e);
+	return int_check("pieces", s->pieces, PIECES_LEAST, LIMIT_TOKENIZER_PIECES, e);
 }
 
 static int check_vae(const Tf__JobSpec *spec, struct err *e)

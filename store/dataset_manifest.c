@@ -2,6 +2,7 @@
  * The manifest of a dataset: what it holds and what its shards' files must be, as JSON. It is
  * written last, so a folder with a manifest is whole. */
 #include "config.h"
+#include "lib/bound.h"
 #include "lib/files.h"
 #include "lib/mem.h"
 #include "proto/limits.h"
@@ -247,7 +248,7 @@ static void read_shards(json_t *o, struct dataset_manifest *m, bool *bad)
 	json_t *shards = json_object_get(o, "shards");
 	uint64_t total[DATASET_SPLITS] = { 0 };
 
-	if (!json_is_array(shards) || json_array_size(shards) > LIMIT_SHARDS) {
+	if (!json_is_array(shards) || json_array_size(shards) > bound("shards", LIMIT_SHARDS)) {
 		*bad = true;
 		return;
 	}

@@ -5,6 +5,7 @@
  * after the last commit. One writer, one thread; the folder is its own until the manifest is
  * there. */
 #include "config.h"
+#include "lib/bound.h"
 #include "lib/clock.h"
 #include "lib/fault.h"
 #include "lib/files.h"
@@ -246,14 +247,15 @@ static int flush(struct dataset_writer *w, struct err *e)
 
 static int open_shard(struct dataset_writer *w, unsigned number, struct err *e)
 {
+	uint64_t most = bound("shards", LIMIT_SHARDS);
 	const char *path;
 	int rc;
 
 	xfree(w->path);
 	path = w->path = dataset_shard_path(w->folder, number);
 	w->shard = number;
-	FAIL_IF(number >= LIMIT_SHARDS, e, TF_ELIMIT, "%s: more than %u shards", w->folder,
-		LIMIT_SHARDS);
+	FAIL_IF(number >= most, e, TF_ELIMIT, "%s: more than %llu shards", w->folder,
+		(unsigned long long)most);
 	rc = mdb_env_create(&w->map.env);
 	if (rc == 0)
 		rc = mdb_env_set_mapsize(w->map.env, w->plan.map_bytes);

@@ -4,6 +4,7 @@
 #include "config.h"
 #include "worker/container.h"
 
+#include "lib/bound.h"
 #include "lib/files.h"
 #include "lib/mem.h"
 #include "proto/limits.h"
@@ -13,6 +14,7 @@
 #include <archive_entry.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -48,8 +50,9 @@ char *entry_stem(const char *name)
 static int add(struct container *c, const char *name, uint64_t offset, uint64_t size,
 	       struct err *e)
 {
-	FAIL_IF(c->count >= LIMIT_IMPORT_FILES, e, TF_ELIMIT, "%s: more than %u files", c->path,
-		LIMIT_IMPORT_FILES);
+	uint64_t most = bound("import-files", LIMIT_IMPORT_FILES);
+
+	FAIL_IF(c->count >= most, e, TF_ELIMIT, "%s: more than %" PRIu64 " files", c->path, most);
 	if (c->count == c->room) {
 		c->room = c->room ? 2 * c->room : 64;
 		c->entry = xrealloc(c->entry, c->room, sizeof *c->entry);

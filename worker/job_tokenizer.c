@@ -2,6 +2,7 @@
  * Making a tokenizer: trained on texts and captions of files or of datasets (their training split
  * alone), or imported as a SentencePiece model. */
 #include "config.h"
+#include "lib/bound.h"
 #include "lib/files.h"
 #include "lib/log.h"
 #include "lib/mem.h"
@@ -70,8 +71,9 @@ static int read_all(struct job *job, struct spm_corpus *corpus, struct err *e)
 	for (size_t i = 0; (in = job_input(job, "data", i)) != NULL; i++)
 		TRY(read_dataset(job, in->path, corpus, e));
 	if (spm_corpus_left_out(corpus))
-		log_warn("left out %" PRIu64 " texts: not UTF-8, or beyond %llu bytes of text",
-			 spm_corpus_left_out(corpus), (unsigned long long)LIMIT_CORPUS_BYTES);
+		log_warn("left out %" PRIu64 " texts: not UTF-8, or beyond %" PRIu64
+			 " bytes of text",
+			 spm_corpus_left_out(corpus), bound("corpus-bytes", LIMIT_CORPUS_BYTES));
 	return 0;
 }
 

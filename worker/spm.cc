@@ -4,6 +4,7 @@
 #include "worker/spm.h"
 
 extern "C" {
+#include "lib/bound.h"
 #include "lib/files.h"
 #include "lib/mem.h"
 #include "lib/utf8.h"
@@ -252,7 +253,7 @@ static size_t cut(const char *line, size_t bytes)
 extern "C" void spm_corpus_add(struct spm_corpus *c, const char *text, size_t bytes)
 {
 	if (!utf8_valid(text, bytes) || memchr(text, 0, bytes) ||
-	    bytes > LIMIT_CORPUS_BYTES - c->bytes) {
+	    bytes > bound("corpus-bytes", LIMIT_CORPUS_BYTES) - c->bytes) {
 		c->left_out++;
 		return;
 	}

@@ -55,6 +55,14 @@ bool harness_exists(const struct harness *h, const char *rel)
 	return there;
 }
 
+static void set_or_unset(const char *name, const char *value)
+{
+	if (value)
+		setenv(name, value, 1);
+	else
+		unsetenv(name);
+}
+
 static void exec_daemon(struct harness *h, int ready, const char *log)
 {
 	char *program = built("transfused"), *worker = built("tests/daemon/fake_worker");
@@ -83,10 +91,8 @@ static void exec_daemon(struct harness *h, int ready, const char *log)
 	for (int i = 0; i < 8 && h->extra[i]; i++)
 		argv[n++] = (char *)h->extra[i];
 	argv[n] = NULL;
-	if (h->fault)
-		setenv("TF_FAULT", h->fault, 1);
-	else
-		unsetenv("TF_FAULT");
+	set_or_unset("TF_FAULT", h->fault);
+	set_or_unset("TF_BOUND", h->bound);
 	for (size_t i = 0; i < ARRAY_LEN(h->environment) && h->environment[i]; i++)
 		putenv(h->environment[i]);
 	dup2(fd, STDERR_FILENO);

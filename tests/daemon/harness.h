@@ -19,6 +19,7 @@ struct harness {
 	const char *slots;       /* NULL: 1; "": what the configuration says */
 	const char *extra[8];    /* further options, NULL-ended */
 	const char *fault;       /* TF_FAULT of the daemon; NULL: none */
+	const char *bound;       /* TF_BOUND of it; NULL: none */
 	char *environment[4];    /* further "NAME=value" of it, NULL-ended; owned by the test */
 };
 

@@ -204,6 +204,29 @@ static void refusals_are_bounded(void **state)
 	connection_close(c);
 }
 
+/* So many bytes are looked at for an answer, from the end; it says that there is more. */
+static void so_much_is_looked_at(void **state)
+{
+	Tf__Reply *reply = NULL;
+	char name[LIMIT_NAME_BYTES + 1] = { 0 };
+
+	(void)state;
+	h.bound = "audit-scan-bytes:200000";
+	harness_start(&h);
+	assert_ok(harness_submit_noop(h.line, "first", NULL, NULL, &e), &e);
+	memset(name, 'n', sizeof name - 1);
+	for (int i = 0; i < 2; i++) {
+		assert_ok(ask(h.line, NULL, 0, 5000, &reply), &e);
+		assert_int_equal(reply->audit->n_entry, i ? reply->audit->n_entry : 1);
+		assert_int_equal(reply->audit->more, i);
+		if (i)
+			assert_true(reply->audit->n_entry > 500 && reply->audit->n_entry < 1999);
+		tf__reply__free_unpacked(reply, NULL);
+		for (int k = 0; i == 0 && k < 2000; k++)
+			assert_ok(harness_submit_noop(h.line, name, NULL, NULL, &e), &e);
+	}
+}
+
 /* Full files move on, the last one goes. */
 static void the_files_are_bounded(void **state)
 {
@@ -244,6 +267,7 @@ int main(void)
 		WITH_HARNESS(half_a_line_is_passed_over, start),
 		WITH_HARNESS(an_unknown_outcome_is_none_done, prepare),
 		WITH_HARNESS(refusals_are_bounded, start),
+		WITH_HARNESS(so_much_is_looked_at, prepare),
 		WITH_HARNESS(the_files_are_bounded, start),
 	};
 

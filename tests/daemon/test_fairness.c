@@ -33,6 +33,15 @@ static void start(const char *option, const char *value)
 	harness_enrol(&h, "flo", "member", &flo);
 }
 
+static void start_bound(const char *bound)
+{
+	err_clear(&e);
+	harness_init(&h);
+	h.bound = bound;
+	harness_start(&h);
+	harness_enrol(&h, "flo", "member", &flo);
+}
+
 /* The number of the job that the next answer names. */
 static uint64_t receive_job(void *socket)
 {
@@ -196,47 +205,89 @@ static void connections_are_bounded(void **state)
 	harness_stop(&h);
 }
 
-/* Somebody asks for long answers and reads none: so much is kept for them, the rest is dropped. */
-static void unread_answers_are_bounded(void **state)
+/* The log of a job that has ended, so long. */
+static uint64_t long_log(size_t bytes)
 {
-	void *context = zmq_ctx_new(), *socket;
+	uint64_t id = harness_noop(&h, "done");
+	char *path, *text = xcalloc(1, bytes);
+	struct err wrong = ERR_INIT;
+
+	harness_until(&h, id, TF__JOB_STATE__DONE);
+	memset(text, 'x', bytes);
+	path = harness_path(&h, "jobs/%llu/log", (unsigned long long)id);
+	assert_ok(file_write(path, text, bytes, 0600, &wrong), &wrong);
+	xfree(path);
+	xfree(text);
+	return id;
+}
+
+/* Asks so often for the log on a connection that reads no answer. */
+static void *ask_and_not_read(void *context, uint64_t job, uint64_t times)
+{
+	void *socket = harness_socket(&h, context, &flo);
 	Tf__Request r = TF__REQUEST__INIT;
 	Tf__LogRead m = TF__LOG_READ__INIT;
-	char *path, *text = xcalloc(1, 300u << 10);
-	struct err wrong = ERR_INIT;
-	long before;
 	int one = 1;
-	uint64_t id;
 
-	(void)state;
-	start(NULL, NULL);
-	id = harness_noop(&h, "done");
-	harness_until(&h, id, TF__JOB_STATE__DONE);
-	memset(text, 'x', (300u << 10) - 1);
-	path = harness_path(&h, "jobs/%llu/log", (unsigned long long)id);
-	assert_ok(file_write(path, text, (300u << 10) - 1, 0600, &wrong), &wrong);
-	socket = harness_socket(&h, context, &flo);
 	zmq_setsockopt(socket, ZMQ_RCVHWM, &one, sizeof one);
-	before = harness_rss_anon_kib(&h);
-	m.job = id;
+	m.job = job;
 	r.version = TF_PROTOCOL_VERSION;
 	r.body_case = TF__REQUEST__BODY_LOG_READ;
 	r.log_read = &m;
-	for (r.id = 1; r.id <= 1500; r.id++) /* 375 MiB of answers */
+	for (r.id = 1; r.id <= times; r.id++)
 		harness_send(socket, &r);
-	for (int64_t until = clock_mono_ms() + 30000; !harness_said(&h, "nobody takes it");) {
+	return socket;
+}
+
+static void until_said_alive(const char *words)
+{
+	for (int64_t until = clock_mono_ms() + 30000; !harness_said(&h, words);) {
 		assert_true(clock_mono_ms() < until);
 		assert_int_equal(ping(h.line), 0);
 		clock_sleep_ms(20);
 	}
+}
+
+/* Somebody asks for long answers and reads none: so much is kept for them, the rest is dropped. */
+static void unread_answers_are_bounded(void **state)
+{
+	void *context = zmq_ctx_new(), *socket;
+	uint64_t id;
+	long before;
+
+	(void)state;
+	start(NULL, NULL);
+	id = long_log((300u << 10) - 1);
+	before = harness_rss_anon_kib(&h);
+	socket = ask_and_not_read(context, id, 1500); /* 375 MiB of answers */
+	until_said_alive("bytes wait for this connection");
 	print_message("# %ld KiB for 1500 unread answers of 256 KiB\n",
 		      harness_rss_anon_kib(&h) - before);
 	if (!getenv("TF_SANITIZED")) /* freed memory is kept there for a while */
 		assert_true(harness_rss_anon_kib(&h) - before < (100 << 10));
+	assert_int_equal(harness_said(&h, "bytes wait for all connections"), 0);
 	zmq_close(socket);
 	zmq_ctx_term(context);
-	xfree(path);
-	xfree(text);
+	harness_stop(&h);
+}
+
+/* Three connections that each keep within their own bound, and not within that of all. */
+static void all_unread_answers_are_bounded(void **state)
+{
+	void *context = zmq_ctx_new(), *socket[3];
+	uint64_t id;
+
+	(void)state;
+	start_bound("unsent-bytes:2000000");
+	id = long_log((300u << 10) - 1);
+	for (int i = 0; i < 3; i++)
+		socket[i] = ask_and_not_read(context, id, 200);
+	until_said_alive("bytes wait for all connections");
+	assert_int_equal(harness_said(&h, "bytes wait for this connection"), 0);
+	for (int i = 0; i < 3; i++)
+		zmq_close(socket[i]);
+	zmq_ctx_term(context);
+	harness_noop(&h, "done"); /* others go on */
 	harness_stop(&h);
 }
 
@@ -248,6 +299,7 @@ int main(void)
 		cmocka_unit_test(what_waits_of_a_user_is_bounded),
 		cmocka_unit_test(connections_are_bounded),
 		cmocka_unit_test(unread_answers_are_bounded),
+		cmocka_unit_test(all_unread_answers_are_bounded),
 	};
 
 	return cmocka_run_group_tests_name("fairness", tests, NULL, NULL);

@@ -4,6 +4,7 @@
  * goes on by itself when the fault is over, with everything it had acknowledged. */
 #define _GNU_SOURCE /* prlimit */
 #include "tests/daemon/harness.h"
+#include "lib/buf.h"
 #include "lib/clock.h"
 #include "lib/files.h"
 #include "lib/mem.h"
@@ -242,6 +243,40 @@ static void descriptors_may_run_out(void **state)
 	goes_on(before, token);
 }
 
+/* Lines of the audit log wait while the disk takes none: so many bytes, the rest is counted. */
+static void audit_lines_wait_within_a_bound(void **state)
+{
+	char *path = harness_path(&h, "audit/log"), *line;
+	struct buf log = BUF_INIT;
+	int kept = 0, lost = 0;
+
+	(void)state;
+	harness_kill(&h, SIGTERM);
+	h.bound = "audit-pending-bytes:2000";
+	harness_start(&h);
+	fault(FAULT_FULL);
+	for (uint64_t i = 0; i < 60; i++) /* fewer than refusals are put down in a second */
+		assert_true(harness_cancel(h.line, 999000 + i, &e) < 0);
+	harness_until_said(&h, "the audit log cannot be written", 1);
+	fault(NULL);
+	for (int64_t until = clock_mono_ms() + RECOVER_MS; lost == 0; clock_sleep_ms(50)) {
+		assert_true(clock_mono_ms() < until);
+		harness_cancel(h.line, 1000000, &e);
+		buf_clear(&log);
+		assert_ok(file_read(path, 1 << 20, &log, &e), &e);
+		line = strstr(log.data, " more lines are left out here");
+		while (line && line > log.data && line[-1] >= '0' && line[-1] <= '9')
+			line--;
+		lost = line ? atoi(line) : 0;
+	}
+	for (line = log.data; (line = strstr(line, "job=999")) != NULL; line++)
+		kept++;
+	assert_true(kept >= 5 && kept <= 40);
+	assert_true(kept + lost >= 60);
+	buf_release(&log);
+	xfree(path);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -250,6 +285,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(a_slow_disk_is_waited_for, start, stop),
 		cmocka_unit_test_setup_teardown(a_failed_fork_is_tried_again, start, stop),
 		cmocka_unit_test_setup_teardown(descriptors_may_run_out, start, stop),
+		cmocka_unit_test_setup_teardown(audit_lines_wait_within_a_bound, start, stop),
 	};
 
 	return cmocka_run_group_tests_name("faults", tests, NULL, NULL);

@@ -6,6 +6,7 @@
 #include "lib/files.h"
 #include "lib/mem.h"
 #include "proto/wire.h"
+#include "store/catalogue.h"
 #include "store/state.h"
 #include "store/usage.h"
 #include "store/users.h"
@@ -15,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static struct harness h;
@@ -250,27 +252,37 @@ static void too_many_jobs_to_cancel(void **state)
 	xfree(m.job);
 }
 
-/* A folder that is no dataset: the process that reads it says so, the daemon lives on. */
-static void a_damaged_dataset_is_named(void **state)
+static int import(const char *dataset, uint64_t *id)
 {
 	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
 	Tf__IngestSpec ingest = TF__INGEST_SPEC__INIT;
-	Tf__Request r = TF__REQUEST__INIT;
-	Tf__DataVerify verify = TF__DATA_VERIFY__INIT;
-	Tf__DataSample sample = TF__DATA_SAMPLE__INIT;
 	char *path = xasprintf("%s/source.txt", h.folder);
-	uint64_t id;
+	int rc;
 
-	(void)state;
+	err_clear(&e);
 	assert_ok(file_write(path, "text\n", 5, 0600, &e), &e);
-	ingest.dataset = (char *)"words";
+	ingest.dataset = (char *)dataset;
 	ingest.n_path = 1;
 	ingest.path = &path;
 	spec.kind = TF__JOB_KIND__INGEST;
 	spec.name = (char *)"make";
 	spec.spec_case = TF__JOB_SPEC__SPEC_INGEST;
 	spec.ingest = &ingest;
-	assert_ok(harness_submit(h.line, &spec, NULL, false, &id, &e), &e);
+	rc = harness_submit(h.line, &spec, NULL, false, id, &e);
+	xfree(path);
+	return rc;
+}
+
+/* A folder that is no dataset: the process that reads it says so, the daemon lives on. */
+static void a_damaged_dataset_is_named(void **state)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__DataVerify verify = TF__DATA_VERIFY__INIT;
+	Tf__DataSample sample = TF__DATA_SAMPLE__INIT;
+	uint64_t id;
+
+	(void)state;
+	assert_ok(import("words", &id), &e);
 	harness_until(&h, id, TF__JOB_STATE__DONE);
 	verify.name = sample.name = (char *)"words";
 	r.body_case = TF__REQUEST__BODY_DATA_SAMPLE;
@@ -282,7 +294,6 @@ static void a_damaged_dataset_is_named(void **state)
 	assert_true(call(&r, NULL) <= 0);
 	verify.name = (char *)"none";
 	assert_int_equal(call(&r, NULL), TF_ENOTFOUND);
-	xfree(path);
 }
 
 static void files_are_listed_up_to_a_bound(void **state)
@@ -449,6 +460,120 @@ static void sums_of_usage_are_bounded(void **state)
 	assert_ok(call(&r, NULL), &e);
 }
 
+static void fill_artefacts(struct state *s)
+{
+	for (unsigned i = 0; i < LIMIT_ARTEFACTS; i++) {
+		Tf__Artefact a = TF__ARTEFACT__INIT;
+		char name[32];
+
+		snprintf(name, sizeof name, "set-%u", i);
+		a.kind = TF__ARTEFACT_KIND__DATASET;
+		a.name = a.id = name;
+		a.state = (char *)ARTEFACT_READY;
+		a.user = (char *)"one-of-many";
+		assert_ok(artefact_put(s, &a, &e), &e);
+	}
+}
+
+static void artefacts_are_bounded(void **state)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__ArtefactRef m = TF__ARTEFACT_REF__INIT;
+	uint64_t id;
+
+	(void)state;
+	with_store(fill_artefacts);
+	assert_int_equal(import("late", &id), TF_ELIMIT);
+	assert_non_null(strstr(e.text, "there are 100000 artefacts, the limit"));
+	m.kind = TF__ARTEFACT_KIND__DATASET;
+	m.name = (char *)"set-7";
+	r.body_case = TF__REQUEST__BODY_ARTEFACT_DELETE;
+	r.artefact_delete = &m;
+	assert_ok(call(&r, NULL), &e);
+	assert_ok(import("late", &id), &e);
+}
+
+/* Another try of the daemon, with a bound lowered. */
+static void start_lowered(const char *bound)
+{
+	harness_kill(&h, SIGTERM);
+	h.bound = bound;
+	harness_start(&h);
+}
+
+static void queued_jobs_are_bounded(void **state)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__JobRefs m = TF__JOB_REFS__INIT;
+	uint64_t job[4];
+
+	(void)state;
+	start_lowered("jobs-queued:3");
+	for (int i = 0; i < 3; i++)
+		job[i] = harness_noop(&h, "wait");
+	assert_int_equal(harness_submit_noop(h.line, "wait", NULL, NULL, &e), TF_ELIMIT);
+	assert_string_equal(e.text, "3 jobs are queued, the limit");
+	assert_ok(harness_cancel(h.line, job[2], &e), &e);
+	job[3] = harness_noop(&h, "wait");
+	m.n_job = 1;
+	m.job = &job[2];
+	r.body_case = TF__REQUEST__BODY_JOB_REQUEUE;
+	r.job_requeue = &m;
+	assert_int_equal(call(&r, NULL), TF_ELIMIT);
+	assert_string_equal(e.text, "3 jobs are queued, the limit");
+	assert_ok(harness_cancel(h.line, job[3], &e), &e);
+	assert_ok(call(&r, NULL), &e);
+}
+
+/* The processes that read for clients stand still at a pipe in the place of the manifest. */
+static void readers_are_bounded(void **state)
+{
+	void *context = zmq_ctx_new(), *socket;
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__DataVerify m = TF__DATA_VERIFY__INIT;
+	Tf__Reply *reply;
+	int64_t until = clock_mono_ms() + 30000;
+	char *path;
+	uint64_t id;
+
+	(void)state;
+	assert_ok(import("words", &id), &e);
+	harness_until(&h, id, TF__JOB_STATE__DONE);
+	path = harness_path(&h, "data/words.%llu/manifest.json", (unsigned long long)id);
+	unlink(path);
+	assert_int_equal(mkfifo(path, 0600), 0);
+	socket = harness_socket(&h, context, NULL);
+	m.name = (char *)"words";
+	r.version = TF_PROTOCOL_VERSION;
+	r.body_case = TF__REQUEST__BODY_DATA_VERIFY;
+	r.data_verify = &m;
+	for (r.id = 1; r.id <= 5; r.id++)
+		harness_send(socket, &r);
+	reply = harness_receive(socket, 10000);
+	assert_non_null(reply);
+	assert_int_equal(reply->id, 5);
+	assert_int_equal(reply->code, TF_EBUSY);
+	assert_non_null(strstr(reply->text, "4 datasets are being read"));
+	tf__reply__free_unpacked(reply, NULL);
+	for (int answers = 0; answers < 4;) {
+		int fd = open(path, O_WRONLY | O_NONBLOCK); /* whoever waits there goes on */
+
+		if (fd >= 0)
+			close(fd);
+		reply = harness_receive(socket, 100);
+		if (!reply) {
+			assert_true(clock_mono_ms() < until);
+			continue;
+		}
+		assert_true(reply->id <= 4);
+		tf__reply__free_unpacked(reply, NULL);
+		answers++;
+	}
+	zmq_close(socket);
+	zmq_ctx_term(context);
+	xfree(path);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -464,6 +589,9 @@ int main(void)
 		WITH_HARNESS(figures_of_progress_are_bounded, start),
 		WITH_HARNESS(keys_are_bounded, start),
 		WITH_HARNESS(sums_of_usage_are_bounded, start),
+		WITH_HARNESS(artefacts_are_bounded, start),
+		WITH_HARNESS(queued_jobs_are_bounded, start),
+		WITH_HARNESS(readers_are_bounded, start),
 		WITH_HARNESS(a_damaged_dataset_is_named, start),
 	};
 

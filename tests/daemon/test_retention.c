@@ -53,27 +53,28 @@ static void make_older(struct state *s, uint64_t id, int days)
 	record_free(r);
 }
 
-static Tf__Reply *gc(bool dry_run)
+static Tf__Reply *gc(bool dry_run, const char *from)
 {
 	Tf__Request r = TF__REQUEST__INIT;
 	Tf__Gc m = TF__GC__INIT;
 	Tf__Reply *reply = NULL;
 
 	m.has_dry_run = m.dry_run = dry_run;
+	m.from = (char *)from;
 	r.body_case = TF__REQUEST__BODY_GC;
 	r.gc = &m;
 	err_clear(&e);
 	assert_ok(harness_call(h.line, &r, &reply, &e), &e);
-	assert_null(reply->gc->next);
 	return reply;
 }
 
 /* Asks and compares the paths, which are sorted by kind and age. */
 static void expect_gc(bool dry_run, size_t count, const char *const *path)
 {
-	Tf__Reply *reply = gc(dry_run);
+	Tf__Reply *reply = gc(dry_run, NULL);
 	uint64_t bytes = 0;
 
+	assert_null(reply->gc->next);
 	for (size_t i = 0; i < count && i < reply->gc->n_item; i++)
 		assert_string_equal(reply->gc->item[i]->path, path[i]);
 	assert_int_equal(reply->gc->n_item, count);
@@ -164,6 +165,42 @@ static void old_files_go(void **state)
 	assert_ok(harness_cancel(h.line, running, &e), &e);
 }
 
+/* What lies beyond the bound of an answer comes in the next. */
+static void a_pass_comes_in_pages(void **state)
+{
+	static const char *const old[] = { "jobs/1/log", "jobs/2/log", "jobs/3/log" };
+	char *next = NULL;
+	struct state *s;
+	size_t seen = 0, pages = 0;
+
+	(void)state;
+	h.extra[0] = "--keep-logs-days";
+	h.extra[1] = "30";
+	h.bound = "gc-listed:9";
+	harness_start(&h);
+	for (int i = 0; i < 3; i++)
+		harness_until(&h, harness_noop(&h, "done"), TF__JOB_STATE__DONE);
+	harness_kill(&h, SIGTERM);
+	s = open_store();
+	for (uint64_t id = 1; id <= 3; id++)
+		make_older(s, id, 31);
+	close_store(s);
+	harness_start(&h);
+	do {
+		Tf__Reply *reply = gc(true, next);
+
+		assert_true(reply->gc->n_item <= 2);
+		for (size_t i = 0; i < reply->gc->n_item; i++)
+			assert_string_equal(reply->gc->item[i]->path, old[seen++]);
+		xfree(next);
+		next = reply->gc->next ? xstrdup(reply->gc->next) : NULL;
+		tf__reply__free_unpacked(reply, NULL);
+		pages++;
+	} while (next);
+	assert_int_equal(seen, 3);
+	assert_true(pages >= 2);
+}
+
 /* ---------------------------------------------------------------- quotas */
 
 static void a_quota_is_kept(void **state)
@@ -223,6 +260,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		WITH_HARNESS(old_files_go, harness_prepared),
+		WITH_HARNESS(a_pass_comes_in_pages, harness_prepared),
 		WITH_HARNESS(a_quota_is_kept, harness_prepared),
 		WITH_HARNESS(ended_jobs_count, harness_prepared),
 	};

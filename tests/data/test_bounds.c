@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The bounds of proto/limits.h on files from outside: what exceeds one is told by a sentence with
- * the bound in it, and what comes behind it is still read. Large files are holes. */
+ * the bound in it, and what comes behind it is still read. Large files are holes; bounds that take
+ * longer than seconds to reach are lowered (lib/bound.h). */
 #include "tests/test.h"
 #include "lib/buf.h"
 #include "lib/files.h"
@@ -12,10 +13,17 @@
 #include "worker/spm.h"
 
 #include <fcntl.h>
+#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+/* What lowers the bounds, for the whole program: above what other tests here need. */
+#define FILES 200
+#define SHARDS 2
+#define CORPUS_BYTES 1000
+#define LOWERED "import-files:200,shards:2,corpus-bytes:1000"
 
 static char *top;
 
@@ -29,6 +37,7 @@ static int make_top(void **state)
 	const char *tmp = getenv("TMPDIR");
 
 	(void)state;
+	setenv("TF_BOUND", LOWERED, 1);
 	top = xasprintf("%s/bounds-XXXXXX", tmp ? tmp : "/tmp");
 	return mkdtemp(top) ? 0 : -1;
 }
@@ -192,6 +201,159 @@ static void bad_samples_are_listed_up_to_a_bound(void **state)
 	xfree(folder);
 }
 
+static void many_shards_are_refused(void **state)
+{
+	struct dataset_plan plan = { .kind = DATASET_TEXT, .format = "test", .map_bytes = 1 << 20 };
+	char *folder = below("shards"), *path = below("shards/manifest.json");
+	struct sample sample = { .name = "noise" };
+	struct dataset_writer *w;
+	struct dataset_info info;
+	struct err e = ERR_INIT;
+	struct buf text = BUF_INIT;
+	json_t *manifest, *shards, *shard;
+	int rc = 0;
+
+	(void)state;
+	for (int i = 0; i < 4096; i++) /* does not compress to nothing */
+		buf_printf(&text, "%08x", (unsigned)i * 2654435761u);
+	sample.text = text.data;
+	sample.text_bytes = text.len;
+	assert_ok(dir_make(folder, 0700, &e), &e);
+	assert_ok(dataset_writer_open(folder, &plan, &w, &e), &e);
+	for (int i = 0; rc == 0 && i < 1000; i++)
+		rc = dataset_writer_add(w, &sample, "1", &e);
+	assert_int_equal(rc, TF_ELIMIT);
+	assert_non_null(strstr(e.text, "more than 2 shards"));
+	dataset_writer_close(w);
+
+	/* and when read: a third one in a manifest that is right with two */
+	xfree(path);
+	xfree(folder);
+	folder = below("shard"), path = below("shard/manifest.json");
+	assert_ok(dir_make(folder, 0700, &e), &e);
+	assert_ok(dataset_writer_open(folder, &plan, &w, &e), &e);
+	assert_ok(dataset_writer_add(w, &sample, "1", &e), &e);
+	assert_ok(dataset_writer_finish(w, NULL, &e), &e);
+	dataset_writer_close(w);
+	manifest = json_load_file(path, 0, NULL);
+	shards = json_object_get(manifest, "shards");
+	assert_int_equal(json_array_size(shards), 1);
+	for (int i = 2; i <= 3; i++) {
+		shard = json_deep_copy(json_array_get(shards, 0));
+		json_object_update_new(json_object_get(shard, "samples"),
+				       json_pack("{si}", "train", 0));
+		json_array_append_new(shards, shard);
+		assert_int_equal(json_dump_file(manifest, path, 0), 0);
+		if (i <= SHARDS)
+			assert_ok(dataset_read_info(folder, &info, &e), &e);
+		else
+			assert_int_equal(dataset_read_info(folder, &info, &e), TF_ECORRUPT);
+	}
+	json_decref(manifest);
+	buf_release(&text);
+	xfree(path);
+	xfree(folder);
+}
+
+static void assert_over(const char *name, const char *why)
+{
+	char *path = below(name);
+	struct source *s = NULL;
+	struct err e = ERR_INIT;
+
+	assert_int_equal(source_open(&path, 1, NULL, "", &s, &e), TF_ELIMIT);
+	if (!strstr(e.text, why))
+		fail_msg("%s: '%s' does not say %s", name, e.text, why);
+	xfree(path);
+}
+
+/* 32 folders in one another are read, one more ends the import. */
+static void deep_folders_are_refused(void **state)
+{
+	struct buf name = BUF_INIT;
+	struct err e = ERR_INIT;
+	char reason[200], *path;
+	int good, bad;
+
+	(void)state;
+	buf_text(&name, "depth");
+	for (int i = 0; i <= 33; i++) {
+		path = below(name.data);
+		assert_ok(dir_make(path, 0700, &e), &e);
+		xfree(path);
+		if (i == 32) {
+			buf_text(&name, "/a.txt");
+			write_hole(name.data, 0, "as deep as may be");
+			name.len -= strlen("/a.txt");
+			name.data[name.len] = 0;
+			read_all("depth", &good, &bad, reason);
+			assert_int_equal(good, 1);
+		}
+		buf_text(&name, "/d");
+	}
+	assert_over("depth", "folders more than 32 deep");
+	buf_release(&name);
+}
+
+static void many_files_are_refused(void **state)
+{
+	struct err e = ERR_INIT;
+	char *folder = below("many"), reason[200], name[32];
+	int good, bad;
+
+	(void)state;
+	assert_ok(dir_make(folder, 0700, &e), &e);
+	for (int i = 0; i <= FILES; i++) {
+		if (i == FILES) {
+			read_all("many", &good, &bad, reason);
+			assert_int_equal(good, FILES);
+		}
+		snprintf(name, sizeof name, "many/%d.txt", i);
+		write_hole(name, 0, "a sentence");
+	}
+	assert_over("many", "more than 200 files");
+	xfree(folder);
+}
+
+/* A million pieces and one, each a few bytes: refused when asked for, and in a model. */
+static void large_tokenizers_are_refused(void **state)
+{
+	struct spm_corpus *c = spm_corpus_new();
+	char *path = below("pieces.model"), text[CORPUS_BYTES];
+	struct buf model = BUF_INIT;
+	struct err e = ERR_INIT;
+	struct spm *s;
+	int32_t got;
+
+	(void)state;
+	memset(text, 'a', sizeof text);
+	spm_corpus_add(c, text, sizeof text - 10);
+	spm_corpus_add(c, text, 11); /* one byte too many */
+	assert_int_equal(spm_corpus_left_out(c), 1);
+	spm_corpus_add(c, text, 10);
+	assert_int_equal(spm_corpus_left_out(c), 1);
+	assert_int_equal(spm_corpus_bytes(c), CORPUS_BYTES);
+	assert_int_equal(spm_train(c, LIMIT_TOKENIZER_PIECES + 1, path, &got, &e), TF_EINVALID);
+	assert_non_null(strstr(e.text, "expected 300 to 1000000"));
+	spm_corpus_free(c);
+	for (int i = 0; i <= LIMIT_TOKENIZER_PIECES; i++) { /* a piece: its text and its type */
+		static const char *const first[] = { "<unk>", "<s>", "</s>" };
+		char piece[16];
+		int n = snprintf(piece, sizeof piece, i < 3 ? "%s" : "%.0s%x",
+				 i < 3 ? first[i] : "", i);
+
+		buf_printf(&model, "\n%c\n%c%s\030%c", n + 4, n, piece,
+			   i == 0 ? 2 : i < 3 ? 3 : 1);
+	}
+	assert_ok(file_write(path, model.data, model.len, 0600, &e), &e);
+	err_clear(&e);
+	assert_int_equal(spm_open(path, &s, &e), TF_EINVALID);
+	if (!strstr(e.text, "1000001 pieces, expected 3 to 1000000"))
+		fail_msg("it said: %s", e.text);
+	buf_release(&model);
+	xfree(path);
+}
+
 /* A tar is never unpacked: it is read in place, entry by entry. */
 struct tar {
 	struct buf bytes;
@@ -293,6 +455,10 @@ int main(void)
 		cmocka_unit_test(long_names_are_left_out),
 		cmocka_unit_test(large_models_and_manifests_are_refused),
 		cmocka_unit_test(bad_samples_are_listed_up_to_a_bound),
+		cmocka_unit_test(many_shards_are_refused),
+		cmocka_unit_test(deep_folders_are_refused),
+		cmocka_unit_test(many_files_are_refused),
+		cmocka_unit_test(large_tokenizers_are_refused),
 		cmocka_unit_test(tar_bombs_are_refused),
 	};
 

@@ -18,4 +18,6 @@ there() {
 }
 check 'the tests of doc/limits.md' there limits.md
 check 'the tests of doc/security.md' there security.md
+rows() { ! grep -nE '^\|' "$source/doc/limits.md" | grep -vE '\| what \||\|---|`(test_[a-z_]+ [a-z_]+|[a-z_]+\.sh)`[^|]*\|$'; }
+check 'each row of doc/limits.md has a test' rows
 finish
