@@ -15,6 +15,7 @@
 #define FORMAT "transfused vae 1"
 #define BATCH_FIRST 8
 #define SIDE_MAX 16384
+#define FEW 2 /* pictures that are decoded one by one: a batch would be filled up with zeros */
 
 /* One half of the net laid out for a shape. */
 struct half {
@@ -28,6 +29,7 @@ struct vae {
 	struct vae_config config;
 	struct params params;
 	struct half encoder, decoder;
+	struct half single;              /* the decoder for a picture alone */
 	int batch;
 	float mean[VAE_LATENT_CHANNELS_MAX], deviation[VAE_LATENT_CHANNELS_MAX];
 	char hash[VAE_HASH_TEXT];
@@ -119,6 +121,7 @@ void vae_free(struct vae *v)
 		return;
 	half_clear(&v->encoder);
 	half_clear(&v->decoder);
+	half_clear(&v->single);
 	params_release(&v->params);
 	xfree(v);
 }
@@ -326,16 +329,16 @@ void vae_denormalise(const struct vae *v, float *latents, int64_t pixels)
 typedef int net_fn(struct tape *t, int x, const struct vae_config *c);
 
 /* The half's plan for pictures (or latents) of h x w; an earlier one is kept when it fits. */
-static int half_plan(struct vae *v, struct half *half, net_fn *net, int64_t h, int64_t w, int64_t c,
-		     struct err *e)
+static int half_plan(struct vae *v, struct half *half, net_fn *net, int64_t n, int64_t h, int64_t w,
+		     int64_t c, struct err *e)
 {
 	int rc;
 
-	if (half->tape && half->n == v->batch && half->h == h && half->w == w)
+	if (half->tape && half->n == n && half->h == h && half->w == w)
 		return 0;
 	half_clear(half);
 	half->tape = tape_new(&v->params);
-	half->in = tape_input(half->tape, DT_F32, v->batch, h, w, c, false);
+	half->in = tape_input(half->tape, DT_F32, n, h, w, c, false);
 	half->out = net(half->tape, half->in, &v->config);
 	tape_output(half->tape, half->out);
 	rc = tape_plan(half->tape, false, e);
@@ -343,7 +346,7 @@ static int half_plan(struct vae *v, struct half *half, net_fn *net, int64_t h, i
 		half_clear(half);
 		return rc;
 	}
-	half->n = v->batch;
+	half->n = n;
 	half->h = h;
 	half->w = w;
 	return 0;
@@ -405,7 +408,7 @@ static int encode(struct vae *v, const float *images, const uint8_t *bytes, int6
 	float *moments, *pictures;
 
 	TRY(check_side(height, width, factor, e));
-	TRY(half_plan(v, &v->encoder, vae_net_encode, height, width, 3, e));
+	TRY(half_plan(v, &v->encoder, vae_net_encode, v->batch, height, width, 3, e));
 	moments = xcalloc((size_t)(v->batch * 2 * latent), sizeof *moments);
 	pictures = xcalloc(bytes ? (size_t)(v->batch * size) : 1, sizeof *pictures);
 	for (int64_t at = 0; at < n; at += v->batch) {
@@ -437,10 +440,13 @@ int vae_decode(struct vae *v, const float *latents, int64_t n, int64_t rows, int
 	       float *images, struct err *e)
 {
 	int64_t factor = vae_factor(&v->config);
+	bool few = n <= FEW;
+	struct half *half = few ? &v->single : &v->decoder;
 
 	TRY(check_side(rows * factor, columns * factor, factor, e));
-	TRY(half_plan(v, &v->decoder, vae_net_decode, rows, columns, v->config.latent_channels, e));
-	half_run(v, &v->decoder, latents, n, images);
+	TRY(half_plan(v, half, vae_net_decode, few ? 1 : v->batch, rows, columns,
+		      v->config.latent_channels, e));
+	half_run(v, half, latents, n, images);
 	return 0;
 }
 

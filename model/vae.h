@@ -65,7 +65,8 @@ int vae_encode(struct vae *v, const float *images, int64_t n, int64_t height, in
 /* The same from bytes: value / 127.5 - 1. */
 int vae_encode_u8(struct vae *v, const uint8_t *images, int64_t n, int64_t height, int64_t width,
 		  float *latents, struct err *e);
-/* Pictures from raw latents [n,rows,columns,c]; not clamped. */
+/* Pictures from raw latents [n,rows,columns,c]; not clamped. One or two go through the net one by
+ * one: on a GPU they may then differ from those of a batch by the rounding of bf16. */
 int vae_decode(struct vae *v, const float *latents, int64_t n, int64_t rows, int64_t columns,
 	       float *images, struct err *e);
 void vae_set_batch(struct vae *v, int pictures);

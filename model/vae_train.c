@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * VAE training (vae_train.h). A step runs its batch in micro-batches through one tape for the
  * whole VAE and, after its start, one for the discriminator; gradients add up, then both nets
- * are updated. Losses are read back once a step. The VAE belongs to the caller. */
+ * are updated. Losses are fetched once a step, without a wait. The VAE belongs to the caller. */
 #include "config.h"
 #include "model/layers.h"
 #include "model/vae_net.h"
@@ -16,8 +16,10 @@
 
 #define FORMAT "transfused vae training 1"
 
-/* What is read back of each picture: one f32 array each of `batch` numbers. */
+/* What is read back of each picture: one f32 array each of `batch` numbers. Behind them on the host
+ * lie the sums of squares of both nets' gradients. */
 enum figure { L1, KL, GAN, REAL, FAKE, FIGURES };
+enum norm { NORM, JUDGE_NORM, NORMS };
 
 struct vae_train {
 	struct vae *vae;
@@ -31,10 +33,11 @@ struct vae_train {
 	struct tensor target;            /* pictures of a micro-batch, f32 */
 	struct tensor samples;           /* i64, numbers of the posterior's noise */
 	struct tensor weight, gan_weight, judge_weight;     /* f32 [micro], constant */
-	float *figure[FIGURES];          /* backend, [batch] */
-	float *host;                     /* figures or pictures on the host */
+	float *figure;                   /* backend, [FIGURES, batch] */
+	float *host;                     /* pictures on the host */
 	int64_t *host_samples;
-	int64_t step, skipped;
+	int64_t step;
+	bool spoil;                      /* the next step, for tests */
 };
 
 const struct vae_train_config vae_train_config_small = {
@@ -155,8 +158,6 @@ static int take_all(struct vae_train *t, struct err *e)
 {
 	const struct vae_train_config *c = &t->c;
 	int64_t elements = (int64_t)c->size * c->size * 3, n = c->micro_batch;
-	int64_t most =
-		n * elements > FIGURES * (int64_t)c->batch ? n * elements : FIGURES * c->batch;
 
 	t->target = tensor_2d(NULL, DT_F32, n, elements);
 	t->samples = tensor_1d(NULL, DT_I64, n);
@@ -165,9 +166,8 @@ static int take_all(struct vae_train *t, struct err *e)
 	TRY(take_constant(t, &t->weight, (float)(c->l1_weight / c->batch), e));
 	TRY(take_constant(t, &t->gan_weight, (float)(c->gan_weight / c->batch), e));
 	TRY(take_constant(t, &t->judge_weight, 0.5f / (float)c->batch, e));
-	for (int i = 0; i < FIGURES; i++)
-		TRY(take(t, &t->figure[i], (size_t)c->batch * sizeof(float), e));
-	t->host = xcalloc((size_t)most, sizeof *t->host);
+	TRY(take(t, &t->figure, (size_t)(FIGURES * c->batch) * sizeof *t->figure, e));
+	t->host = xcalloc((size_t)(n * elements), sizeof *t->host);
 	t->host_samples = xcalloc((size_t)n, sizeof *t->host_samples);
 	return 0;
 }
@@ -208,9 +208,8 @@ void vae_train_free(struct vae_train *t)
 	tape_free(t->tape);
 	tape_free(t->judge_tape);
 	params_release(&t->judge);
-	for (int i = 0; i < FIGURES; i++)
-		if (t->figure[i])
-			t->k->ops->release(t->k, t->figure[i]);
+	if (t->figure)
+		t->k->ops->release(t->k, t->figure);
 	struct tensor *taken[] = { &t->target, &t->samples, &t->weight, &t->gan_weight,
 				   &t->judge_weight };
 	for (size_t i = 0; i < ARRAY_LEN(taken); i++)
@@ -219,17 +218,6 @@ void vae_train_free(struct vae_train *t)
 	xfree(t->host);
 	xfree(t->host_samples);
 	xfree(t);
-}
-
-void vae_train_skip(struct vae_train *t)
-{
-	t->step++;
-	t->skipped++;
-}
-
-int64_t vae_train_skipped(const struct vae_train *t)
-{
-	return t->skipped;
 }
 
 int64_t vae_train_step_count(const struct vae_train *t)
@@ -256,7 +244,7 @@ static struct tensor by_image(struct tensor x)
 
 static struct tensor figures(const struct vae_train *t, enum figure f, int64_t first)
 {
-	return tensor_1d(t->figure[f] + first, DT_F32, t->c.micro_batch);
+	return tensor_1d(t->figure + f * t->c.batch + first, DT_F32, t->c.micro_batch);
 }
 
 static void load(struct vae_train *t, const uint8_t *images, int64_t first)
@@ -322,65 +310,52 @@ static void micro_step(struct vae_train *t, const uint8_t *images, bool gan, int
 	load(t, images, first);
 	tape_forward(t->tape);
 	kl = tape_value(t->tape, t->kl);
-	t->k->ops->copy(t->k, t->figure[KL] + first, kl.data, tensor_bytes(&kl));
+	t->k->ops->copy(t->k, figures(t, KL, first).data, kl.data, tensor_bytes(&kl));
 	reconstruction_gradient(t, gan, first);
 	tape_backward(t->tape, TAPE_PARAMETERS);
 }
 
-static double mean_of(struct vae_train *t, enum figure f)
-{
-	double sum = 0;
-
-	t->k->ops->download(t->k, t->host, t->figure[f], (size_t)t->c.batch * sizeof *t->host);
-	for (int i = 0; i < t->c.batch; i++)
-		sum += t->host[i];
-	return sum / t->c.batch;
-}
-
-static double learning_rate(const struct vae_train *t)
+static double learning_rate(const struct vae_train *t, int64_t step)
 {
 	const struct vae_train_config *c = &t->c;
 	double part;
 
-	if (t->step < c->warmup)
-		return c->lr * (double)(t->step + 1) / (double)c->warmup;
-	if (t->step >= c->steps)
+	if (step < c->warmup)
+		return c->lr * (double)(step + 1) / (double)c->warmup;
+	if (step >= c->steps)
 		return c->lr_final;
-	part = (double)(t->step - c->warmup) / (double)(c->steps - c->warmup);
+	part = (double)(step - c->warmup) / (double)(c->steps - c->warmup);
 	return c->lr_final + (c->lr - c->lr_final) * 0.5 * (1 + cos(part * 3.14159265358979323846));
 }
 
-static int read_losses(struct vae_train *t, bool gan, struct vae_losses *out, struct err *e)
+static bool has_judge(const struct vae_train *t, int64_t step)
 {
-	double norm2 = params_gradient_norm2(t->params);
-	double judge_norm2 = gan ? params_gradient_norm2(&t->judge) : 0;
-
-	*out = (struct vae_losses){ .lr = learning_rate(t) };
-	out->l1 = mean_of(t, L1);
-	out->kl = mean_of(t, KL);
-	if (gan) {
-		out->gan = mean_of(t, GAN);
-		out->discriminator = 0.5 * (mean_of(t, REAL) + mean_of(t, FAKE));
-	}
-	out->loss =
-		t->c.l1_weight * out->l1 + t->c.kl_weight * out->kl + t->c.gan_weight * out->gan;
-	out->grad_norm = sqrt(norm2);
-	FAIL_IF(!isfinite(out->loss) || !isfinite(norm2) || !isfinite(out->discriminator) ||
-			!isfinite(judge_norm2),
-		e, TF_ENAN,
-		"VAE training: step %lld has loss %g (L1 %g, KL %g), gradient norm %g: not a "
-		"number",
-		(long long)t->step + 1, out->loss, out->l1, out->kl, out->grad_norm);
-	return 0;
+	return t->c.gan_weight > 0 && step >= t->c.gan_start;
 }
 
-int vae_train_step(struct vae_train *t, const uint8_t *images, struct vae_losses *out,
-		   struct err *e)
+size_t vae_train_figures(const struct vae_train *t)
+{
+	return (size_t)(FIGURES * t->c.batch + NORMS);
+}
+
+void vae_train_spoil(struct vae_train *t)
+{
+	t->spoil = true;
+}
+
+static void spoil(struct vae_train *t)
+{
+	t->k->ops->fill(t->k, figures(t, L1, 0), NAN);
+	t->k->ops->fill(t->k, params_gradient(t->params, 0), NAN);
+	t->spoil = false;
+}
+
+static void update(struct vae_train *t, bool gan)
 {
 	const struct vae_train_config *c = &t->c;
-	bool gan = c->gan_weight > 0 && t->step >= c->gan_start;
+	double lr = learning_rate(t, t->step);
 	struct params_update u = {
-		.lr = (float)learning_rate(t),
+		.lr = (float)lr,
 		.beta1 = (float)c->beta1,
 		.beta2 = (float)c->beta2,
 		.eps = (float)c->eps,
@@ -388,6 +363,31 @@ int vae_train_step(struct vae_train *t, const uint8_t *images, struct vae_losses
 		.clip = (float)c->clip,
 		.grad_scale = 1,
 	};
+
+	params_step(t->params, &u);
+	if (gan) {
+		u.lr = (float)(lr * c->gan_lr / (c->lr > 0 ? c->lr : 1));
+		params_step(&t->judge, &u);
+	}
+}
+
+/* The figures of the step just launched set out for the host. */
+static int take_off(struct vae_train *t, bool gan, struct fetch *fetch, float *host)
+{
+	size_t count = (size_t)((gan ? FIGURES : KL + 1) * t->c.batch);
+	float *norms = host + FIGURES * t->c.batch;
+
+	t->k->ops->fetch_begin(t->k, &fetch[0], host, t->figure, count * sizeof *host);
+	params_norm2_begin(t->params, &fetch[1], norms + NORM);
+	if (gan)
+		params_norm2_begin(&t->judge, &fetch[2], norms + JUDGE_NORM);
+	return gan ? 3 : 2;
+}
+
+int vae_train_launch(struct vae_train *t, const uint8_t *images, struct fetch *fetch, float *host)
+{
+	const struct vae_train_config *c = &t->c;
+	bool gan = has_judge(t, t->step);
 	int64_t elements = (int64_t)c->size * c->size * 3;
 
 	params_zero_gradients(t->params);
@@ -395,14 +395,42 @@ int vae_train_step(struct vae_train *t, const uint8_t *images, struct vae_losses
 		params_zero_gradients(&t->judge);
 	for (int64_t first = 0; first < c->batch; first += c->micro_batch)
 		micro_step(t, images + first * elements, gan, first);
-	TRY(read_losses(t, gan, out, e));
-	params_step(t->params, &u);
-	if (gan) {
-		u.lr = (float)(learning_rate(t) * c->gan_lr / (c->lr > 0 ? c->lr : 1));
-		params_step(&t->judge, &u);
-	}
+	if (t->spoil)
+		spoil(t);
+	update(t, gan);
 	t->step++;
-	return 0;
+	return take_off(t, gan, fetch, host);
+}
+
+static double mean_of(const struct vae_train *t, const float *host, enum figure f)
+{
+	double sum = 0;
+
+	for (int i = 0; i < t->c.batch; i++)
+		sum += host[f * t->c.batch + i];
+	return sum / t->c.batch;
+}
+
+void vae_train_settle(struct vae_train *t, int64_t step, const float *host, struct vae_losses *out)
+{
+	const float *norms = host + FIGURES * t->c.batch;
+	bool gan = has_judge(t, step), judged = true;
+
+	*out = (struct vae_losses){ .lr = learning_rate(t, step) };
+	out->l1 = mean_of(t, host, L1);
+	out->kl = mean_of(t, host, KL);
+	out->grad_norm = sqrt((double)norms[NORM]);
+	if (gan) {
+		out->gan = mean_of(t, host, GAN);
+		out->discriminator =
+			0.5 * (mean_of(t, host, REAL) + mean_of(t, host, FAKE));
+		judged = isfinite(norms[JUDGE_NORM]);
+	}
+	out->loss =
+		t->c.l1_weight * out->l1 + t->c.kl_weight * out->kl + t->c.gan_weight * out->gan;
+	t->params->left_out += !isfinite(norms[NORM]);
+	t->judge.left_out += !judged;
+	out->counts = isfinite(norms[NORM]) && judged;
 }
 
 /* ---- state */
@@ -415,7 +443,7 @@ static void meta_number(struct st_writer *w, const char *key, int64_t value)
 	st_writer_meta(w, key, text);
 }
 
-int vae_train_save(struct vae_train *t, const char *path, struct err *e)
+int vae_train_save(struct vae_train *t, uint64_t skipped, const char *path, struct err *e)
 {
 	void *copy[5] = { NULL };
 	char *choices = kernels_choices(t->params->k);
@@ -426,9 +454,9 @@ int vae_train_save(struct vae_train *t, const char *path, struct err *e)
 	st_writer_meta(&w, "format", FORMAT);
 	st_writer_meta(&w, "choices", choices);
 	meta_number(&w, "step", t->step);
-	meta_number(&w, "skipped", t->skipped);
-	meta_number(&w, "updates", t->params->step);
-	meta_number(&w, "judge_updates", t->judge.step);
+	meta_number(&w, "skipped", (int64_t)skipped);
+	meta_number(&w, "updates", t->params->step - t->params->left_out);
+	meta_number(&w, "judge_updates", t->judge.step - t->judge.left_out);
 	params_write(t->params, PARAMS_M, "m.", &w, &copy[0]);
 	params_write(t->params, PARAMS_V, "v.", &w, &copy[1]);
 	if (t->judge_tape) {
@@ -457,16 +485,17 @@ static int read_number(const struct st_file *f, const char *path, const char *ke
 	return 0;
 }
 
-static int read_state(struct vae_train *t, const struct st_file *f, const char *path, struct err *e)
+static int read_state(struct vae_train *t, const struct st_file *f, const char *path,
+		      uint64_t *skipped, struct err *e)
 {
 	const char *format = st_meta(f, "format");
-	int64_t step, skipped, updates, judge_updates;
+	int64_t step, left_out, updates, judge_updates;
 
 	FAIL_IF(!format || strcmp(format, FORMAT), e, TF_EVERSION,
 		"%s: metadata format is \"%.40s\", expected \"%s\"", path, format ? format : "",
 		FORMAT);
 	TRY(read_number(f, path, "step", &step, e));
-	TRY(read_number(f, path, "skipped", &skipped, e));
+	TRY(read_number(f, path, "skipped", &left_out, e));
 	TRY(read_number(f, path, "updates", &updates, e));
 	TRY(read_number(f, path, "judge_updates", &judge_updates, e));
 	TRY(params_read(t->params, PARAMS_M, "m.", f, path, e));
@@ -477,7 +506,7 @@ static int read_state(struct vae_train *t, const struct st_file *f, const char *
 		TRY(params_read(&t->judge, PARAMS_V, "v.", f, path, e));
 	}
 	t->step = step;
-	t->skipped = skipped;
+	*skipped = (uint64_t)left_out;
 	t->params->step = updates;
 	t->judge.step = judge_updates;
 	return 0;
@@ -493,13 +522,13 @@ static void choose_again(struct vae_train *t, const char *choices)
 	err_clear(&e);
 }
 
-int vae_train_load(struct vae_train *t, const char *path, struct err *e)
+int vae_train_load(struct vae_train *t, const char *path, uint64_t *skipped, struct err *e)
 {
 	struct st_file f;
 	int rc;
 
 	TRY(st_open(path, &f, e));
-	rc = read_state(t, &f, path, e);
+	rc = read_state(t, &f, path, skipped, e);
 	if (rc == 0)
 		choose_again(t, st_meta(&f, "choices"));
 	st_close(&f);

@@ -32,6 +32,7 @@ struct vae_losses {
 	double loss, l1, kl, gan, discriminator;
 	double grad_norm;            /* before clipping */
 	double lr;
+	bool counts;                 /* no: a net's gradient was no number; it is as it was */
 };
 
 struct vae_train;
@@ -44,19 +45,27 @@ int vae_train_config_check(const struct vae_train_config *c, const struct vae_co
 int vae_train_new(struct vae *v, const struct vae_train_config *c, struct vae_train **out,
 		  struct err *e);
 void vae_train_free(struct vae_train *t);
-int64_t vae_train_step_count(const struct vae_train *t);      /* steps made */
+int64_t vae_train_step_count(const struct vae_train *t);   /* steps launched */
 size_t vae_train_bytes(const struct vae_train *t); /* backend memory held, parameters included */
-/* Pictures [batch,size,size,3] u8. TF_ENAN when a loss or gradient is no number: the parameters
- * are then as before the step. */
-int vae_train_step(struct vae_train *t, const uint8_t *images, struct vae_losses *out,
-		   struct err *e);
-/* Leaves a step out: the next one has the next number. */
-void vae_train_skip(struct vae_train *t);
-int64_t vae_train_skipped(const struct vae_train *t);
-/* Optimiser state, discriminator and step (not the VAE's own parameters: vae_save). After save
- * and load the next steps are the same bit for bit. */
-int vae_train_save(struct vae_train *t, const char *path, struct err *e);
-int vae_train_load(struct vae_train *t, const char *path, struct err *e);
+/* Launches a step on pictures [batch,size,size,3] u8, which may be reused on return, and begins to
+ * fetch its figures: vae_train_figures floats of host_alloc's memory. Returns how many fetches were
+ * begun, at most VAE_TRAIN_FETCHES. A net whose gradient is no number is left as it is, by the
+ * device itself. */
+#define VAE_TRAIN_FETCHES 3
+size_t vae_train_figures(const struct vae_train *t);
+int vae_train_launch(struct vae_train *t, const uint8_t *images, struct fetch *fetch,
+		     float *figures);
+/* What the figures say of step `step` (from 0) once the fetches have ended; each step once, in
+ * order. */
+void vae_train_settle(struct vae_train *t, int64_t step, const float *figures,
+		      struct vae_losses *out);
+/* Makes the next step's gradients no numbers, for tests of what follows then. */
+void vae_train_spoil(struct vae_train *t);
+/* Optimiser state, discriminator and step (not the VAE's own parameters: vae_save), and how many
+ * steps were left out, which is the caller's to count. All steps are settled. After save and load
+ * the next steps are the same bit for bit. */
+int vae_train_save(struct vae_train *t, uint64_t skipped, const char *path, struct err *e);
+int vae_train_load(struct vae_train *t, const char *path, uint64_t *skipped, struct err *e);
 
 /* The mean and deviation of each latent channel, over any number of latents: pixels are added,
  * then the result is read. A channel that never changes has deviation 1. */

@@ -21,7 +21,7 @@
 static struct checkpoint as_checkpoint(struct training *t)
 {
 	return (struct checkpoint) { .step = t->step,
-				     .skipped = t->skipped,
+				     .skipped = t->flights.skipped,
 				     .positions = t->positions,
 				     .images = t->images,
 				     .model = &t->model,
@@ -137,7 +137,7 @@ static int load_checkpoint(struct training *t, uint64_t step, struct err *e)
 		rc = loader_restore(t->loader, c.loader.data, c.loader.len, e);
 	if (rc == 0) {
 		t->step = c.step;
-		t->skipped = c.skipped;
+		t->flights.skipped = c.skipped;
 		t->positions = c.positions;
 		t->images = c.images;
 		log_info("resumed from %s", path);
@@ -294,7 +294,7 @@ static int describe(struct training *t, struct err *e)
 	if (!isnan(t->score))
 		job_fact(t->job, "heldout_loss", "%.5g", t->score);
 	job_result(t->job, "steps", (double)t->step);
-	job_result(t->job, "skipped", (double)t->skipped);
+	job_result(t->job, "skipped", (double)t->flights.skipped);
 	job_result(t->job, "positions", (double)t->positions);
 	return 0;
 }

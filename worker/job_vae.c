@@ -3,15 +3,17 @@
  * checkpoints appear in it by a rename and hold vae.safetensors, state.safetensors and
  * experiment.yaml; the finished autoencoder is VAE_FILE in the folder itself. A run that finds a
  * checkpoint goes on from it, bit for bit: which pictures a step sees follows from the seed and
- * the step's number. */
+ * the step's number. Steps are launched ahead and settle later (flights.h). */
 #include "config.h"
 #include "lib/clock.h"
+#include "lib/fault.h"
 #include "lib/files.h"
 #include "lib/log.h"
 #include "lib/mem.h"
 #include "model/vae_train.h"
 #include "proto/experiment.h"
 #include "store/checkpoints.h"
+#include "worker/flights.h"
 #include "worker/vae_data.h"
 #include "worker/worker.h"
 
@@ -34,6 +36,8 @@ struct vae_run {
 	struct vae_train *train;
 	struct vae_train_config c;
 	uint8_t *batch;             /* pictures of a step */
+	struct flights flights;
+	struct vae_losses losses;   /* of the step that settled last */
 	double psnr, psnr_training; /* last measured; NaN: not yet */
 	int64_t psnr_step;
 	int64_t started_ns, started_step;
@@ -136,7 +140,7 @@ static int make_net(struct vae_run *r, const char *folder, struct err *e)
 	if (rc < 0)
 		return rc;
 	path = job_path(folder, STATE_FILE);
-	rc = vae_train_load(r->train, path, e);
+	rc = vae_train_load(r->train, path, &r->flights.skipped, e);
 	xfree(path);
 	return rc;
 }
@@ -185,6 +189,7 @@ static int start(struct vae_run *r, struct err *e)
 	TRY(vae_data_open(r->job, &r->x, &r->data, e));
 	r->c = config_of_training(&r->x, vae_data_size(r->data));
 	TRY(make_or_resume(r, e));
+	TRY(flights_open(&r->flights, r->job->kernels, vae_train_figures(r->train), e));
 	r->batch = xmalloc((size_t)r->c.batch * vae_data_bytes(r->data));
 	r->started_ns = clock_mono_ns();
 	r->started_step = vae_train_step_count(r->train);
@@ -197,6 +202,7 @@ static int start(struct vae_run *r, struct err *e)
 
 static void release(struct vae_run *r)
 {
+	flights_close(&r->flights);
 	vae_train_free(r->train);
 	vae_free(r->vae);
 	vae_data_close(r->data);
@@ -215,7 +221,7 @@ static int save_files(struct vae_run *r, const char *folder, struct err *e)
 	xfree(path);
 	TRY(rc);
 	path = job_path(folder, STATE_FILE);
-	rc = vae_train_save(r->train, path, e);
+	rc = vae_train_save(r->train, r->flights.skipped, path, e);
 	xfree(path);
 	TRY(rc);
 	path = job_path(folder, EXPERIMENT_FILE);
@@ -374,14 +380,14 @@ static int measure_statistics(struct vae_run *r, struct err *e)
 
 /* ---- the run */
 
-static void tell(struct vae_run *r, const struct vae_losses *l)
+static void tell(struct vae_run *r, const struct flight *f)
 {
-	int64_t step = vae_train_step_count(r->train);
+	const struct vae_losses *l = &r->losses;
 	double seconds = (double)(clock_mono_ns() - r->started_ns) / 1e9;
-	double rate =
-		(double)((step - r->started_step) * r->c.batch) / (seconds > 0 ? seconds : 1);
+	double rate = (double)(((int64_t)f->step - r->started_step) * r->c.batch) /
+		      (seconds > 0 ? seconds : 1);
 
-	job_metrics(r->job, (uint64_t)step,
+	job_metrics(r->job, f->step,
 		    (struct job_metric[]) { { "loss", l->loss },
 					    { "l1", l->l1 },
 					    { "kl", l->kl },
@@ -398,21 +404,51 @@ static void tell(struct vae_run *r, const struct vae_losses *l)
 	job_gauge(r->job, "pictures_s", rate);
 	if (r->c.gan_weight > 0)
 		job_gauge(r->job, "discriminator", l->discriminator);
-	job_report(r->job, "training", (uint64_t)step, (uint64_t)r->c.steps, "step");
+	if (r->flights.skipped)
+		job_gauge(r->job, "skipped", (double)r->flights.skipped);
+	job_report(r->job, "training", f->step, (uint64_t)r->c.steps, "step");
 }
 
-static int make_step(struct vae_run *r, struct vae_losses *l, struct err *e)
+static int launch(struct vae_run *r, struct err *e)
 {
-	int rc;
+	struct flight *f;
 
 	TRY(vae_data_next(r->data, (uint64_t)r->c.batch, r->batch, e));
-	rc = vae_train_step(r->train, r->batch, l, e);
-	if (rc != TF_ENAN || r->x.train.nan == NAN_STOP)
-		return rc;
-	log_warn("%s; left out", e->text);
-	err_clear(e);
-	vae_train_skip(r->train);
-	job_gauge(r->job, "skipped", (double)vae_train_skipped(r->train));
+	if (fault_hit("train-loss"))
+		vae_train_spoil(r->train);
+	f = flights_launch(&r->flights, (uint64_t)vae_train_step_count(r->train) + 1);
+	f->fetches = vae_train_launch(r->train, r->batch, f->fetch, f->figures);
+	return 0;
+}
+
+/* A step that the device left out, or losses that are no numbers: the policy. */
+static int judge(struct vae_run *r, const struct flight *f, struct err *e)
+{
+	const struct vae_losses *l = &r->losses;
+	char words[200];
+	const struct flight_result result = {
+		l->counts, isfinite(l->loss) && isfinite(l->discriminator),
+		r->x.train.nan == NAN_STOP, r->x.train.nan_limit, words,
+	};
+
+	snprintf(words, sizeof words,
+		 "step %" PRIu64 ": loss %g (L1 %g, KL %g), gradient norm %g", f->step, l->loss,
+		 l->l1, l->kl, l->grad_norm);
+	if (!l->counts)
+		log_warn("%s: left out", words);
+	return flights_judge(&r->flights, &result, e);
+}
+
+/* Waits until at most `most` steps are not settled. */
+static int settle(struct vae_run *r, int most, struct err *e)
+{
+	while (r->flights.count > most) {
+		struct flight f = flights_settle(&r->flights);
+
+		vae_train_settle(r->train, (int64_t)f.step - 1, f.figures, &r->losses);
+		TRY(judge(r, &f, e));
+		tell(r, &f);
+	}
 	return 0;
 }
 
@@ -423,25 +459,37 @@ static bool is_due(const struct vae_run *r, int64_t every)
 	return step == r->c.steps || (every > 0 && step % every == 0);
 }
 
+/* What is due after a step looks at the net as that step left it. */
+static int after_step(struct vae_run *r, struct err *e)
+{
+	bool measures = is_due(r, r->x.eval.every);
+	bool saves = vae_train_step_count(r->train) < r->c.steps && is_due(r, r->x.save.every);
+
+	if (measures || saves)
+		TRY(settle(r, 0, e));
+	if (measures)
+		TRY(measure(r, e));
+	if (saves)
+		save_or_say(r);
+	return 0;
+}
+
 static int run(struct vae_run *r, struct err *e)
 {
-	struct vae_losses l = { 0 };
-
 	while (vae_train_step_count(r->train) < r->c.steps) {
 		if (job_should_stop(r->job)) {
+			TRY(settle(r, 0, e));
 			save_or_say(r);
 			return job_stopped(r->job, e);
 		}
-		TRY(make_step(r, &l, e));
-		tell(r, &l);
-		if (is_due(r, r->x.eval.every))
-			TRY(measure(r, e));
-		if (vae_train_step_count(r->train) < r->c.steps && is_due(r, r->x.save.every))
-			save_or_say(r);
+		TRY(settle(r, FLIGHTS_MOST - 1, e));
+		TRY(launch(r, e));
+		TRY(after_step(r, e));
 	}
-	job_result(r->job, "loss", l.loss);
-	job_result(r->job, "l1", l.l1);
-	job_result(r->job, "kl", l.kl);
+	TRY(settle(r, 0, e));
+	job_result(r->job, "loss", r->losses.loss);
+	job_result(r->job, "l1", r->losses.l1);
+	job_result(r->job, "kl", r->losses.kl);
 	return 0;
 }
 
@@ -460,7 +508,7 @@ static void describe(struct vae_run *r)
 	job_fact(r->job, "psnr_of", "%s", held ? "held-out pictures" : "training pictures");
 	job_result(r->job, "psnr", r->psnr);
 	job_result(r->job, "steps", (double)vae_train_step_count(r->train));
-	job_result(r->job, "skipped", (double)vae_train_skipped(r->train));
+	job_result(r->job, "skipped", (double)r->flights.skipped);
 }
 
 /* A finished run that is resumed finds its last checkpoint and measures again. */

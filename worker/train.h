@@ -9,22 +9,11 @@
 #include "proto/experiment.h"
 #include "store/dataset.h"
 #include "worker/checkpoint.h"
+#include "worker/flights.h"
 #include "worker/loader.h"
 #include "worker/saver.h"
 #include "worker/spm.h"
 #include "worker/worker.h"
-
-/* Steps that were launched and are not settled: enough for the device to have the next one waiting
- * when it has done one. */
-#define FLIGHTS_MOST 3
-
-struct flight {
-	uint64_t step;      /* counted from 1 */
-	uint64_t positions; /* seen in all, this step's included */
-	double lr;
-	struct fetch sums, norm2;
-	float *figures; /* where they go; memory of host_alloc */
-};
 
 struct training {
 	struct job *job;
@@ -44,11 +33,7 @@ struct training {
 	float *average;  /* EMA, backend memory; NULL: off */
 	struct vae *vae; /* to draw samples; NULL: never drawn */
 	uint64_t step, positions, images; /* launched */
-	uint64_t skipped;                 /* settled steps that the device left out */
-	int64_t skipped_in_row;
-	struct flight flight[FLIGHTS_MOST]; /* the oldest first */
-	int flights;
-	float *figures;            /* of the flights; memory of host_alloc */
+	struct flights flights;
 	struct pass_losses losses; /* of the step that settled last */
 	double score;       /* the last held-out loss; NaN: none yet */
 	uint64_t scored_at; /* the step it was measured at */

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The steps of a training run; see train.h. A step is launched, and settled once its losses have
- * come, while the device is busy with those behind it: nothing in between waits for the device.
- * Whether a step counts, the device decides by itself (struct adamw); the host learns of it when
- * the step settles. */
+ * come, while the device is busy with those behind it (flights.h): nothing in between waits for the
+ * device. */
 #include "config.h"
 #include "lib/clock.h"
 #include "lib/fault.h"
@@ -11,27 +10,18 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 
 enum figure { FIGURE_LM, FIGURE_DIFFUSION, FIGURE_NORM2, FIGURES };
 
 int train_open_steps(struct training *t, struct err *e)
 {
-	const struct kernels *k = t->job->kernels;
-
-	t->figures = k->ops->host_alloc(t->job->kernels,
-					FLIGHTS_MOST * FIGURES * sizeof *t->figures);
-	FAIL_IF(!t->figures, e, TF_ENOMEM, "no memory of the host to read losses into");
-	return 0;
+	return flights_open(&t->flights, t->job->kernels, FIGURES, e);
 }
 
 void train_close_steps(struct training *t)
 {
-	struct kernels *k = t->job->kernels;
-
-	if (!t->figures)
-		return;
-	k->ops->sync(k); /* what is under way may still write there */
-	k->ops->host_release(k, t->figures);
+	flights_close(&t->flights);
 }
 
 /* ---- launching */
@@ -73,12 +63,12 @@ static void update(struct training *t, double lr)
 /* The losses and the norm of the step just launched set out for the host. */
 static void take_off(struct training *t, double lr)
 {
-	struct flight *f = &t->flight[t->flights++];
+	struct flight *f = flights_launch(&t->flights, t->step);
 
-	*f = (struct flight) { .step = t->step, .positions = t->positions, .lr = lr };
-	f->figures = t->figures + t->step % FLIGHTS_MOST * FIGURES;
-	pass_losses_begin(t->pass, &f->sums, f->figures + FIGURE_LM);
-	params_norm2_begin(&t->model.params, &f->norm2, f->figures + FIGURE_NORM2);
+	f->positions = t->positions;
+	f->lr = lr;
+	pass_losses_begin(t->pass, &f->fetch[f->fetches++], f->figures + FIGURE_LM);
+	params_norm2_begin(&t->model.params, &f->fetch[f->fetches++], f->figures + FIGURE_NORM2);
 }
 
 int train_launch(struct training *t, struct err *e)
@@ -87,7 +77,6 @@ int train_launch(struct training *t, struct err *e)
 				 t->x.train.lr, t->x.train.lr_end);
 	struct pass_totals totals;
 
-	CHECK(t->flights < FLIGHTS_MOST);
 	TRY(load_batches(t, &totals, e));
 	params_zero_gradients(&t->model.params);
 	for (int64_t i = 0; i < t->micro; i++)
@@ -115,7 +104,7 @@ static void tell(struct training *t, const struct flight *f, double grad_norm)
 					    { "lr", f->lr },
 					    { "grad_norm", grad_norm },
 					    { "positions_s", rate },
-					    { "skipped", (double)t->skipped } },
+					    { "skipped", (double)t->flights.skipped } },
 		    7);
 	job_gauge(t->job, "loss", losses->loss);
 	job_gauge(t->job, "lm", losses->lm);
@@ -129,38 +118,23 @@ static void tell(struct training *t, const struct flight *f, double grad_norm)
 static int judge(struct training *t, const struct flight *f, double grad_norm, struct err *e)
 {
 	const struct pass_losses *l = &t->losses;
-	bool counts = isfinite(grad_norm);
+	char words[200];
+	const struct flight_result r = { isfinite(grad_norm), isfinite(l->loss),
+					 t->x.train.nan == NAN_STOP, t->x.train.nan_limit, words };
 
-	if (counts) {
-		t->skipped_in_row = 0;
-	} else {
-		t->model.params.left_out++;
-		t->skipped++;
-		t->skipped_in_row++;
-	}
-	FAIL_IF(t->x.train.nan == NAN_STOP && !(counts && isfinite(l->loss)), e, TF_ENAN,
-		"step %" PRIu64 ": loss %g (text %g, pictures %g), gradient norm %g: not a number",
-		f->step, l->loss, l->lm, l->diffusion, grad_norm);
-	FAIL_IF(t->skipped_in_row > t->x.train.nan_limit, e, TF_ENAN,
-		"step %" PRIu64 ": loss %g, gradient norm %g: not a number, and neither were the %"
-		PRId64 " steps before (train.nan_limit)",
-		f->step, l->loss, grad_norm, t->x.train.nan_limit);
-	return 0;
+	snprintf(words, sizeof words,
+		 "step %" PRIu64 ": loss %g (text %g, pictures %g), gradient norm %g", f->step,
+		 l->loss, l->lm, l->diffusion, grad_norm);
+	t->model.params.left_out += !r.counts;
+	return flights_judge(&t->flights, &r, e);
 }
 
 static int settle_first(struct training *t, struct err *e)
 {
-	struct kernels *k = t->job->kernels;
-	struct flight f = t->flight[0];
-	double grad_norm;
+	struct flight f = flights_settle(&t->flights);
+	double grad_norm = sqrt((double)f.figures[FIGURE_NORM2]);
 
-	k->ops->fetch_end(k, &f.sums);
-	k->ops->fetch_end(k, &f.norm2);
-	for (int i = 1; i < t->flights; i++)
-		t->flight[i - 1] = t->flight[i];
-	t->flights--;
 	pass_losses_of(t->pass, f.figures + FIGURE_LM, &t->losses);
-	grad_norm = sqrt((double)f.figures[FIGURE_NORM2]);
 	TRY(judge(t, &f, grad_norm, e));
 	tell(t, &f, grad_norm);
 	return 0;
@@ -168,7 +142,7 @@ static int settle_first(struct training *t, struct err *e)
 
 int train_settle(struct training *t, int most, struct err *e)
 {
-	while (t->flights > most)
+	while (t->flights.count > most)
 		TRY(settle_first(t, e));
 	return 0;
 }

@@ -389,8 +389,9 @@ void cuda_group_norm_backward(struct kernels *k, struct tensor dx, struct tensor
 					part, (const T *)dout.data, (const T *)x.data, in, g)));
 	LAUNCHED();
 	add_slices<<<grid_for(s, each, 128), 128, 0, s->stream>>>(sums, part, g, each);
-	group_parameters<<<grid_for(s, g.channels, 64), 64, 0, s->stream>>>(
-		(float *)dweight.data, (float *)dbias.data, sums, images, g.channels);
+	if (dweight.data)
+		group_parameters<<<grid_for(s, g.channels, 64), 64, 0, s->stream>>>(
+			(float *)dweight.data, (float *)dbias.data, sums, images, g.channels);
 	group_means<<<grid_for(s, means, 64), 64, 0, s->stream>>>(
 		scaled, scaled + means, sums, in.weight, g, means);
 	LAUNCHED();

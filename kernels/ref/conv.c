@@ -261,8 +261,10 @@ void ref_group_norm_backward(struct kernels *k, struct tensor dx, struct tensor 
 			double d = norm_output_gradient(&dout, &x, at, m, r, w,
 							ref_get(&bias, channel), silu, &hat);
 
-			((float *)dweight.data)[channel] += (float)(d * hat);
-			((float *)dbias.data)[channel] += (float)d;
+			if (dweight.data) {
+				((float *)dweight.data)[channel] += (float)(d * hat);
+				((float *)dbias.data)[channel] += (float)d;
+			}
 			sum += d * w;
 			sum_hat += d * w * hat;
 		}

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Holds every operation of every backend against the reference, on the cases of cases.c.
  *
- * kernelcheck [test]   outputs against ref, and the same bits twice; TAP
+ * kernelcheck [test [OPERATION...]]
+ *			outputs against ref, and the same bits twice; TAP
  * kernelcheck grad     finite differences of the reference's backward operations; TAP
  * kernelcheck support  which rows each backend serves itself
  * kernelcheck perf [BACKEND [OPERATION]]
@@ -25,6 +26,7 @@
 #define PERF_BATCHES 12
 
 static int points, failures;
+static char *const *tested; /* operations that are tested, to a NULL; NULL: all */
 
 static struct tensor keep(struct run *r, struct tensor t, const void *host)
 {
@@ -283,12 +285,21 @@ static const struct op_case *case_at(int i)
 	return i < op_cases_count + image_cases_count ? &image_cases[i - op_cases_count] : NULL;
 }
 
+static bool is_tested(const char *op)
+{
+	char *const *name = tested;
+
+	while (name && *name && strcmp(*name, op) != 0)
+		name++;
+	return !name || *name;
+}
+
 static void test_backend(struct kernels *ref, struct kernels *k)
 {
 	const struct op_case *c;
 
 	for (int i = 0; (c = case_at(i)); i++)
-		for (int s = 0; s < 4 && c->shape[s][0]; s++) {
+		for (int s = 0; is_tested(c->op) && s < 4 && c->shape[s][0]; s++) {
 			test_case(ref, k, c, c->shape[s], DT_F32);
 			if (c->bf16)
 				test_case(ref, k, c, c->shape[s], DT_BF16);
@@ -433,9 +444,10 @@ int main(int argc, char **argv)
 	setvbuf(stdout, NULL, _IOLBF, 0); /* the last line tells where a case hangs */
 	if (kernels_open("ref", 0, &ref, &e) < 0)
 		die(1, "%s", e.text);
-	if (strcmp(mode, "test") == 0)
-		wrong = test_all(ref);
-	else if (strcmp(mode, "grad") == 0)
+	if (strcmp(mode, "test") == 0) {
+		tested = argc > 2 ? argv + 2 : NULL;
+		wrong = test_all(ref) || points == 0; /* a name of no operation tests nothing */
+	} else if (strcmp(mode, "grad") == 0)
 		wrong = check_gradients(ref);
 	else if (strcmp(mode, "perf") == 0)
 		perf(argc > 2 ? argv[2] : "cpu", argc > 3 ? argv[3] : NULL);

@@ -168,7 +168,8 @@ static void what_does_not_fit_is_refused(void **state)
 #define KILLED 1 /* what train_with_fault returns when a fault killed the program */
 
 /* This program again, with faults on (they are read once in a process) and settings apart by
- * blanks: what the job returned, its sentence in text. */
+ * blanks: what the job returned, its sentence in text. A job called vae... trains an
+ * autoencoder. */
 static int train_with_fault(const char *fault, const char *job, const char *model, const char *set,
 			    char text[ERR_TEXT_MAX])
 {
@@ -205,7 +206,10 @@ static int run_as_child(char **argv)
 	     word = strtok_r(NULL, " ", &save))
 		set[n++] = word;
 	toy_open(&toy, argv[1]);
-	toy_train(&toy, argv[2], argv[3], set, n, &e);
+	if (strncmp(argv[2], "vae", 3) == 0)
+		toy_train_vae(&toy, argv[2], argv[3], set, n, &e);
+	else
+		toy_train(&toy, argv[2], argv[3], set, n, &e);
 	return write(3, &e, sizeof e) == sizeof e ? 0 : 1;
 }
 
@@ -277,6 +281,49 @@ static void a_run_that_left_out_a_step_goes_on_bit_for_bit(void **state)
 }
 
 /* Layers computed again leave the same bits; bf16 moments learn, too, and go on bit for bit. */
+/* An autoencoder's steps, which are launched ahead too: what is no number ends the run by name, is
+ * left out of both nets, and a kill and a resume leave no trace. */
+static void an_autoencoder_leaves_out_a_step_and_goes_on_bit_for_bit(void **state)
+{
+	char *stopped = in_folder("vae-stopped"), *left = in_folder("vae-left");
+	char *killed = in_folder("vae-killed");
+	char *one = xasprintf("%s/step-00000012", left);
+	char *two = xasprintf("%s/step-00000012", killed);
+	char text[ERR_TEXT_MAX];
+	struct err e = ERR_INIT;
+
+	(void)state;
+	assert_ok(dir_make(stopped, 0700, &e), &e);
+	assert_ok(dir_make(left, 0700, &e), &e);
+	assert_ok(dir_make(killed, 0700, &e), &e);
+	assert_int_equal(train_with_fault("train-loss:7", "vae-stop", stopped, "train.nan=stop",
+					  text),
+			 TF_ENAN);
+	assert_non_null(strstr(text, "step 7: loss nan"));
+	assert_int_equal(train_with_fault("train-loss:5+", "vae-limit", stopped,
+					  "train.nan=skip train.nan_limit=2", text),
+			 TF_ENAN);
+	assert_non_null(strstr(text, "neither were the 2 steps before (train.nan_limit)"));
+	assert_int_equal(train_with_fault("train-loss:7", "vae-left", left, "train.nan=skip",
+					  text),
+			 0);
+	assert_true(isnan(metric("vae-left", 7, "loss")) || metric("vae-left", 7, "loss") == 0);
+	assert_true(metric("vae-left", 6, "gan") > 0 && metric("vae-left", 8, "loss") > 0);
+	assert_true(metric("vae-left", 12, "loss") < metric("vae-left", 1, "loss"));
+	assert_int_equal(train_with_fault("train-loss:7,train-loss:10!", "vae-killed", killed,
+					  "train.nan=skip", text),
+			 KILLED);
+	assert_int_equal(train_with_fault("none:1", "vae-killed", killed, "train.nan=skip", text),
+			 0);
+	same_file(one, two, "vae.safetensors");
+	same_file(one, two, "state.safetensors");
+	xfree(stopped);
+	xfree(left);
+	xfree(killed);
+	xfree(one);
+	xfree(two);
+}
+
 /* The training goes on without more rows. */
 static void metrics_have_a_bound(void **state)
 {
@@ -387,6 +434,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_loss_that_is_no_number),
 		cmocka_unit_test(losses_that_are_no_numbers_have_a_limit),
 		cmocka_unit_test(a_run_that_left_out_a_step_goes_on_bit_for_bit),
+		cmocka_unit_test(an_autoencoder_leaves_out_a_step_and_goes_on_bit_for_bit),
 		cmocka_unit_test(metrics_have_a_bound),
 		cmocka_unit_test(less_memory),
 		cmocka_unit_test(a_full_disk),

@@ -273,6 +273,7 @@ int toy_run(const struct toy *t, const char *name, Tf__JobSpec *spec, const char
 	job.kept = t->kept;
 	if (rc == 0)
 		rc = spec->kind == TF__JOB_KIND__TRAIN  ? job_train(&job, e)
+		     : spec->kind == TF__JOB_KIND__VAE  ? job_vae(&job, e)
 		     : spec->kind == TF__JOB_KIND__EVAL ? job_eval(&job, e)
 							: job_generate(&job, e);
 	job_release(&job);
@@ -294,5 +295,31 @@ int toy_train(const struct toy *t, const char *name, const char *output, const c
 	train.experiment = toy_experiment(set, n);
 	rc = toy_run(t, name, &spec, output, t->data, e);
 	xfree_(train.experiment);
+	return rc;
+}
+
+int toy_train_vae(const struct toy *t, const char *name, const char *output,
+		  const char *const *set, size_t n, struct err *e)
+{
+	static const char text[] =
+		"model: {channels: [8, 16], blocks: 1, latent_channels: 4, groups: 4,"
+		" downsample: 4}\n"
+		"train: {steps: 12, batch: 4, micro_batch: 2, lr: 2e-3, warmup: 2, lr_end: 1e-4}\n"
+		"loss: {gan: 0.1, gan_start: 4, gan_channels: 8}\n"
+		"eval: {every: 6, pictures: 4}\nsave: {every: 4, keep_last: 9}\n"
+		"data: [{name: toy}]\n";
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	Tf__VaeSpec vae = TF__VAE_SPEC__INIT;
+	struct buf out = BUF_INIT;
+	int rc;
+
+	TRY(experiment_resolve(EXPERIMENT_VAE, "toy.yaml", text, strlen(text), set, n, &out, e));
+	spec.kind = TF__JOB_KIND__VAE;
+	spec.spec_case = TF__JOB_SPEC__SPEC_VAE;
+	spec.vae = &vae;
+	vae.vae = "vae";
+	vae.experiment = out.data;
+	rc = toy_run(t, name, &spec, output, t->data, e);
+	buf_release(&out);
 	return rc;
 }

@@ -38,5 +38,8 @@ int toy_run(const struct toy *t, const char *name, Tf__JobSpec *spec, const char
 /* Trains into `output` with these settings. */
 int toy_train(const struct toy *t, const char *name, const char *output, const char *const *set,
 	      size_t n, struct err *e);
+/* Trains an autoencoder with a discriminator likewise. */
+int toy_train_vae(const struct toy *t, const char *name, const char *output,
+		  const char *const *set, size_t n, struct err *e);
 
 #endif
