@@ -111,17 +111,27 @@ struct job_edit {
 
 /* ---------------------------------------------------------------- workers */
 
-/* A worker process that may be alive. It has one attempt of one job. */
+/* An attempt of a job and the process it is in, that may be alive. Several may be in one process
+ * (join.c): they have its key in common, and one of them what it holds. */
 struct worker {
 	uint64_t job;
 	uint32_t attempt;
 	struct holding holding;  /* until the process is gone */
+	bool joined;             /* another one of the process has it counted */
+	bool unheard;            /* it was put into a process that has not said hello for it */
+	uint64_t together;       /* its jobs': struct job */
+	uint32_t room;           /* further jobs the process would take in */
 	struct charge charge;    /* for it */
 	struct user_share *user; /* who pays; NULL: the job had ended */
+	double part;             /* of the process that it pays for now */
+	double had_ms;           /* of the time until had_at_ms, by those parts */
+	int64_t begun_ms, had_at_ms; /* monotonic */
 	pid_t pid;
 	uint64_t pid_start;      /* field 22 of /proc/PID/stat: unique with the pid, in a boot */
 	int pidfd;               /* readable when the process ended; -1: it is gone already */
 	bool child;              /* ours to reap; false: adopted from an earlier daemon */
+	bool reaped;             /* it ended with exit_status */
+	int exit_status;
 	char key[KEY_CHARS + 1]; /* public key of the attempt */
 	char secret[KEY_CHARS + 1];
 	int key_pipe;            /* gets the secret after the commit; -1: it has it */
@@ -421,6 +431,9 @@ int worker_adopt(struct daemon *d, const Tf__AttemptRecord *r, struct err *e);
 void worker_drop_unborn(struct daemon *d);
 void worker_forget_all(struct daemon *d); /* closes descriptors; processes go on */
 
+struct worker *worker_new(void);
+void worker_add(struct daemon *d, struct worker *w);
+void worker_remove(struct daemon *d, struct worker *w); /* and frees it */
 /* Folders and spec of the attempt: before it is put on record. */
 int worker_prepare(struct daemon *d, struct worker *w, struct err *e);
 /* Puts the attempt on record and its job into `starting`. */
@@ -450,6 +463,27 @@ void warm_drop_all(struct daemon *d, const char *why);
 void warm_tick(struct daemon *d); /* those nobody needed for long; all when memory is short */
 /* Of the host, bytes; what new processes may take. Negative: not known. */
 int memory_now(uint64_t *total, uint64_t *available);
+
+/* ---- join.c: several jobs in one process ---- */
+/* What jobs that may run together have in common; 0: it runs alone. */
+uint64_t join_key(const Tf__JobSpec *spec, Tf__Input *const *input, size_t inputs);
+/* How many more jobs may be put into w's process. */
+uint32_t join_room(const struct daemon *d, const struct worker *w);
+/* Puts the job into the process that runs the one beside it; the process is told after the commit.
+ */
+int join_start(struct daemon *d, const struct decision *decision, struct err *e);
+bool join_same(const struct worker *a, const struct worker *b); /* of one process */
+/* Another attempt of w's process that is not over; NULL: none is. */
+struct worker *join_other(const struct daemon *d, const struct worker *w);
+/* That attempt of w's process; w itself where there is none. */
+struct worker *join_named(const struct daemon *d, struct worker *w, uint64_t job,
+			  uint32_t attempt);
+/* w's attempt is over and its process runs others: it leaves them what the process holds, and is
+ * gone. */
+int join_leave(struct daemon *d, struct worker *w, struct err *e);
+/* The process never took it in: the job goes back into the queue, and nothing is counted. */
+int join_undo(struct daemon *d, struct worker *w, struct err *e);
+void join_tick(struct daemon *d); /* those that were not taken in in time */
 
 /* ---- spawn.c ---- */
 struct spawn {
@@ -563,6 +597,8 @@ void reply_error(struct daemon *d, struct request *r, int code, const char *text
 void reply_job(struct daemon *d, struct request *r, uint64_t job, bool whole);
 void reply_log(struct daemon *d, struct request *r, uint64_t job, uint64_t offset);
 void order_put(struct daemon *d, struct worker *w, Tf__StopReason stop);
+/* Tells the process, over w's connection, of a further attempt of its own. */
+void join_put(struct daemon *d, const struct worker *w, const struct worker *further);
 /* After the commit. committed false: every answer becomes TF_EUNKNOWN. */
 void outbox_send(struct daemon *d, bool committed);
 void outbox_release(struct outbox *o);

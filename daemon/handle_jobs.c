@@ -126,6 +126,8 @@ static int create(struct daemon *d, const struct request *r, const Tf__Submit *m
 	record.job = job;
 	record.token = m->token;
 	record.device = m->spec->device;
+	record.together = join_key(m->spec, v->input, v->inputs);
+	record.has_together = record.together != 0;
 	spec.spec = m->spec;
 	spec.n_input = v->inputs;
 	spec.input = v->input;

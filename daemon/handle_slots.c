@@ -20,12 +20,14 @@ static Tf__SlotState *add_slot(struct slot_rows *s, const char *name, const char
 	return row;
 }
 
-static void add_holder(Tf__SlotState *row, const struct holding *h)
+static void add_holder(Tf__SlotState *row, const struct worker *w)
 {
+	const struct holding *h = &w->holding;
+
 	row->has_job = true;
 	row->job = row->n_jobs ? row->job : h->job;
 	row->jobs[row->n_jobs++] = h->job;
-	row->given += h->share;
+	row->given += w->joined ? 0 : h->share;
 }
 
 static void say_drain(Tf__SlotState *row, const struct slot *s, bool drained, const char *why)
@@ -52,8 +54,17 @@ static void add_gpu(struct daemon *d, struct slot_rows *rows, size_t gpu)
 	say_drain(row, s, g->drained, g->why);
 }
 
+/* The row of that name, made when it is not there. */
+static Tf__SlotState *late_row(struct slot_rows *s, const char *name)
+{
+	for (size_t i = 0; i < s->count; i++)
+		if (strcmp(s->row[i].name, name) == 0)
+			return &s->row[i];
+	return add_slot(s, name, "cpu");
+}
+
 /* The row of a worker's slot; those of the fast lane, and of slots that a reload took away, are
- * made as they come, one holder each. */
+ * made as they come. */
 static Tf__SlotState *slot_row(struct slot_rows *s, const struct machine *m,
 			       const struct holding *h)
 {
@@ -64,11 +75,11 @@ static Tf__SlotState *slot_row(struct slot_rows *s, const struct machine *m,
 	if (h->slot < (int)LIMIT_SLOTS) {
 		name = s->name[h->slot];
 		snprintf(name, GPU_NAME_MAX, "cpu%d", h->slot);
-		return add_slot(s, name, "cpu");
+		return late_row(s, name);
 	}
 	name = s->fast[h->slot - (int)LIMIT_SLOTS];
 	snprintf(name, GPU_NAME_MAX, "fast%d", h->slot - (int)LIMIT_SLOTS);
-	return add_slot(s, name, "cpu");
+	return late_row(s, name);
 }
 
 struct slot_rows *slot_rows_new(struct daemon *d)
@@ -85,15 +96,16 @@ struct slot_rows *slot_rows_new(struct daemon *d)
 	for (size_t i = 0; i < m->gpus; i++)
 		add_gpu(d, s, i);
 	for (size_t i = 0; i < d->workers; i++) {
-		const struct holding *h = &d->worker[i]->holding;
+		const struct worker *w = d->worker[i];
+		const struct holding *h = &w->holding;
 
-		if (d->worker[i]->idle)
+		if (w->idle)
 			continue;
 		if (h->slot >= 0)
-			add_holder(slot_row(s, m, h), h);
+			add_holder(slot_row(s, m, h), w);
 		for (size_t g = 0; g < m->gpus; g++)
 			if (h->gpus >> g & 1)
-				add_holder(&s->row[m->slots + g], h);
+				add_holder(&s->row[m->slots + g], w);
 	}
 	return s;
 }

@@ -11,7 +11,7 @@
 
 static int check_attempt(struct daemon *d, struct request *r, uint64_t job, uint32_t attempt)
 {
-	struct worker *w = r->worker;
+	struct worker *w = r->worker = join_named(d, r->worker, job, attempt);
 	const struct job *j = live_find(&d->live, job);
 
 	FAIL_IF(w->job != job || w->attempt != attempt, &r->err, TF_EFENCED,
@@ -131,6 +131,7 @@ int worker_assign(struct daemon *d, struct worker *w, struct request *r, struct 
 	}
 	if (rc == 0 && r) {
 		w->hello_by_ms = 0;
+		w->unheard = false;
 		w->route_len = r->route_len;
 		memcpy(w->route, r->route, r->route_len);
 	}
@@ -141,9 +142,10 @@ int worker_assign(struct daemon *d, struct worker *w, struct request *r, struct 
 int handle_worker_hello(struct daemon *d, struct request *r)
 {
 	const Tf__WorkerHello *m = r->message->worker_hello;
-	struct worker *w = r->worker;
+	struct worker *w;
 
 	TRY(check_attempt(d, r, m->job, m->attempt));
+	w = r->worker;
 	FAIL_IF((pid_t)m->pid != w->pid, &r->err, TF_EFENCED,
 		"attempt %u of job %llu is process %d, not %u", w->attempt,
 		(unsigned long long)w->job, (int)w->pid, m->pid);
@@ -168,6 +170,19 @@ static void hear_again(struct daemon *d, struct request *r)
 		order_put(d, w, (Tf__StopReason)j->stopping);
 }
 
+/* The process says how many more jobs it would take in. */
+static void note_room(struct daemon *d, const struct worker *w, uint32_t room)
+{
+	for (size_t i = 0; i < d->workers; i++) {
+		struct worker *first = d->worker[i];
+
+		if (first->joined || !join_same(first, w))
+			continue;
+		d->schedule_due |= room > first->room;
+		first->room = room;
+	}
+}
+
 int handle_worker_report(struct daemon *d, struct request *r)
 {
 	const Tf__WorkerReport *m = r->message->worker_report;
@@ -182,20 +197,43 @@ int handle_worker_report(struct daemon *d, struct request *r)
 	if (j->resuming)
 		TRY(job_resumed(d, j, &r->err));
 	job_progress(d, j, m->progress);
+	if (m->has_room)
+		note_room(d, r->worker, m->room);
 	reply_ok(d, r);
 	return 0;
+}
+
+/* An attempt that was joined to others is forgotten when it is over. */
+static bool is_said_again(struct daemon *d, const struct request *r, const Tf__WorkerDone *m)
+{
+	const struct worker *w = r->worker;
+	Tf__JobRecord *record = NULL;
+	bool again = w->job == m->job && w->attempt == m->attempt && w->ended;
+
+	if (w->job != m->job && job_get(d->state, m->job, &record, NULL) == 0)
+		again = record->job->attempt == m->attempt &&
+			!job_state_active(record->job->state);
+	record_free(record);
+	return again;
 }
 
 int handle_worker_done(struct daemon *d, struct request *r)
 {
 	const Tf__WorkerDone *m = r->message->worker_done;
 
-	if (r->worker->job == m->job && r->worker->attempt == m->attempt && r->worker->ended) {
-		reply_ok(d, r); /* said again */
+	r->worker = join_named(d, r->worker, m->job, m->attempt);
+	if (is_said_again(d, r, m)) {
+		reply_ok(d, r);
 		return 0;
 	}
 	TRY(check_attempt(d, r, m->job, m->attempt));
 	TRY(job_outcome(d, r->worker, m->outcome, &r->err));
+	if (join_other(d, r->worker)) {
+		TRY(join_leave(d, r->worker, &r->err));
+		r->worker = NULL;
+		reply_ok(d, r);
+		return 0;
+	}
 	if (m->has_stay && m->stay && r->worker->route_len)
 		warm_stay(d, r->worker); /* else it asks, and hears that it is not wanted */
 	reply_ok(d, r);

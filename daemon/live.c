@@ -97,6 +97,7 @@ struct job *live_add(struct live *l, const Tf__JobRecord *r)
 	j->state = (uint8_t)r->job->state;
 	j->kind = (uint8_t)r->job->kind;
 	j->stopping = (uint8_t)r->job->stopping;
+	j->together = r->has_together ? r->together : 0;
 	j->device = (uint8_t)device_parse(r->device);
 	j->user = shares_get(&l->shares, r->job->user ? r->job->user : "");
 	j->user->jobs++;

@@ -155,6 +155,9 @@ void queue_begin(struct daemon *d, struct worker *w)
 	if (!j)
 		return;
 	w->user = j->user;
+	w->part = 1;
+	w->had_ms = 0;
+	w->begun_ms = w->had_at_ms = clock_mono_ms();
 	w->charge = charge_of(&d->machine, &w->holding, (Tf__Priority)j->priority);
 	share_start(w->user, s->half_life_s, w->charge, clock_wall_ms());
 }
@@ -165,6 +168,45 @@ void queue_end(struct daemon *d, struct worker *w)
 	if (w->user)
 		share_end(w->user, d->live.shares.half_life_s, w->charge, clock_wall_ms());
 	w->user = NULL;
+}
+
+static void settle_part(struct worker *w, int64_t now)
+{
+	w->had_ms += w->part * (double)(now - w->had_at_ms);
+	w->had_at_ms = now;
+}
+
+void queue_divide(struct daemon *d, const struct worker *of)
+{
+	const struct shares *s = &d->live.shares;
+	int64_t now = clock_mono_ms(), wall = clock_wall_ms();
+	size_t n = 0;
+
+	for (size_t i = 0; i < d->workers; i++)
+		n += join_same(d->worker[i], of) && !d->worker[i]->ended;
+	for (size_t i = 0; i < d->workers; i++) {
+		struct worker *w = d->worker[i];
+		const struct job *j = live_find(&d->live, w->job);
+
+		if (!join_same(w, of) || w->ended || !w->user || !j)
+			continue;
+		settle_part(w, now);
+		w->part = 1 / (double)n;
+		share_end(w->user, s->half_life_s, w->charge, wall);
+		w->charge = charge_of(&d->machine, &w->holding, (Tf__Priority)j->priority);
+		w->charge.units *= w->part;
+		w->charge.gpus *= w->part;
+		share_start(w->user, s->half_life_s, w->charge, wall);
+	}
+}
+
+double queue_part(const struct worker *w)
+{
+	int64_t now = clock_mono_ms();
+
+	if (now <= w->begun_ms)
+		return w->part;
+	return (w->had_ms + w->part * (double)(now - w->had_at_ms)) / (double)(now - w->begun_ms);
 }
 
 static void view_of(const struct daemon *d, const struct worker *w, bool guess, int64_t now,
@@ -183,7 +225,28 @@ static void view_of(const struct daemon *d, const struct worker *w, bool guess, 
 		out->ends_ms = now + (int64_t)(1000 * j->progress->eta_s);
 	out->priority = j->priority;
 	out->stopping = j->state == TF__JOB_STATE__STOPPING;
+	out->together = w->together;
+	out->room = join_room(d, w);
+	out->jobs = 1;
 	out->may_step_back = kind && kind->resumable && j->state == TF__JOB_STATE__RUNNING;
+}
+
+/* A process ends with the last of its jobs. */
+static void view_others(const struct daemon *d, const struct worker *w, bool guess, int64_t now,
+			struct running *out)
+{
+	for (size_t i = 0; i < d->workers; i++) {
+		const struct worker *other = d->worker[i];
+		struct running r;
+
+		if (!other->joined || !join_same(w, other))
+			continue;
+		view_of(d, other, guess, now, &r);
+		out->ends_ms = r.ends_ms > out->ends_ms ? r.ends_ms : out->ends_ms;
+		out->stopping &= r.stopping;
+		out->may_step_back = false;
+		out->jobs++;
+	}
 }
 
 /* guess: what running jobs report of their end counts where they have no walltime. */
@@ -194,8 +257,12 @@ static void queue_view(const struct daemon *d, bool guess, struct queue_view *ou
 
 	CHECK(d->workers <= LIMIT_WORKERS);
 	for (size_t i = 0; i < d->workers; i++)
-		if (!d->worker[i]->idle) /* what a warm worker holds is free */
-			view_of(d, d->worker[i], guess, now, &out->running[n++]);
+		if (!d->worker[i]->idle && !d->worker[i]->joined) {
+			const struct worker *w = d->worker[i];
+
+			view_of(d, w, guess, now, &out->running[n]);
+			view_others(d, w, guess, now, &out->running[n++]);
+		} /* what a warm worker holds is free */
 	out->in = (struct schedule_input){
 		.machine = &d->machine,
 		.running = out->running,
@@ -223,16 +290,18 @@ static int stop_job(struct daemon *d, uint64_t id, Tf__StopReason why, const cha
 size_t queue_decide(struct daemon *d, struct decision out[LIMIT_WORKERS])
 {
 	struct queue_view view;
-	size_t n, starts = 0;
+	size_t n, starts = 0, busy = 0;
 
 	d->schedule_due = false;
 	queue_view(d, false, &view);
-	n = schedule_decide(&view.in, out, LIMIT_WORKERS - view.in.runnings, &d->first);
+	for (size_t i = 0; i < d->workers; i++)
+		busy += !d->worker[i]->idle;
+	n = schedule_decide(&view.in, out, LIMIT_WORKERS - busy, &d->first);
 	for (size_t i = 0; i < n; i++) {
 		struct err e = ERR_INIT;
 		char reason[80];
 
-		if (out[i].kind == DECIDE_START) {
+		if (out[i].kind != DECIDE_STEP_BACK) {
 			out[starts++] = out[i];
 			continue;
 		}

@@ -30,5 +30,9 @@ void queue_tick(struct daemon *d); /* every second: walltimes and deadlines */
 /* The process is there; it is gone. */
 void queue_begin(struct daemon *d, struct worker *w);
 void queue_end(struct daemon *d, struct worker *w);
+/* Each attempt in w's process that is not over pays the same part of it. After each change. */
+void queue_divide(struct daemon *d, const struct worker *w);
+/* Of what the process had since the attempt began, the attempt's part. */
+double queue_part(const struct worker *w);
 
 #endif

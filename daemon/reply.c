@@ -206,6 +206,18 @@ void order_put(struct daemon *d, struct worker *w, Tf__StopReason stop)
 	letter_pack(letter_add(&d->outbox, w->route, w->route_len, 0), &reply);
 }
 
+void join_put(struct daemon *d, const struct worker *w, const struct worker *further)
+{
+	Tf__Reply reply = TF__REPLY__INIT;
+	Tf__Join join = TF__JOIN__INIT;
+
+	join.job = further->job;
+	join.attempt = further->attempt;
+	reply.body_case = TF__REPLY__BODY_JOIN;
+	reply.join = &join;
+	letter_pack(letter_add(&d->outbox, w->route, w->route_len, 0), &reply);
+}
+
 static void make_unknown(struct letter *l)
 {
 	Tf__Reply error = TF__REPLY__INIT;

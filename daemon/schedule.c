@@ -240,6 +240,8 @@ struct pass {
 	struct room later; /* when the first in line starts, less what it takes */
 	struct room both;  /* free now and not needed then */
 	bool both_is_stale;
+	uint32_t joined[LIMIT_WORKERS]; /* jobs that each process has taken in */
+	uint64_t rooms;                 /* that are left in all of them */
 	struct first_in_line first;
 	struct decision *out;
 	size_t room, n;
@@ -296,6 +298,29 @@ static void start(struct pass *p, struct job *j, struct holding *h)
 	p->out[p->n++] =
 		(struct decision){ .kind = DECIDE_START, .job = j->id, .start = j, .holding = *h };
 	order_start(p->order, charge_of(p->in->machine, h, (Tf__Priority)j->priority));
+}
+
+/* Runs beside jobs of its kind in their process: where there is no free place for it. It is in
+ * nobody's way, unless that process is to end for the first in line. */
+static bool join(struct pass *p, struct job *j)
+{
+	for (size_t i = 0; j->together && ends_in_time(p, j) && i < p->in->runnings; i++) {
+		const struct running *r = &p->in->running[i];
+		struct charge c = charge_of(p->in->machine, &r->holding, (Tf__Priority)j->priority);
+		uint32_t jobs = r->jobs + p->joined[i] + 1;
+
+		if (r->together != j->together || r->stopping || p->joined[i] >= r->room)
+			continue;
+		p->joined[i]++;
+		p->rooms--;
+		p->out[p->n++] = (struct decision){ .kind = DECIDE_JOIN,
+						    .job = j->id,
+						    .beside = r->holding.job,
+						    .holding = { .slot = -1 } };
+		order_start(p->order, (struct charge){ c.units / jobs, c.gpus / jobs });
+		return true;
+	}
+	return false;
 }
 
 /* ---------------------------------------------------------------- the first in line */
@@ -483,14 +508,17 @@ size_t schedule_decide(const struct schedule_input *in, struct decision *out, si
 
 	CHECK(room <= LIMIT_WORKERS && in->runnings <= LIMIT_WORKERS);
 	room_init(&p.free, in->machine, false);
-	for (size_t i = 0; i < in->runnings; i++)
+	for (size_t i = 0; i < in->runnings; i++) {
 		room_take(&p.free, in->machine, &in->running[i].holding);
+		p.rooms += in->running[i].room;
+	}
 	for (int scanned = 0; p.n < room && scanned < SCAN_MAX; scanned++) {
 		struct demand want;
 		struct holding h;
 		struct room all;
 
-		if ((p.first.job && nothing_left(&p.free)) || !(j = order_next(p.order)))
+		if ((p.first.job && nothing_left(&p.free) && !p.rooms) ||
+		    !(j = order_next(p.order)))
 			break;
 		want = job_demand(in->machine, j);
 		if (!may_start(in, j, &want))
@@ -499,7 +527,7 @@ size_t schedule_decide(const struct schedule_input *in, struct decision *out, si
 			start(&p, j, &h);
 			continue;
 		}
-		if (p.first.job)
+		if (join(&p, j) || p.first.job)
 			continue;
 		room_init(&all, in->machine, false);
 		if (room_place(&all, &want, &h)) {

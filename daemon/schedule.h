@@ -33,6 +33,7 @@ struct job {
 	int64_t walltime_ms;  /* it may run in all; 0: unbounded */
 	int64_t ran_ms;       /* of that, in earlier attempts whose work was kept */
 
+	uint64_t together; /* jobs of the same number may run in one process; 0: it runs alone */
 	uint64_t seq; /* of its last change, progress included */
 	uint32_t attempt;
 	uint32_t place;         /* in the queue, from 1, as last forecast */
@@ -55,6 +56,9 @@ struct running {
 	uint8_t priority;  /* Tf__Priority */
 	bool may_step_back; /* it saves its state and can go on later */
 	bool stopping;      /* it was told to leave */
+	uint64_t together;  /* of its jobs */
+	uint32_t room;      /* further jobs of that number it may take in */
+	uint32_t jobs;      /* it runs now */
 };
 
 struct schedule_rules {
@@ -71,12 +75,13 @@ struct schedule_input {
 	int64_t now_ms;
 };
 
-enum decision_kind { DECIDE_START, DECIDE_STEP_BACK };
+enum decision_kind { DECIDE_START, DECIDE_JOIN, DECIDE_STEP_BACK };
 
 struct decision {
 	enum decision_kind kind;
 	uint64_t job;
 	struct job *start;      /* DECIDE_START */
+	uint64_t beside;        /* DECIDE_JOIN: a job of the process that takes it in */
 	struct holding holding; /* what it is to get */
 };
 

@@ -25,13 +25,15 @@ static double gpus_held(const struct daemon *d, const struct holding *h)
 static struct usage_attempt attempt_of(const struct daemon *d, const struct worker *w,
 				       const Tf__Job *j)
 {
+	double part = queue_part(w);
+
 	return (struct usage_attempt){
 		.user = j->user ? j->user : "",
 		.project = j->project,
 		.from_ms = j->started,
 		.to_ms = clock_wall_ms(),
-		.gpus = gpus_held(d, &w->holding),
-		.cpus = w->holding.cpus ? (double)w->holding.cpus : (double)d->options.threads,
+		.gpus = part * gpus_held(d, &w->holding),
+		.cpus = part * (double)worker_threads(d, w),
 	};
 }
 

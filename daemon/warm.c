@@ -92,7 +92,8 @@ void warm_tick(struct daemon *d)
 
 bool warm_stay(struct daemon *d, struct worker *w)
 {
-	if (!w->ended || !w->warm || w->terminated || d->draining || d->leaving)
+	if (!w->ended || !w->warm || w->terminated || d->draining || d->leaving ||
+	    join_other(d, w))
 		return false;
 	if (w->idle)
 		return true;
@@ -106,7 +107,7 @@ bool warm_stay(struct daemon *d, struct worker *w)
 int handle_worker_next(struct daemon *d, struct request *r)
 {
 	const Tf__WorkerNext *m = r->message->worker_next;
-	struct worker *w = r->worker;
+	struct worker *w = join_named(d, r->worker, m->job, m->attempt);
 	bool current = w->job == m->job && w->attempt == m->attempt;
 
 	FAIL_IF((pid_t)m->pid != w->pid, &r->err, TF_EFENCED, "this key is process %d's, not %u's",
@@ -220,6 +221,8 @@ static bool place_elsewhere(const struct daemon *d, struct decision *list, size_
 
 	room_init(&room, &d->machine, false);
 	for (size_t k = 0; k < d->workers; k++) {
+		if (d->worker[k]->joined)
+			continue;
 		h = d->worker[k]->holding;
 		if (d->worker[k]->idle)
 			h.cpus = 0; /* it waits */
@@ -286,6 +289,8 @@ int warm_start(struct daemon *d, struct worker *w, const struct decision *decisi
 	w->job = w->holding.job = j->id;
 	w->attempt = j->attempt + 1;
 	w->idle = w->ended = w->killed = w->terminated = w->warned = false;
+	w->together = j->together;
+	w->room = 0;
 	w->stop_at_ms = 0;
 	w->hello_by_ms = clock_mono_ms() + d->options.hello_seconds * 1000;
 	w->unsaid = true;

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Workers: one process for each attempt. A worker is started before the attempt is on record, but
- * it waits for its secret key, which is written into its pipe after the commit: until then it can
- * do nothing, and when the daemon dies it reads an end of file and leaves. From then on it outlives
- * the daemon. Its pidfd says when it ended; its outcome file says how. */
+ * Workers: a process for each attempt, but for those that are joined (join.c). A worker is started
+ * before the attempt is on record, but it waits for its secret key, which is written into its pipe
+ * after the commit: until then it can do nothing, and when the daemon dies it reads an end of file
+ * and leaves. From then on it outlives the daemon. Its pidfd says when it ended; its outcome file
+ * says how. */
 #include "config.h"
 #include "daemon/daemon.h"
 #include "lib/clock.h"
@@ -25,15 +26,17 @@
 
 #define SPAWN_WAIT_MS_MAX 30000
 
-static struct worker *worker_new(void)
+struct worker *worker_new(void)
 {
 	struct worker *w = xcalloc(1, sizeof *w);
 
 	w->pidfd = w->key_pipe = w->holding.slot = -1;
+	w->part = 1;
+	w->begun_ms = w->had_at_ms = clock_mono_ms();
 	return w;
 }
 
-static void worker_add(struct daemon *d, struct worker *w)
+void worker_add(struct daemon *d, struct worker *w)
 {
 	d->worker = xrealloc(d->worker, d->workers + 1, sizeof *d->worker);
 	d->worker[d->workers++] = w;
@@ -51,7 +54,7 @@ static void worker_free(struct worker *w)
 	xfree(w);
 }
 
-static void worker_remove(struct daemon *d, struct worker *w)
+void worker_remove(struct daemon *d, struct worker *w)
 {
 	for (size_t i = 0; i < d->workers; i++)
 		if (d->worker[i] == w) {
@@ -248,9 +251,11 @@ void worker_drop_unborn(struct daemon *d)
 
 		if (w->key_pipe < 0 && !w->unsaid)
 			continue;
-		kill(w->pid, SIGKILL);
-		if (w->child)
-			waitpid(w->pid, NULL, 0);
+		if (!w->unheard) { /* else it was not told */
+			kill(w->pid, SIGKILL);
+			if (w->child)
+				waitpid(w->pid, NULL, 0);
+		}
 		worker_remove(d, w);
 	}
 }
@@ -267,6 +272,7 @@ static int start_one(struct daemon *d, const struct decision *decision, struct e
 	w->attempt = j->attempt + 1;
 	w->holding = decision->holding;
 	w->holding.job = j->id;
+	w->together = j->together;
 	w->hello_by_ms = clock_mono_ms() + d->options.hello_seconds * 1000;
 	CHECK(zmq_curve_keypair(w->key, w->secret) == 0);
 	rc = make_folders(d, w, &folder, &log, e);
@@ -325,6 +331,8 @@ static int start_decided(struct daemon *d, struct decision *list, size_t n, size
 {
 	struct worker *idle = NULL;
 
+	if (list[i].kind == DECIDE_JOIN)
+		return join_start(d, &list[i], e);
 	switch (warm_look(d, list, n, i, &idle)) {
 	case WARM_HERE: return warm_start(d, idle, &list[i], e);
 	case WARM_LATER: return 1;
@@ -471,6 +479,7 @@ void worker_tick(struct daemon *d)
 {
 	int64_t now = clock_mono_ms();
 
+	join_tick(d);
 	for (size_t i = 0; i < d->workers; i++) {
 		escalate(d, d->worker[i], now);
 		if (!d->worker[i]->idle)
@@ -506,7 +515,9 @@ static int settle(struct daemon *d, struct worker *w, Tf__Failure failure, const
 		  struct err *e)
 {
 	Tf__Outcome *outcome = w->ended ? NULL : read_outcome(d, w);
-	int rc = outcome ? job_outcome(d, w, outcome, e) : job_lost(d, w, failure, why, e);
+	int rc = w->unheard ? join_undo(d, w, e)
+		 : outcome  ? job_outcome(d, w, outcome, e)
+			    : job_lost(d, w, failure, why, e);
 
 	if (outcome)
 		tf__outcome__free_unpacked(outcome, NULL);
@@ -516,14 +527,29 @@ static int settle(struct daemon *d, struct worker *w, Tf__Failure failure, const
 	return attempt_delete(d->state, w->job, w->attempt, e);
 }
 
-/* How its process ended, for people, and what kind of failure that is. */
-static char *exit_text(const struct worker *w, Tf__Failure *failure)
+/* Whether it is known how the process ended; then all its attempts know it. */
+static bool reap(struct daemon *d, struct worker *w)
 {
-	int status = 0;
+	int status;
+
+	if (!w->reaped && w->child && waitpid(w->pid, &status, 0) > 0)
+		for (size_t i = 0; i < d->workers; i++)
+			if (join_same(d->worker[i], w)) {
+				d->worker[i]->reaped = true;
+				d->worker[i]->exit_status = status;
+			}
+	return w->reaped;
+}
+
+/* How its process ended, for people, and what kind of failure that is. */
+static char *exit_text(struct daemon *d, struct worker *w, Tf__Failure *failure)
+{
+	int status;
 
 	*failure = TF__FAILURE__FAILURE_LOST;
-	if (!w->child || waitpid(w->pid, &status, 0) < 0)
+	if (!reap(d, w))
 		return xstrdup("the worker's process is gone, without an outcome");
+	status = w->exit_status;
 	if (WIFSIGNALED(status) && w->hello_by_ms && w->killed)
 		return xstrdup("the worker did not report in time and was killed");
 	*failure = WIFEXITED(status) && WEXITSTATUS(status) == EXIT_MEMORY
@@ -538,7 +564,7 @@ static char *exit_text(const struct worker *w, Tf__Failure *failure)
 void worker_exited(struct daemon *d, struct worker *w)
 {
 	Tf__Failure failure;
-	char *why = exit_text(w, &failure);
+	char *why = exit_text(d, w, &failure);
 	struct err e = ERR_INIT;
 
 	if (!d->read_only && settle(d, w, failure, why, &e) < 0)
@@ -572,12 +598,16 @@ int worker_adopt(struct daemon *d, const Tf__AttemptRecord *r, struct err *e)
 	w->child = is_of_this_boot(r) && waitpid(w->pid, NULL, WNOHANG) == 0;
 	w->ended = !j || j->attempt != r->attempt || !job_state_active((Tf__JobState)j->state);
 	snprintf(w->key, sizeof w->key, "%s", r->key);
+	w->together = j ? j->together : 0;
+	w->joined = join_other(d, w) != NULL;
+	w->unheard = w->joined && !w->ended && j->state == TF__JOB_STATE__STARTING;
 	w->pidfd = is_of_this_boot(r) ? process_fd(w->pid) : -1;
 	if (w->pidfd >= 0 && process_start(w->pid) == w->pid_start) {
 		log_line(LOG_INFO, w->job, "attempt=%u is alive, pid=%d", w->attempt, (int)w->pid);
 		w->hello_by_ms = w->ended ? 0 : clock_mono_ms() + d->options.hello_seconds * 1000;
 		w->stop_at_ms = w->ended || j->stopping ? clock_mono_ms() : 0;
 		worker_add(d, w);
+		queue_divide(d, w);
 		if (w->ended)
 			warm_drop(w, "its job had ended when this daemon came");
 		return 0;

@@ -135,6 +135,7 @@ void sampler_clear(struct sampler *s);   /* all leave */
 /* *s with other sizes, at least those in use; what is under way goes on. On failure it stays. */
 int sampler_resize(struct sampler **s, int64_t sequences, int64_t context, struct err *e);
 int64_t sampler_count(const struct sampler *s);     /* prompts that are in, ended ones too */
+int64_t sampler_ended(const struct sampler *s);     /* of those */
 int64_t sampler_positions(const struct sampler *s); /* the context */
 
 /* Model evaluations of patches (both branches count as one) since sampler_new. */

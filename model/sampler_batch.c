@@ -20,6 +20,15 @@ int64_t sampler_count(const struct sampler *s)
 	return s->count;
 }
 
+int64_t sampler_ended(const struct sampler *s)
+{
+	int64_t n = 0;
+
+	for (int64_t i = 0; i < s->count; i++)
+		n += s->sequence[i].state == SEQUENCE_DONE;
+	return n;
+}
+
 int64_t sampler_positions(const struct sampler *s)
 {
 	return s->context;

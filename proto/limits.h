@@ -64,6 +64,7 @@
 #define LIMIT_FAST_SLOTS 8u                   /* of the fast lane */
 #define LIMIT_GPUS 64u
 #define LIMIT_WORKERS 256u                    /* jobs running at a time */
+#define LIMIT_JOINED 64u                      /* jobs of one worker at a time */
 #define LIMIT_CPUS 65536u                     /* of a host */
 #define LIMIT_METRICS 64u                     /* in one progress report */
 #define LIMIT_METRICS_BYTES (256u << 20)      /* of a metrics.jsonl: later rows are left out */

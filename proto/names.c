@@ -10,9 +10,9 @@
 #define NAME_CHARS "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
 
 const struct job_kind job_kinds[] = {
-#define J(id, kind, field, makes, resumable, warm, help) \
+#define J(id, kind, field, makes, resumable, warm, joint, help) \
 	{ #id, TF__JOB_KIND__##kind, (Tf__JobSpec__SpecCase)(TF__JOB_KIND__##kind + 9),            \
-	  (Tf__ArtefactKind)(makes), resumable, warm, help },
+	  (Tf__ArtefactKind)(makes), resumable, warm, joint, help },
 #include "proto/jobs.def"
 #undef J
 };

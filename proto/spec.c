@@ -291,7 +291,7 @@ static int common_check(const Tf__JobSpec *s, struct err *e)
 int spec_check(const Tf__JobSpec *spec, struct err *e)
 {
 	static int (*const check[])(const Tf__JobSpec *, struct err *) = {
-#define J(id, kind, field, makes, resumable, warm, help) [TF__JOB_KIND__##kind] = check_##id,
+#define J(id, kind, field, makes, resumable, warm, joint, help) [TF__JOB_KIND__##kind] = check_##id,
 #include "proto/jobs.def"
 #undef J
 	};

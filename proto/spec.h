@@ -20,6 +20,7 @@ struct job_kind {
 	Tf__ArtefactKind makes;         /* 0: nothing */
 	bool resumable;
 	bool warm;                      /* one process may run several */
+	bool joint;                     /* at a time, too */
 	const char *help;
 };
 extern const struct job_kind job_kinds[];

@@ -73,6 +73,22 @@ static int run_batches(struct sampler *s, const struct sampler_options *o,
 	return 0;
 }
 
+int64_t draw_context(const struct dims *m, const struct sampler_options *o,
+		     const struct sampler_prompt *prompt, int64_t n)
+{
+	int64_t context = sampler_context(m, o, largest_prompt(m, prompt, n));
+
+	context = (context + CONTEXT_STEP - 1) / CONTEXT_STEP * CONTEXT_STEP;
+	return context < m->T ? context : m->T;
+}
+
+int64_t draw_at_once(int64_t context)
+{
+	int64_t n = POSITIONS_AT_ONCE / context;
+
+	return n < 1 ? 1 : n > SEQUENCES_MOST ? SEQUENCES_MOST : n;
+}
+
 /* The kept sampler when it fits, else a new one; then none is kept. */
 static int take_sampler(struct transformer *m, int64_t at_once, int64_t context, bool guided,
 			struct sampler **kept, struct sampler **out, struct err *e)
@@ -96,17 +112,13 @@ int draw_run(struct job *job, struct transformer *m, const struct sampler_option
 	struct watch w = { .job = job, .phase = phase, .total = n };
 	struct sampler *s = NULL;
 	int64_t context, at_once;
-	bool guided = o->guidance != 1 && o->mode != SAMPLE_TEXT;
+	bool guided = sampler_is_guided(o);
 	int rc;
 
 	CHECK(n > 0);
-	context = sampler_context(&m->dims, o, largest_prompt(&m->dims, prompt, n));
-	at_once = POSITIONS_AT_ONCE / (context < m->dims.T ? context : m->dims.T);
-	at_once = at_once < 1 ? 1 : at_once > SEQUENCES_MOST ? SEQUENCES_MOST : at_once;
+	context = draw_context(&m->dims, o, prompt, n);
+	at_once = draw_at_once(context);
 	at_once = n < at_once ? n : at_once;
-	context = (context + CONTEXT_STEP - 1) / CONTEXT_STEP * CONTEXT_STEP;
-	if (context > m->dims.T)
-		context = m->dims.T;
 	TRY(take_sampler(m, at_once, context, guided, kept, &s, e));
 	rc = run_batches(s, o, prompt, n, at_once, &w, result, e);
 	if (kept && rc == 0 && at_once <= LIMIT_KEPT_SEQUENCES)

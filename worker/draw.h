@@ -11,6 +11,11 @@
 /* The schedule and the mode by name; TF_EINVALID. */
 int draw_schedule(const char *name, enum schedule_kind *out, struct err *e);
 
+/* Positions a sampler needs for these, rounded so that it serves others, too; and how many
+ * sequences of so many it has at most. */
+int64_t draw_context(const struct dims *m, const struct sampler_options *o,
+		     const struct sampler_prompt *prompt, int64_t n);
+int64_t draw_at_once(int64_t context);
 /* Runs all n prompts; on success result[0..n-1] are the caller's. phase is for progress
  * ("drawing"). `kept` (may be NULL) is where a sampler of m lies that may be used, or NULL; a small
  * one is left there for the next run, with what it recorded, and freed before m is. */

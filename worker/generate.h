@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * A generate job: job_generate.c reads what is asked and runs the sampler, generate_write.c writes
- * what came of it. */
+ * A generate job: job_generate.c reads what is asked, batch.c runs it, with others in one batch
+ * where they are, generate_write.c writes what came of it. */
 #ifndef WORKER_GENERATE_H
 #define WORKER_GENERATE_H
 
@@ -20,14 +20,24 @@ struct request {
 struct generation {
 	struct job *job;
 	const Tf__GenerateSpec *spec;
-	struct opened o;
+	struct opened *o; /* borrowed */
 	struct sampler_options options;
 	struct request *request;
 	size_t requests;
 	float *latent;                 /* of the pictures given, normalised */
+	int64_t context;               /* positions of a sequence */
+	struct sampler_prompt *prompt; /* [results] */
+	struct sampler_entry *entry;   /* [results] */
 	struct sampler_result *result; /* [requests x spec->count] */
 	size_t results;
 };
+
+/* From the job's spec and the model, which is open, to prompts that can be run. Release it in any
+ * case. */
+int generation_begin(struct generation *g, struct job *job, struct opened *o, struct err *e);
+void generation_release(struct generation *g);
+/* Runs the job, and those of its crew that join it, to their ends; what job_generate is. */
+int batch_run(struct job *job, struct err *e);
 
 /* Writes pictures, texts.jsonl and manifest.json into the job's results. */
 int generate_write(struct generation *g, struct err *e);

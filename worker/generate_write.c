@@ -66,13 +66,13 @@ static int write_picture(const struct generation *g, const struct place *p, cons
 	const struct png_text text[] = {
 		{ "Software", "transfused " PACKAGE_VERSION },
 		{ "prompt", prompt ? prompt : "" },
-		{ "model", g->o.name },
+		{ "model", g->o->name },
 		{ "settings", settings },
 		{ "seed", seed },
 		{ "index", index },
 	};
-	struct picture picture = { draw_width(g->o.vae, &g->o.dims),
-				   draw_height(g->o.vae, &g->o.dims), (uint8_t *)rgb };
+	struct picture picture = { draw_width(g->o->vae, &g->o->dims),
+				   draw_height(g->o->vae, &g->o->dims), (uint8_t *)rgb };
 	struct buf png = BUF_INIT;
 	char *path;
 	int rc;
@@ -94,7 +94,7 @@ static int write_picture(const struct generation *g, const struct place *p, cons
 static int write_pictures(struct output *out, struct err *e)
 {
 	struct generation *g = out->g;
-	size_t n = places_of(g, NULL), bytes = n ? draw_bytes(g->o.vae, &g->o.dims) : 0;
+	size_t n = places_of(g, NULL), bytes = n ? draw_bytes(g->o->vae, &g->o->dims) : 0;
 	struct place *place = xcalloc(n, sizeof *place);
 	uint8_t *rgb = xcalloc(DECODED_AT_ONCE, bytes);
 	const float *latent[DECODED_AT_ONCE];
@@ -107,7 +107,7 @@ static int write_pictures(struct output *out, struct err *e)
 		for (size_t k = 0; k < now; k++)
 			latent[k] = g->result[place[i + k].sample].part[place[i + k].part].latent;
 		job_stage(g->job, "decode");
-		rc = draw_decode(g->o.vae, &g->o.dims, latent, (int64_t)now, rgb, e);
+		rc = draw_decode(g->o->vae, &g->o->dims, latent, (int64_t)now, rgb, e);
 		job_stage(g->job, "write");
 		for (size_t k = 0; rc == 0 && k < now; k++)
 			rc = write_picture(g, &place[i + k], rgb + k * bytes, e);
@@ -160,7 +160,7 @@ static int describe_parts(struct output *out, size_t sample, json_t *parts, stru
 			json_array_append_new(parts, json_pack("{s:s}", "picture", name));
 			continue;
 		}
-		TRY(spm_decode(out->g->o.spm, r->part[i].token, (size_t)r->part[i].count, &text,
+		TRY(spm_decode(out->g->o->spm, r->part[i].token, (size_t)r->part[i].count, &text,
 			       e));
 		json_array_append_new(parts, json_pack("{s:o}", "text", text_value(&text)));
 		buf_append(whole, text.data, text.len);
@@ -199,7 +199,7 @@ static int write_manifest(struct output *out, struct err *e)
 {
 	const Tf__GenerateSpec *s = out->g->spec;
 	json_t *root =
-		json_pack("{s:s, s:I, s:I, s:s, s:f, s:f, s:f, s:O}", "model", out->g->o.name,
+		json_pack("{s:s, s:I, s:I, s:s, s:f, s:f, s:f, s:O}", "model", out->g->o->name,
 			  "seed", (json_int_t)s->seed, "steps", (json_int_t)s->steps, "sampler",
 			  s->sampler, "guidance", s->guidance, "temperature", s->temperature,
 			  "top_p", s->top_p, "samples", out->list);

@@ -20,7 +20,7 @@ static int choose_mode(struct generation *g, struct err *e)
 	const char *mode = g->spec->mode;
 
 	if (strcmp(mode, "auto") == 0)
-		mode = g->spec->n_image || !g->o.vae ? "text" : "image";
+		mode = g->spec->n_image || !g->o->vae ? "text" : "image";
 	if (strcmp(mode, "image") == 0)
 		g->options.mode = SAMPLE_IMAGE;
 	else if (strcmp(mode, "text") == 0)
@@ -30,8 +30,8 @@ static int choose_mode(struct generation *g, struct err *e)
 	else
 		return err_set(e, TF_EINVALID,
 			       "mode: found '%.40s', expected auto, image, text or free", mode);
-	FAIL_IF(!g->o.vae && g->options.mode == SAMPLE_IMAGE, e, TF_EINVALID,
-		"%s is a model of text alone: it draws no pictures", g->o.name);
+	FAIL_IF(!g->o->vae && g->options.mode == SAMPLE_IMAGE, e, TF_EINVALID,
+		"%s is a model of text alone: it draws no pictures", g->o->name);
 	return 0;
 }
 
@@ -58,7 +58,7 @@ static int take_options(struct generation *g, struct err *e)
 static int encode_picture(struct generation *g, size_t i, struct err *e)
 {
 	const ProtobufCBinaryData *file = &g->spec->image[i];
-	const struct dims *m = &g->o.dims;
+	const struct dims *m = &g->o->dims;
 	struct picture whole = { 0 }, fitted = { 0 };
 	char name[40];
 	int rc;
@@ -66,10 +66,10 @@ static int encode_picture(struct generation *g, size_t i, struct err *e)
 	snprintf(name, sizeof name, "picture %zu", i + 1);
 	rc = image_decode(file->data, file->len, name, &whole, e);
 	if (rc == 0)
-		rc = image_fit(&whole, draw_width(g->o.vae, m), draw_height(g->o.vae, m), &fitted,
+		rc = image_fit(&whole, draw_width(g->o->vae, m), draw_height(g->o->vae, m), &fitted,
 			       e);
 	if (rc == 0)
-		rc = draw_encode(g->o.vae, m, fitted.rgb, 1,
+		rc = draw_encode(g->o->vae, m, fitted.rgb, 1,
 				 g->latent + i * (size_t)dims_latent(m), e);
 	picture_release(&whole);
 	picture_release(&fitted);
@@ -80,10 +80,10 @@ static int encode_pictures(struct generation *g, struct err *e)
 {
 	size_t n = g->spec->n_image;
 
-	FAIL_IF(n > 0 && !g->o.vae, e, TF_EINVALID,
-		"%s is a model of text alone: it takes no pictures", g->o.name);
+	FAIL_IF(n > 0 && !g->o->vae, e, TF_EINVALID,
+		"%s is a model of text alone: it takes no pictures", g->o->name);
 	FAIL_IF(n > LIMIT_PROMPTS, e, TF_ELIMIT, "%zu pictures, at most %u", n, LIMIT_PROMPTS);
-	g->latent = xcalloc(n, (size_t)dims_latent(&g->o.dims) * sizeof *g->latent);
+	g->latent = xcalloc(n, (size_t)dims_latent(&g->o->dims) * sizeof *g->latent);
 	for (size_t i = 0; i < n; i++)
 		TRY(encode_picture(g, i, e));
 	return 0;
@@ -91,7 +91,7 @@ static int encode_pictures(struct generation *g, struct err *e)
 
 static int fill_request(struct generation *g, struct request *r, struct err *e)
 {
-	size_t E = (size_t)dims_latent(&g->o.dims), count = 0;
+	size_t E = (size_t)dims_latent(&g->o->dims), count = 0;
 
 	if (r->picture >= 0)
 		r->segment[r->segments++] =
@@ -99,7 +99,7 @@ static int fill_request(struct generation *g, struct request *r, struct err *e)
 					   .latent = g->latent + (size_t)r->picture * E };
 	if (!r->text || !*r->text)
 		return 0;
-	TRY(spm_encode(g->o.spm, r->text, strlen(r->text), &r->token, &count, e));
+	TRY(spm_encode(g->o->spm, r->text, strlen(r->text), &r->token, &count, e));
 	if (count)
 		r->segment[r->segments++] = (struct segment) { .kind = SEGMENT_TEXT,
 							       .token = r->token,
@@ -129,56 +129,55 @@ static int make_requests(struct generation *g, struct err *e)
 	return 0;
 }
 
-static int sample(struct generation *g, struct err *e)
+/* What is to be run: each request `count` times. */
+static int make_entries(struct generation *g, struct err *e)
 {
+	const struct dims *m = &g->o->dims;
 	size_t count = g->spec->count, n = g->requests * count;
-	struct sampler_prompt *prompt = xcalloc(n, sizeof *prompt);
-	const char *phase = g->options.mode == SAMPLE_IMAGE ? "drawing" : "writing";
-	int rc;
 
+	g->prompt = xcalloc(n, sizeof *g->prompt);
+	g->entry = xcalloc(n, sizeof *g->entry);
 	g->result = xcalloc(n, sizeof *g->result);
 	for (size_t i = 0; i < n; i++) {
 		const struct request *r = &g->request[i / count];
 
-		prompt[i] = (struct sampler_prompt) { r->segment, r->segments, i };
+		g->prompt[i] = (struct sampler_prompt) { r->segment, r->segments, i };
+		g->entry[i].options = &g->options;
+		g->entry[i].prompt = &g->prompt[i];
 	}
-	rc = draw_run(g->job, &g->o.model, &g->options, prompt, (int64_t)n, phase,
-		      &g->o.sampler, g->result, e);
-	g->results = rc == 0 ? n : 0;
-	xfree(prompt);
-	return rc;
+	g->results = n;
+	g->context = draw_context(m, &g->options, g->prompt, (int64_t)n);
+	return sampler_check(m, g->context, &g->options, g->prompt, (int64_t)n, e);
 }
 
-static int run(struct generation *g, struct err *e)
+int generation_begin(struct generation *g, struct job *job, struct opened *o, struct err *e)
 {
+	*g = (struct generation) { .job = job, .spec = job->spec->generate, .o = o };
 	FAIL_IF(g->spec->count < 1 || g->spec->count > LIMIT_IMAGES_PER_PROMPT, e, TF_EINVALID,
 		"count: found %u, expected 1 to %u", g->spec->count, LIMIT_IMAGES_PER_PROMPT);
-	job_stage(g->job, "load");
-	TRY(opened_init(&g->o, g->job, 1, e));
 	TRY(take_options(g, e));
-	job_stage(g->job, "prompt");
+	job_stage(job, "prompt");
 	TRY(encode_pictures(g, e));
 	TRY(make_requests(g, e));
-	TRY(sample(g, e));
-	return generate_write(g, e);
+	return make_entries(g, e);
+}
+
+void generation_release(struct generation *g)
+{
+	for (size_t i = 0; i < g->results; i++) {
+		if (g->entry[i].ended)
+			sampler_result_release(&g->entry[i].result);
+	}
+	for (size_t i = 0; i < g->requests; i++)
+		xfree(g->request[i].token);
+	xfree(g->entry);
+	xfree(g->prompt);
+	xfree(g->result);
+	xfree(g->request);
+	xfree(g->latent);
 }
 
 int job_generate(struct job *job, struct err *e)
 {
-	struct generation g = { .job = job, .spec = job->spec->generate };
-	int rc;
-
-	rc = run(&g, e);
-	for (size_t i = 0; i < g.results; i++)
-		sampler_result_release(&g.result[i]);
-	for (size_t i = 0; i < g.requests; i++)
-		xfree(g.request[i].token);
-	xfree(g.result);
-	xfree(g.request);
-	xfree(g.latent);
-	if (rc == 0)
-		opened_leave(&g.o, job);
-	else
-		opened_release(&g.o);
-	return rc;
+	return batch_run(job, e);
 }

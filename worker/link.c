@@ -29,6 +29,7 @@
 #define PAUSE_MS_FIRST 200 /* between hellos while nobody answers, doubling */
 #define PAUSE_MS_MOST 5000
 #define TURN_MS 100 /* the thread looks around at least so often */
+#define ROOM_UNSAID UINT32_MAX
 
 struct message {
 	struct buf bytes; /* a packed Request; empty: none */
@@ -47,6 +48,8 @@ struct link {
 	int wake_fd;     /* eventfd: something is to be sent, or the thread should end */
 	atomic_int stop; /* Tf__StopReason; of this job */
 	atomic_bool leaving; /* SIGTERM came */
+	atomic_bool is_fenced;
+	_Atomic uint32_t room; /* for further jobs; ROOM_UNSAID: not for them */
 	_Atomic int64_t peak_rss_anon;
 
 	pthread_mutex_t lock;
@@ -60,6 +63,11 @@ struct link {
 	bool stay;      /* the daemon knows that another job is welcome */
 	struct message next;
 	bool next_is_new;
+	struct {
+		uint64_t job;
+		uint32_t attempt;
+	} join[LIMIT_JOINED]; /* not taken in yet */
+	size_t joins;
 	bool idle;      /* link_next waits; ended by an Assignment */
 	bool dismissed; /* none will come */
 	bool closing;
@@ -135,6 +143,8 @@ void link_progress(struct link *l, const Tf__Progress *progress)
 	report.job = l->job;
 	report.attempt = l->attempt;
 	report.progress = (Tf__Progress *)progress;
+	report.room = atomic_load(&l->room);
+	report.has_room = report.room != ROOM_UNSAID;
 	r.body_case = TF__REQUEST__BODY_WORKER_REPORT;
 	r.worker_report = &report;
 	pthread_mutex_lock(&l->lock);
@@ -171,7 +181,7 @@ static bool dismiss(struct link *l, const char *why)
 static void lose(struct link *l, int64_t now)
 {
 	if (l->known && !dismiss(l, "the daemon does not answer"))
-		log_warn("the daemon does not answer; the job goes on");
+		log_line(LOG_WARN, l->job, "the daemon does not answer; the job goes on");
 	l->known = false;
 	l->open_id = 0;
 	l->next_hello_ms = now + l->pause_ms;
@@ -248,7 +258,7 @@ static void take_stop(struct link *l, Tf__StopReason reason)
 
 	if (reason != TF__STOP_REASON__STOP_NONE &&
 	    atomic_compare_exchange_strong(&l->stop, &none, (int)reason))
-		log_info("told to stop, reason=%d", (int)reason);
+		log_line(LOG_INFO, l->job, "told to stop, reason=%d", (int)reason);
 }
 
 /* From here on the line is this job's; called with the lock held. */
@@ -321,12 +331,14 @@ static void take_trouble(struct link *l, const Tf__Reply *reply, int64_t now)
 {
 	const char *text = reply->text && *reply->text ? reply->text : err_text(reply->code);
 
-	if (reply->code == TF_EFENCED)
+	if (reply->code == TF_EFENCED) {
+		atomic_store(&l->is_fenced, true);
 		l->fenced(text);
+	}
 	pthread_mutex_lock(&l->lock);
 	snprintf(l->trouble, sizeof l->trouble, "%s", text);
 	pthread_mutex_unlock(&l->lock);
-	log_warn("the daemon answers: %s", text);
+	log_line(LOG_WARN, l->job, "the daemon answers: %s", text);
 	l->known = false;
 	l->next_hello_ms = now + l->pause_ms;
 	l->pause_ms = 2 * l->pause_ms < PAUSE_MS_MOST ? 2 * l->pause_ms : PAUSE_MS_MOST;
@@ -347,12 +359,24 @@ static void take_order(struct link *l, const Tf__Order *order)
 		take_stop(l, order->stop);
 }
 
+static void take_join(struct link *l, const Tf__Join *join)
+{
+	pthread_mutex_lock(&l->lock);
+	if (l->joins < ARRAY_LEN(l->join)) { /* else the daemon puts the job back in time */
+		l->join[l->joins].job = join->job;
+		l->join[l->joins++].attempt = join->attempt;
+	}
+	pthread_mutex_unlock(&l->lock);
+}
+
 /* Returns whether the reply was kept. */
 static bool take_reply(struct link *l, Tf__Reply *reply, int64_t now)
 {
 	l->heard_ms = now;
 	if (reply->body_case == TF__REPLY__BODY_ORDER)
 		take_order(l, reply->order);
+	if (reply->id == 0 && reply->body_case == TF__REPLY__BODY_JOIN)
+		take_join(l, reply->join);
 	if (reply->id == 0 && reply->body_case == TF__REPLY__BODY_ASSIGNMENT)
 		return take_next(l, reply);
 	if (reply->id == 0 || reply->id != l->open_id)
@@ -500,17 +524,13 @@ static void release(struct link *l)
 	xfree(l);
 }
 
-int link_open(const struct link_options *o, struct link **out, struct err *e)
+/* Takes the link, whose keys are those of the process. */
+static int start(struct link *l, struct link **out, struct err *e)
 {
-	struct link *l = xcalloc(1, sizeof *l);
 	pthread_condattr_t monotonic;
 	int rc = 0;
 
-	l->endpoint = xstrdup(o->endpoint);
-	snprintf(l->server_key, sizeof l->server_key, "%s", o->server_key);
-	l->job = o->job;
-	l->attempt = o->attempt;
-	l->fenced = o->fenced;
+	atomic_store(&l->room, ROOM_UNSAID);
 	pthread_mutex_init(&l->lock, NULL);
 	pthread_condattr_init(&monotonic);
 	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
@@ -520,8 +540,6 @@ int link_open(const struct link_options *o, struct link **out, struct err *e)
 	l->context = zmq_ctx_new();
 	if (l->wake_fd < 0 || !l->context)
 		rc = err_errno(e, "the link to the daemon");
-	if (rc == 0)
-		rc = key_pair_of_secret(o->secret_key, &l->keys, e);
 	if (rc == 0)
 		rc = open_socket(l, e);
 	if (rc == 0) {
@@ -533,6 +551,41 @@ int link_open(const struct link_options *o, struct link **out, struct err *e)
 	else
 		*out = l;
 	return rc;
+}
+
+static struct link *new(const char *endpoint, const char *server_key, uint64_t job,
+			uint32_t attempt, void (*fenced)(const char *))
+{
+	struct link *l = xcalloc(1, sizeof *l);
+
+	l->endpoint = xstrdup(endpoint);
+	snprintf(l->server_key, sizeof l->server_key, "%s", server_key);
+	l->job = job;
+	l->attempt = attempt;
+	l->fenced = fenced;
+	return l;
+}
+
+int link_open(const struct link_options *o, struct link **out, struct err *e)
+{
+	struct key_pair keys;
+	struct link *l;
+
+	TRY(key_pair_of_secret(o->secret_key, &keys, e));
+	l = new(o->endpoint, o->server_key, o->job, o->attempt, o->fenced);
+	l->keys = keys;
+	key_pair_wipe(&keys);
+	return start(l, out, e);
+}
+
+int link_beside(const struct link *of, uint64_t job, uint32_t attempt, struct link **out,
+		struct err *e)
+{
+	struct link *l = new(of->endpoint, of->server_key, job, attempt, of->fenced);
+
+	l->keys = of->keys;
+	atomic_store(&l->leaving, atomic_load(&of->leaving));
+	return start(l, out, e);
 }
 
 void link_close(struct link *l)
@@ -642,11 +695,37 @@ int link_next(struct link *l, int64_t timeout_ms, const Tf__Assignment **out, st
 	return rc;
 }
 
+void link_room(struct link *l, uint32_t jobs)
+{
+	atomic_store(&l->room, jobs);
+}
+
+bool link_join(struct link *l, uint64_t *job, uint32_t *attempt)
+{
+	bool any;
+
+	pthread_mutex_lock(&l->lock);
+	any = l->joins > 0;
+	if (any) {
+		*job = l->join[0].job;
+		*attempt = l->join[0].attempt;
+		memmove(l->join, l->join + 1, --l->joins * sizeof l->join[0]);
+	}
+	pthread_mutex_unlock(&l->lock);
+	return any;
+}
+
+bool link_is_fenced(const struct link *l)
+{
+	return atomic_load(&l->is_fenced);
+}
+
 Tf__StopReason link_stop(const struct link *l)
 {
 	int stop = atomic_load(&l->stop);
 
-	if (stop == TF__STOP_REASON__STOP_NONE && atomic_load(&l->leaving))
+	if (stop == TF__STOP_REASON__STOP_NONE &&
+	    (atomic_load(&l->leaving) || atomic_load(&l->is_fenced)))
 		return TF__STOP_REASON__STOP_SHUTDOWN;
 	return (Tf__StopReason)stop;
 }

@@ -21,12 +21,16 @@ struct link_options {
 	const char *secret_key; /* Z85, of this attempt */
 	uint64_t job;
 	uint32_t attempt;
-	void (*fenced)(
-		const char *); /* another attempt counts: called in the thread, ends the process */
+	/* Another attempt counts: called in the thread. It ends the process, or returns where that
+	 * runs other jobs; then link_is_fenced says so, and the job should leave without a word. */
+	void (*fenced)(const char *);
 };
 
 /* Starts the thread; the options' strings are copied. TF_EINVALID for keys that are none. */
 int link_open(const struct link_options *o, struct link **out, struct err *e);
+/* Another line of this process, with the same key, for a further attempt. */
+int link_beside(const struct link *l, uint64_t job, uint32_t attempt, struct link **out,
+		struct err *e);
 /* Ends the thread; what was not sent is dropped. NULL is fine. */
 void link_close(struct link *l);
 
@@ -36,6 +40,11 @@ int link_assignment(struct link *l, int64_t timeout_ms, const Tf__Assignment **o
 /* Sends this progress (copied) as soon as the daemon listens; an earlier one not sent yet is
  * dropped. */
 void link_progress(struct link *l, const Tf__Progress *progress);
+/* Says with each progress from now on how many more jobs the process would take in; before the
+ * first call nothing is said of it. */
+void link_room(struct link *l, uint32_t jobs);
+/* A further attempt that the daemon put into this process; false: there is none (any more). */
+bool link_join(struct link *l, uint64_t *job, uint32_t *attempt);
 /* Tells the outcome (packed), and whether the process would take another job. */
 void link_done(struct link *l, const struct buf *outcome, bool stay);
 /* Waits until the daemon has the outcome on disk. TF_ETIMEOUT after timeout_ms. */
@@ -46,6 +55,7 @@ int link_told(struct link *l, int64_t timeout_ms, struct err *e);
  * said so or is away, SIGTERM, or the time is up); the process has nothing left to do. */
 int link_next(struct link *l, int64_t timeout_ms, const Tf__Assignment **out, struct err *e);
 
+bool link_is_fenced(const struct link *l);
 /* Why the job should leave; STOP_NONE: it need not. */
 Tf__StopReason link_stop(const struct link *l);
 /* Asks the job to leave as if the daemon had (for a SIGTERM; safe in a signal handler). */

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * transfuse-worker: one process runs one attempt of one job at a time. The daemon starts it; it
- * says hello, gets its Assignment, runs the job's function, writes the outcome, tells the daemon.
- * Where the Assignment says so it then waits for another job, keeping the model (kept.h); else it
- * exits. Each job has the log, the folder and the reports of its own.
+ * transfuse-worker: one process runs one attempt of one job at a time, of a joint kind several. The
+ * daemon starts it; it says hello, gets its Assignment, runs the job's function, writes the
+ * outcome, tells the daemon. Where the Assignment says so it then waits for another job, keeping
+ * the model (kept.h); else it exits. Each job has the log, the folder and the reports of its own.
  *
  * The main thread runs the job; link.c has a thread for the daemon's messages. SIGTERM asks the
  * job to leave in order. worker.h lists the exit statuses. */
@@ -12,10 +12,8 @@
 #include "lib/log.h"
 #include "lib/mem.h"
 #include "proto/keys.h"
-#include "worker/kept.h"
-#include "worker/link.h"
+#include "worker/crew.h"
 #include "worker/plan.h"
-#include "worker/report.h"
 #include "worker/worker.h"
 
 #include <errno.h>
@@ -28,23 +26,19 @@
 #include <string.h>
 #include <unistd.h>
 
-#define HELLO_MS 60000 /* how long an assignment is waited for */
-#define SOON_MS 200    /* a daemon that answers in this time has the outcome on disk itself */
-#define DONE_MS 180000 /* how long a daemon is waited for once the outcome is on disk here */
+#define HELLO_MS 60000     /* how long an assignment is waited for */
 #define WARM_MORE_MS 60000 /* the daemon ends a wait for another job; this is for when it forgets */
 
-static struct link *line; /* for the signal handler */
-static struct {
-	struct job *job;      /* NULL: nothing to leave an outcome for */
-	pthread_mutex_t lock; /* whoever dies first writes it */
-} dying = { NULL, PTHREAD_MUTEX_INITIALIZER };
+static struct crew *crew;
 
 static const struct {
 	Tf__JobKind kind;
 	const char *name;
+	bool joint;
 	int (*run)(struct job *job, struct err *e);
 } kinds[] = {
-#define J(id, ENUM, field, artefact, resumable, warm, help) { TF__JOB_KIND__##ENUM, #id, job_##id },
+#define J(id, ENUM, field, artefact, resumable, warm, joint, help) \
+	{ TF__JOB_KIND__##ENUM, #id, joint, job_##id },
 #include "proto/jobs.def"
 #undef J
 };
@@ -152,8 +146,8 @@ static void parse_arguments(int argc, char **argv, struct arguments *a)
 static void on_sigterm(int signal_number)
 {
 	(void)signal_number;
-	if (line)
-		link_leave(line);
+	if (crew)
+		crew_signal(crew);
 }
 
 static void set_signals(void)
@@ -166,176 +160,78 @@ static void set_signals(void)
 	sigaction(SIGPIPE, &ignore, NULL);
 }
 
-/* Another attempt counts: nothing more may be written by this one. */
+/* Another attempt counts: nothing more may be written by this one. Where others run beside it, the
+ * job leaves alone. */
 static void fenced(const char *text)
 {
+	if (crew && !crew_is_lone(crew))
+		return;
 	log_error("%s: leaving at once", text);
 	_exit(WORKER_FENCED);
-}
-
-/* What kind of failure a code is, for another attempt. */
-static Tf__Failure failure_of(int code)
-{
-	return code == TF_EIO || code == TF_ETIMEOUT || code == TF_EINTERNAL
-		       ? TF__FAILURE__FAILURE_CRASH
-	       : code == TF_ENOMEM ? TF__FAILURE__FAILURE_MEMORY
-	       : code == TF_ENAN   ? TF__FAILURE__FAILURE_NAN
-				   : TF__FAILURE__FAILURE_OTHER;
-}
-
-/* Writes the outcome; what is told to the daemon then is in *packed. */
-static int leave_outcome(struct job *job, int code, const char *text, Tf__Failure failure,
-			 struct buf *packed, struct err *e)
-{
-	job_stage(job, NULL);
-	job_result(job, "peak_rss_anon_bytes", (double)link_peak_rss_anon(line));
-	report_outcome(job->state, code, text, failure, packed);
-	return report_write_outcome(job->attempt_folder, packed, e);
 }
 
 /* A death in any thread (a device error, mostly) is an outcome, too. */
 static void on_death(int status, const char *text)
 {
-	struct buf packed = BUF_INIT;
-	struct err e = ERR_INIT;
 	int code = status == EXIT_MEMORY ? TF_ENOMEM : TF_EINTERNAL;
-	Tf__Failure failure = status == EXIT_MEMORY || status == WORKER_DEVICE
-				      ? failure_of(code)
-				      : TF__FAILURE__FAILURE_OTHER;
+	Tf__Failure failure = status == EXIT_MEMORY	? TF__FAILURE__FAILURE_MEMORY
+			      : status == WORKER_DEVICE ? TF__FAILURE__FAILURE_CRASH
+							: TF__FAILURE__FAILURE_OTHER;
 
-	pthread_mutex_lock(&dying.lock); /* never released: the process ends */
-	if (!dying.job)
-		return;
-	if (leave_outcome(dying.job, code, text, failure, &packed, &e) == 0 &&
-	    report_sync_outcome(dying.job, &e) == 0) {
-		link_done(line, &packed, false);
-		link_told(line, HELLO_MS, &e);
-	}
-	if (e.code)
-		log_error("%s", e.text);
-	_exit(status);
+	if (crew && crew_die(crew, code, text, failure))
+		_exit(status);
 }
 
-static int run(struct job *job, struct err *e)
-{
-	for (size_t i = 0; i < ARRAY_LEN(kinds); i++)
-		if (kinds[i].kind == job->spec->kind) {
-			log_info("%s attempt=%u device=%s", kinds[i].name, job->attempt,
-				 job->device);
-			return kinds[i].run(job, e);
-		}
-	return err_set(e, TF_EUNSUPPORTED, "kind %d is not known to this worker",
-		       (int)job->spec->kind);
-}
-
-/* The daemon is told and has the outcome on disk, in its own records; when it does not answer soon,
- * the file is synced, so that the outcome counts whatever happens until it does. */
-static bool tell(struct job *job, const struct buf *packed, bool stay)
+/* Runs the job, and those that join it. */
+static void work_on(const Tf__Assignment *assignment, bool warm)
 {
 	struct err e = ERR_INIT;
+	struct job *job = NULL;
+	int rc = crew_begin(crew, assignment, warm, &job, &e);
+	size_t i = 0;
 
-	link_done(line, packed, stay);
-	if (link_told(line, SOON_MS, NULL) == 0)
-		return true;
-	if (report_sync_outcome(job, &e) < 0)
-		log_error("the outcome cannot be synced: %s", e.text);
-	err_clear(&e);
-	if (link_told(line, DONE_MS, &e) == 0)
-		return true;
-	log_warn("%s", e.text);
-	return false;
-}
-
-/* Writes the outcome and tells it; *stay: whether another job would be taken, and can come. */
-static int finish(struct job *job, int rc, const struct err *why, bool *stay)
-{
-	struct buf packed = BUF_INIT;
-	struct err e = ERR_INIT, late = *why;
-	int synced = report_sync_results(job, rc == 0 ? &late : NULL);
-	const char *text;
-
-	rc = rc == 0 ? synced : rc;
-	text = late.code ? late.text : err_text(rc);
-	if (rc == 0)
-		log_info("done");
-	else
-		log_line(rc == TF_ECANCELLED ? LOG_INFO : LOG_ERROR, 0, "%s", text);
-	if (leave_outcome(job, rc, rc == 0 ? NULL : text, failure_of(rc), &packed, &e) < 0)
-		log_error("the outcome cannot be written: %s", e.text);
-	*stay = *stay && (rc == 0 || rc == TF_ECANCELLED);
-	*stay = tell(job, &packed, *stay) && *stay;
-	buf_release(&packed);
-	return rc == 0 ? WORKER_DONE : rc == TF_ECANCELLED ? WORKER_STOPPED : WORKER_FAILED;
-}
-
-/* Runs the job; *stay when it is a warm one and the process is fit for another: it did what it was
- * told, in order. */
-static int work_on(const Tf__Assignment *assignment, struct kept *kept, bool *stay)
-{
-	struct err e = ERR_INIT;
-	struct job job;
-	int rc = job_init(&job, assignment, line, &e), status;
-
-	job.kept = kept;
+	while (i < ARRAY_LEN(kinds) && kinds[i].kind != assignment->spec->kind)
+		i++;
+	if (rc == 0 && i == ARRAY_LEN(kinds))
+		rc = err_set(&e, TF_EUNSUPPORTED, "kind %d is not known to this worker",
+			     (int)assignment->spec->kind);
 	if (rc == 0) {
-		dying.job = &job;
-		rc = run(&job, &e);
+		log_info("%s attempt=%u device=%s", kinds[i].name, job->attempt, job->device);
+		rc = kinds[i].run(job, &e);
+		if (kinds[i].joint)
+			return; /* all of them have left */
 	}
-	CHECK(rc <= 0);
-	pthread_mutex_lock(&dying.lock);
-	dying.job = NULL;
-	pthread_mutex_unlock(&dying.lock);
-	*stay = kept != NULL;
-	status = finish(&job, rc, &e, stay);
-	job_release(&job);
-	return status;
+	crew_leave(crew, job, rc, &e);
 }
 
-static void write_to(const char *path, int flags)
-{
-	int fd = open(path, flags | O_WRONLY | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
-
-	fflush(stdout);
-	if (fd < 0 || dup2(fd, STDOUT_FILENO) < 0 || dup2(fd, STDERR_FILENO) < 0)
-		die(WORKER_FAILED, "%s: %s", path, strerror(errno));
-	close(fd);
-}
-
-/* Waits for another job; then log and folder are its own. False: there is none. */
+/* Waits for another job. False: there is none. */
 static bool another(int64_t warm_ms, const Tf__Assignment **out)
 {
-	struct err e = ERR_INIT;
-	char *log;
-
-	write_to("/dev/null", 0); /* the log of the job that is over is not ours any more */
-	log_set_job(0);
-	if (link_next(line, warm_ms + WARM_MORE_MS, out, &e) < 0)
-		return false;
-	log = job_path((*out)->job_folder, "log");
-	write_to(log, O_CREAT);
-	xfree(log);
-	log_set_job((*out)->job);
-	if (chdir((*out)->attempt_folder) < 0)
-		die(WORKER_FAILED, "%s: %s", (*out)->attempt_folder, strerror(errno));
-	return true;
+	crew_turn_to(crew, NULL);
+	return link_next(crew_line(crew), warm_ms + WARM_MORE_MS, out, NULL) == 0;
 }
 
-static int work(void)
+static int work(struct link *line)
 {
 	const Tf__Assignment *assignment = NULL;
 	struct kept kept = { 0 };
 	struct err e = ERR_INIT;
 	int64_t warm_ms;
-	bool stay;
 	int status;
 
+	crew = crew_new(line, &kept);
 	if (link_assignment(line, HELLO_MS, &assignment, &e) < 0)
 		die(WORKER_NO_DAEMON, "%s", e.text);
 	do {
 		warm_ms = assignment->has_warm_seconds ? assignment->warm_seconds * 1000LL : 0;
-		status = work_on(assignment, warm_ms ? &kept : NULL, &stay);
-	} while (stay && another(warm_ms, &assignment));
+		work_on(assignment, warm_ms > 0);
+	} while (crew_stays(crew) && another(warm_ms, &assignment));
+	status = crew_status(crew);
 	kept_release(&kept);
+#ifdef ORDERLY_EXIT
+	crew_close(crew);
+	crew = NULL;
+#endif
 	return status;
 }
 
@@ -343,6 +239,7 @@ int main(int argc, char **argv)
 {
 	struct arguments a = { 0 };
 	struct err e = ERR_INIT;
+	struct link *line;
 	int status;
 
 	die_set_program("transfuse-worker");
@@ -356,11 +253,10 @@ int main(int argc, char **argv)
 	if (link_open(&a.link, &line, &e) < 0)
 		die(WORKER_USAGE, "%s", e.text);
 	explicit_bzero(a.secret, sizeof a.secret);
-	status = work();
+	status = work(line);
 #ifndef ORDERLY_EXIT
 	fflush(NULL);
 	_exit(status); /* its slot is free when it is gone: nothing is to be done any more */
 #endif
-	link_close(line);
 	return status;
 }

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The vocabulary of transfuse-worker: one process runs one attempt of one job at a time, mostly one
- * in all.
+ * in all; of a joint kind several (crew.h).
  *
  * main.c says hello to the daemon, fills struct job from the Assignment and calls the job's
  * function (proto/jobs.def has a row for each kind; its work is job_<kind>.c). The function
  * returns 0 when the work is done, TF_ECANCELLED when it left because job_should_stop said so, or
- * another TF_E* with a sentence. main.c then writes the outcome, tells the daemon and exits or asks
+ * another TF_E* with a sentence. crew.c then writes the outcome, tells the daemon and exits or asks
  * for another job: then it is warm, and kept.h says what it keeps.
  *
  * A job's function runs in the main thread. A thread of its own (link.c) speaks with the daemon,
@@ -32,6 +32,7 @@ enum worker_exit {
 	WORKER_DEVICE = KERNEL_EXIT_DEVICE, /* a device error */
 };
 
+struct crew;
 struct kept;
 struct link;
 struct report;
@@ -51,10 +52,12 @@ struct job {
 	struct link *link;                /* NULL in tests: reports go nowhere */
 	struct report *state;             /* of report.c */
 	struct kept *kept;                /* what may outlive the job (kept.h); NULL: nothing */
+	struct crew *crew;                /* those beside it (crew.h); NULL in tests: none */
 };
 
-/* One function for each row of jobs.def. */
-#define J(id, ENUM, field, artefact, resumable, warm, help) \
+/* One function for each row of jobs.def. That of a joint kind takes in further jobs of its crew,
+ * and sees all of them off with crew_leave, this one, too; without a crew it is as the others. */
+#define J(id, ENUM, field, artefact, resumable, warm, joint, help) \
 	int job_##id(struct job *job, struct err *e);
 #include "proto/jobs.def"
 #undef J

@@ -149,11 +149,92 @@ static int read_options(struct options *o, struct err *e, int n, char **argv)
 	return options_read(n, argv, o, &result, e);
 }
 
+/* A queued job that may run with those of a number; walltime in ms, 0: none. */
+static struct job *add_joint(struct live *l, uint64_t id, uint64_t together, int64_t walltime_ms)
+{
+	struct job *j;
+
+	add(l, id, TF__JOB_STATE__QUEUED, NULL);
+	j = live_find(l, id);
+	j->together = together;
+	j->walltime_ms = walltime_ms;
+	return j;
+}
+
+static void assert_joins(const struct decision *d, uint64_t job, uint64_t beside)
+{
+	assert_int_equal(d->kind, DECIDE_JOIN);
+	assert_int_equal(d->job, job);
+	assert_int_equal(d->beside, beside);
+	assert_int_equal(d->holding.slot, -1);
+}
+
+/* A free place comes first, then a process of the same number, as long as it has room. */
+static void jobs_join_where_there_is_room(void **state)
+{
+	struct machine m = { .slots = 2 };
+	struct running held[] = {
+		{ .holding = { .job = 1, .slot = 0 }, .ends_ms = NEVER_MS, .together = 7,
+		  .room = 2, .jobs = 1 },
+		{ .holding = { .job = 2, .slot = 1 }, .ends_ms = NEVER_MS, .together = 8,
+		  .room = 1, .jobs = 3 },
+	};
+	struct decision out[LIMIT_WORKERS];
+	struct live l = { 0 };
+
+	(void)state;
+	add(&l, 1, TF__JOB_STATE__RUNNING, NULL);
+	add(&l, 2, TF__JOB_STATE__RUNNING, NULL);
+	for (uint64_t id = 3; id < 8; id++)
+		add_joint(&l, id, id == 4 ? 8 : 7, 0);
+	assert_int_equal(decide(&l, &m, held, 2, out), 3);
+	assert_joins(&out[0], 3, 1);
+	assert_joins(&out[1], 4, 2);
+	assert_joins(&out[2], 5, 1);
+	held[0].stopping = true;
+	held[1].room = 0;
+	assert_int_equal(decide(&l, &m, held, 2, out), 0);
+	held[0].stopping = false;
+	live_find(&l, 4)->together = 7;
+	assert_int_equal(decide(&l, &m, held, 1, out), 3); /* the second place is free */
+	assert_int_equal(out[0].kind, DECIDE_START);
+	assert_int_equal(out[0].holding.slot, 1);
+	assert_joins(&out[1], 4, 1);
+	assert_joins(&out[2], 5, 1);
+	live_release(&l);
+	shares_release(&l.shares);
+}
+
+/* Behind the first in line only what ends in time joins: the process must not go on because of it.
+ */
+static void joining_does_not_put_off_the_first_in_line(void **state)
+{
+	struct machine m = { .slots = 1 };
+	struct running held = { .holding = { .job = 1, .slot = 0 }, .ends_ms = 1000000 + 60000,
+				.together = 7, .room = 9, .jobs = 1 };
+	struct decision out[LIMIT_WORKERS];
+	struct live l = { 0 };
+
+	(void)state;
+	add(&l, 1, TF__JOB_STATE__RUNNING, NULL);
+	add_joint(&l, 2, 7, 0);
+	add_joint(&l, 3, 0, 0); /* first in line: the slot is its in a minute */
+	add_joint(&l, 4, 7, 0);
+	add_joint(&l, 5, 7, 61000);
+	add_joint(&l, 6, 7, 59000);
+	assert_int_equal(decide(&l, &m, &held, 1, out), 2);
+	assert_joins(&out[0], 2, 1);
+	assert_joins(&out[1], 6, 1);
+	live_release(&l);
+	shares_release(&l.shares);
+}
+
 static void options_come_from_rows(void **state)
 {
 	char *good[] = { "transfused", "--state",   "/a b\"c",  "--slots",  "3",
 			 "--listen",   "tcp://*:1", "--listen", "tcp://*:2" };
 	char *range[] = { "transfused", "--slots", "65" },
+	     *joined[] = { "transfused", "--joined-jobs", "65" },
 	     *word[] = { "transfused", "--slots", "two" };
 	char *unknown[] = { "transfused", "--slot-count", "2" };
 	struct options o;
@@ -169,6 +250,8 @@ static void options_come_from_rows(void **state)
 	options_release(&o);
 	assert_int_equal(read_options(&o, &e, 3, range), TF_EINVALID);
 	assert_non_null(strstr(e.text, "slots"));
+	assert_int_equal(read_options(&o, &e, 3, joined), TF_EINVALID);
+	assert_non_null(strstr(e.text, "joined"));
 	assert_int_equal(read_options(&o, &e, 3, word), TF_EINVALID);
 	assert_int_equal(read_options(&o, &e, 3, unknown), TF_EUSAGE);
 }
@@ -180,6 +263,8 @@ int main(void)
 		cmocka_unit_test(live_jobs_are_found_among_holes),
 		cmocka_unit_test(first_come_first_served),
 		cmocka_unit_test(a_job_without_its_device_holds_nobody_up),
+		cmocka_unit_test(jobs_join_where_there_is_room),
+		cmocka_unit_test(joining_does_not_put_off_the_first_in_line),
 		cmocka_unit_test(options_come_from_rows),
 	};
 
