@@ -108,6 +108,7 @@ static void try_store(struct daemon *d)
 static int commit_store(struct daemon *d, struct err *e)
 {
 	TRY(queue_save(d, e));
+	TRY(notices_save(d, e));
 	if (state_changed(d->state))
 		d->fold_ms = clock_mono_ms() + FOLD_MS;
 	return d->doomed.count > 0 ? state_fold(d->state, e) : state_commit(d->state, e);
@@ -307,5 +308,7 @@ void loop_run(struct daemon *d)
 		if (server_wait_ms(d) > 0)
 			break;
 	}
+	notices_finish(d);
+	loop_commit(d);
 	warm_drop_all(d, "the daemon leaves");
 }

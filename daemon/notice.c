@@ -5,10 +5,13 @@
 #include "lib/clock.h"
 #include "lib/log.h"
 #include "lib/mem.h"
+#include "store/notices.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <jansson.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,6 +24,7 @@
 #define REASON_BYTES 1000
 #define SAID_BYTES 400 /* of what the program says about a failure */
 #define SPARE_MS 10000 /* beyond what the program grants itself */
+#define FINISH_MS 2000 /* when the daemon leaves */
 #define WAIT_MOST_S 60 /* between two tries; see notify.c */
 
 static const char *const event_names[NOTICE_EVENTS] = { "job_end", "queue_empty", "slot_drained" };
@@ -137,7 +141,7 @@ static bool is_wanted(const struct daemon *d, enum notice_event event, const Tf_
 {
 	const struct notices *n = &d->notices;
 
-	if (!n->wanted || !n->open)
+	if (!n->wanted)
 		return false;
 	for (size_t i = 0; i < n->rules; i++) {
 		const struct notice_rule *rule = &n->rule[i];
@@ -151,33 +155,44 @@ static bool is_wanted(const struct daemon *d, enum notice_event event, const Tf_
 	return n->rules == 0;
 }
 
+static char **text_at(struct notices *n, uint64_t number)
+{
+	return &n->text[number % LIMIT_NOTICES];
+}
+
+static void drop(struct notices *n, uint64_t number)
+{
+	free(*text_at(n, number));
+	*text_at(n, number) = NULL;
+}
+
+static void drop_first(struct notices *n)
+{
+	drop(n, n->first++);
+}
+
 /* Takes the object. */
 static void add(struct daemon *d, enum notice_event event, json_t *o)
 {
 	struct notices *n = &d->notices;
-	char host[256] = "", now[CLOCK_TEXT_MAX];
+	char host[256] = "", now[CLOCK_TEXT_MAX], id[48];
+	int64_t ms = clock_wall_ms();
 
-	if (n->count == LIMIT_NOTICES) {
+	if (n->next - n->first == LIMIT_NOTICES) {
 		n->lost++;
 		json_decref(o);
 		return;
 	}
 	gethostname(host, sizeof host - 1);
-	clock_format_ms(clock_wall_ms(), now);
+	clock_format_ms(ms, now);
+	/* a restored state gives its numbers again, at another time */
+	snprintf(id, sizeof id, "%" PRIu64 "-%" PRId64, n->next, ms);
 	json_object_set_new(o, "event", json_string(event_names[event]));
+	json_object_set_new(o, "id", json_string(id));
 	json_object_set_new(o, "time", json_string(now));
 	json_object_set_new(o, "host", json_string(host));
-	n->text[(n->first + n->count++) % LIMIT_NOTICES] = json_dumps(o, JSON_COMPACT);
-	n->fresh++;
+	*text_at(n, n->next++) = json_dumps(o, JSON_COMPACT);
 	json_decref(o);
-}
-
-static void drop_first(struct notices *n)
-{
-	free(n->text[n->first]);
-	n->text[n->first] = NULL;
-	n->first = (n->first + 1) % LIMIT_NOTICES;
-	n->count--;
 }
 
 /* Cut to a length, between two characters. */
@@ -240,7 +255,7 @@ void notice_slot_drained(struct daemon *d, const char *slot, const char *reason,
 {
 	json_t *o;
 
-	if (!is_wanted(d, NOTICE_SLOT_DRAINED, NULL))
+	if (!d->notices.open || !is_wanted(d, NOTICE_SLOT_DRAINED, NULL))
 		return;
 	o = json_object();
 	json_object_set_new(o, "slot", json_string(slot));
@@ -249,10 +264,82 @@ void notice_slot_drained(struct daemon *d, const char *slot, const char *reason,
 	add(d, NOTICE_SLOT_DRAINED, o);
 }
 
+/* ---------------------------------------------------------------- on disk */
+
+struct loading {
+	struct daemon *d;
+	struct err *e;
+	uint32_t starts; /* of the first one, this start included */
+};
+
+static int load_one(void *arg, uint64_t number, const Tf__NoticeRecord *r)
+{
+	struct loading *l = arg;
+	struct notices *n = &l->d->notices;
+
+	if (n->first == n->next) {
+		n->first = n->next = number;
+		l->starts = r->starts + 1;
+	}
+	FAIL_IF(number != n->next || n->next - n->first == LIMIT_NOTICES, l->e, TF_ECORRUPT,
+		"store: notice %" PRIu64 " follows %" PRIu64 " others from %" PRIu64 " on", number,
+		n->next - n->first, n->first);
+	*text_at(n, n->next++) = strdup(r->text);
+	return 0;
+}
+
+static int put(struct daemon *d, uint64_t number, uint32_t starts, struct err *e)
+{
+	Tf__NoticeRecord r = TF__NOTICE_RECORD__INIT;
+
+	r.text = *text_at(&d->notices, number);
+	r.has_starts = starts > 0;
+	r.starts = starts;
+	return notice_put(d->state, number, &r, e);
+}
+
+int notices_load(struct daemon *d, struct err *e)
+{
+	struct notices *n = &d->notices;
+	struct loading l = { .d = d, .e = e };
+	uint64_t last;
+
+	TRY(state_number(d->state, "last-notice", &last, e));
+	TRY(notices_each(d->state, load_one, &l, e));
+	if (n->first == n->next)
+		n->first = n->next = last + 1;
+	n->fresh = n->kept_next = n->next;
+	n->kept_first = n->first;
+	if (n->first == n->next)
+		return 0;
+	log_info("%" PRIu64 " notices wait since before the start", n->next - n->first);
+	if (l.starts < NOTICE_STARTS)
+		return put(d, n->first, l.starts, e);
+	log_error("a notice is not delivered: %s: %u daemons ended over it", *text_at(n, n->first),
+		  l.starts);
+	drop_first(n);
+	return 0;
+}
+
+int notices_save(struct daemon *d, struct err *e)
+{
+	struct notices *n = &d->notices;
+
+	for (uint64_t k = n->kept_first; k < n->first && k < n->kept_next; k++)
+		TRY(notice_delete(d->state, k, e));
+	n->saving_first = n->first;
+	n->saving_next = n->kept_next > n->first ? n->kept_next : n->first;
+	for (; n->saving_next < n->next; n->saving_next++)
+		TRY(put(d, n->saving_next, 0, e));
+	return n->saving_next == n->kept_next
+		       ? 0
+		       : state_set_number(d->state, "last-notice", n->next - 1, e);
+}
+
 /* ---------------------------------------------------------------- delivering */
 
 /* What the program is told on its descriptor 3. */
-static char *order_text(const struct daemon *d)
+static char *order_text(struct daemon *d)
 {
 	const struct options *o = &d->options;
 	json_t *order = json_object(), *command = json_array();
@@ -265,7 +352,7 @@ static char *order_text(const struct daemon *d)
 	json_object_set_new(order, "timeout_s", json_integer(o->notify_timeout_seconds));
 	json_object_set_new(order, "retries", json_integer(o->notify_retries));
 	json_object_set_new(order, "notice",
-			    json_loads(d->notices.text[d->notices.first], 0, NULL));
+			    json_loads(*text_at(&d->notices, d->notices.first), 0, NULL));
 	text = json_dumps(order, JSON_COMPACT);
 	json_decref(order);
 	return text;
@@ -316,14 +403,14 @@ static void start_next(struct daemon *d)
 	struct notices *n = &d->notices;
 	struct err e = ERR_INIT;
 
-	while (n->pid == 0 && n->count > n->fresh) {
+	while (n->pid == 0 && !n->leaving && n->first < n->fresh) {
 		if (!n->wanted) {
 			drop_first(n); /* a reload has taken the address away */
 			continue;
 		}
 		if (start_program(d, &e) == 0 && n->pidfd >= 0)
 			return;
-		log_error("a notice is not delivered: %s: %s", n->text[n->first], e.text);
+		log_error("a notice is not delivered: %s: %s", *text_at(n, n->first), e.text);
 		end_program(n);
 		drop_first(n);
 	}
@@ -333,15 +420,15 @@ void notices_committed(struct daemon *d, bool committed)
 {
 	struct notices *n = &d->notices;
 
-	for (; n->fresh > 0; n->fresh--)
-		if (!committed) {
-			size_t last = (n->first + --n->count) % LIMIT_NOTICES;
-
-			free(n->text[last]);
-			n->text[last] = NULL;
-		}
-	if (n->count)
-		start_next(d);
+	if (committed && n->saving_next > 0) {
+		n->kept_first = n->saving_first;
+		n->kept_next = n->saving_next;
+	}
+	n->saving_next = 0;
+	while (!committed && n->next > n->fresh)
+		drop(n, --n->next);
+	n->fresh = n->next;
+	start_next(d);
 }
 
 void notice_exited(struct daemon *d)
@@ -355,7 +442,7 @@ void notice_exited(struct daemon *d)
 		if (pread(n->output, said, SAID_BYTES, 0) < 0)
 			said[0] = 0;
 		said[strcspn(said, "\n")] = 0;
-		log_error("a notice is not delivered: %s: %s", n->text[n->first],
+		log_error("a notice is not delivered: %s: %s", *text_at(n, n->first),
 			  WIFSIGNALED(status) ? strsignal(WTERMSIG(status)) : said);
 	}
 	end_program(n);
@@ -381,14 +468,23 @@ void notices_open(struct daemon *d)
 	d->notices.open = true;
 }
 
+void notices_finish(struct daemon *d)
+{
+	struct notices *n = &d->notices;
+	struct pollfd item = { .fd = n->pidfd, .events = POLLIN };
+
+	n->leaving = true;
+	if (n->pid && poll(&item, 1, FINISH_MS) > 0)
+		notice_exited(d);
+}
+
 void notices_close(struct daemon *d)
 {
 	struct notices *n = &d->notices;
-	size_t running = n->pid ? 1 : 0;
 
-	if (n->count > running)
-		log_warn("%zu notices are not delivered: the daemon leaves", n->count - running);
+	if (n->next > n->first)
+		log_info("%" PRIu64 " notices wait for the next daemon", n->next - n->first);
 	end_program(n); /* it ends in its time */
-	while (n->count)
+	while (n->next > n->first)
 		drop_first(n);
 }

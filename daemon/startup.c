@@ -397,6 +397,7 @@ int daemon_open(struct daemon *d, struct err *e)
 	TRY(open_machine(d, e));
 	TRY(queue_configure(d, e));
 	TRY(notices_configure(d, e));
+	TRY(notices_load(d, e));
 	TRY(daemon_load(d, e));
 	artefact_collect(d);
 	upload_collect(d);

@@ -11,6 +11,7 @@
 #include "store/catalogue.h"
 #include "store/check.h"
 #include "store/jobs.h"
+#include "store/notices.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -172,7 +173,8 @@ static int copy_files(struct backup *b)
 
 /* ---------------------------------------------------------------- backup */
 
-/* The store as it is now, without attempts: their processes belong to this machine and moment. */
+/* The store as it is now, without attempts: their processes belong to this machine and moment; and
+ * without notices: this daemon delivers them. */
 static int copy_store(struct backup *b)
 {
 	char *from = xasprintf("%s/store", b->from), *to = xasprintf("%s/store", b->to);
@@ -188,6 +190,8 @@ static int copy_store(struct backup *b)
 		rc = state_open(to, 0, &b->copy, b->e);
 	if (rc == 0)
 		rc = attempts_forget(b->copy, b->e);
+	if (rc == 0)
+		rc = notices_forget(b->copy, b->e);
 	if (rc == 0)
 		rc = state_commit(b->copy, b->e);
 	xfree(from);

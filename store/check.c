@@ -50,6 +50,7 @@ static const ProtobufCMessageDescriptor *const records[STATE_TABLES] = {
 	[STATE_USAGE] = &tf__usage_record__descriptor,
 	[STATE_SHARES] = &tf__share_record__descriptor,
 	[STATE_DISK] = &tf__disk_record__descriptor,
+	[STATE_NOTICES] = &tf__notice_record__descriptor,
 };
 
 static int parse_one(void *arg, struct state_value key, struct state_value value)

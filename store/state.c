@@ -23,6 +23,7 @@ static const char *const table_names[STATE_TABLES] = {
 	"shares",
 	"disk",
 	"slots",
+	"notices",
 };
 
 struct state {

@@ -32,6 +32,7 @@ enum state_table {
 	STATE_SHARES,    /* name of a user -> ShareRecord */
 	STATE_DISK,      /* user -> DiskRecord */
 	STATE_SLOTS,     /* name -> SlotRecord */
+	STATE_NOTICES,   /* number -> NoticeRecord */
 	STATE_TABLES
 };
 

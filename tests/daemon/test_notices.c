@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Notices reach a script and a local web server, and nothing that these do reaches the daemon. */
 #include "tests/daemon/harness.h"
+#include "daemon/notice.h"
 #include "lib/buf.h"
 #include "lib/clock.h"
 #include "lib/files.h"
@@ -16,7 +17,9 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
+#include <zmq.h>
 
 #define PATIENCE_MS 60000
 
@@ -100,16 +103,21 @@ static void start_with_script(const char *body, const char *more)
 	harness_start(&h);
 }
 
+static void fill_drain(Tf__Request *r, Tf__SlotSet *m, const char *slot, const char *why)
+{
+	m->slot = (char *)slot;
+	m->action = why ? TF__SLOT_ACTION__SLOT_DRAIN : TF__SLOT_ACTION__SLOT_RESUME;
+	m->reason = (char *)why;
+	r->body_case = TF__REQUEST__BODY_SLOT_SET;
+	r->slot_set = m;
+}
+
 static int drain(const char *slot, const char *why)
 {
 	Tf__Request r = TF__REQUEST__INIT;
 	Tf__SlotSet m = TF__SLOT_SET__INIT;
 
-	m.slot = (char *)slot;
-	m.action = why ? TF__SLOT_ACTION__SLOT_DRAIN : TF__SLOT_ACTION__SLOT_RESUME;
-	m.reason = (char *)why;
-	r.body_case = TF__REQUEST__BODY_SLOT_SET;
-	r.slot_set = &m;
+	fill_drain(&r, &m, slot, why);
 	return harness_call(h.line, &r, NULL, &e);
 }
 
@@ -186,17 +194,170 @@ static void a_command_that_hangs_or_fails(void **state)
 /* At most so many wait; the rest is counted. */
 static void the_queue_is_bounded(void **state)
 {
+	void *context = zmq_ctx_new(), *socket;
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__SlotSet m = TF__SLOT_SET__INIT;
 	char *log;
 
 	(void)state;
 	start_with_script("sleep 1000", "notify_timeout_seconds: 10\n");
-	for (size_t i = 0; i < LIMIT_NOTICES + 20; i++) {
-		assert_ok(drain("cpu0", "again"), &e);
-		assert_ok(drain("cpu0", NULL), &e);
+	socket = harness_socket(&h, context, NULL);
+	r.version = TF_PROTOCOL_VERSION;
+	for (r.id = 1; r.id <= 2 * (LIMIT_NOTICES + 20); r.id++) {
+		fill_drain(&r, &m, "cpu0", r.id % 2 ? "again" : NULL);
+		harness_send(socket, &r);
 	}
 	log = until_text("daemon.log", "notices are lost", 1);
 	assert_non_null(strstr(log, "1000 wait already"));
 	xfree(log);
+	zmq_close(socket);
+	zmq_ctx_term(context);
+	harness_stop(&h);
+}
+
+/* ---- across the daemon's end */
+
+#define HELD "[ -e %s/hold ] && { echo \"tried $NOTICE_ID\"; sleep 1000; }; "                      \
+	     "echo \"$NOTICE_EVENT of $NOTICE_JOB is $NOTICE_ID\""
+
+static void hold(bool on)
+{
+	char *path = xasprintf("%s/hold", h.folder);
+
+	if (on)
+		assert_ok(file_write(path, "", 0, 0600, &e), &e);
+	else
+		unlink(path);
+	xfree(path);
+}
+
+/* A script that hangs while the file `hold` is there. */
+static void start_holding(void)
+{
+	char *body, *path, *text;
+
+	prepare();
+	body = xasprintf(HELD, h.folder);
+	path = script(body);
+	text = xasprintf("notify_command: [\"%s\"]\nnotify_on: [\"job_end\"]\n"
+			 "notify_timeout_seconds: 100\n",
+			 path);
+	write_config(text);
+	hold(true);
+	harness_start(&h);
+	xfree(text);
+	xfree(path);
+	xfree(body);
+}
+
+static int count(const char *text, const char *words)
+{
+	int n = 0;
+
+	for (const char *p = text; (p = strstr(p, words)) != NULL; p++)
+		n++;
+	return n;
+}
+
+/* What waited and what was being delivered comes from the next daemon, under the same id. */
+static void a_killed_daemon_forgets_none(void **state)
+{
+	char *told, id[64], *first;
+
+	(void)state;
+	start_holding();
+	for (int i = 0; i < 3; i++)
+		harness_until(&h, harness_noop(&h, "done"), TF__JOB_STATE__DONE);
+	xfree_(until_text("told", "tried", 1));
+	harness_kill(&h, SIGKILL);
+	hold(false);
+	harness_start(&h);
+	told = until_text("told", "of 3 is", 1);
+	assert_int_equal(sscanf(told, "tried %63s", id), 1);
+	first = xasprintf("of 1 is %s\n", id);
+	assert_int_equal(count(told, first), 1);
+	assert_int_equal(count(told, "of 2 is"), 1);
+	xfree(told);
+	harness_until(&h, harness_noop(&h, "done"), TF__JOB_STATE__DONE);
+	xfree_(until_text("told", "of 4 is", 1));
+	harness_kill(&h, SIGTERM); /* what was delivered is not delivered again */
+	harness_start(&h);
+	harness_until(&h, harness_noop(&h, "done"), TF__JOB_STATE__DONE);
+	told = until_text("told", "of 5 is", 1);
+	assert_int_equal(count(told, "job_end of"), 5);
+	xfree(told);
+	xfree(first);
+	harness_stop(&h);
+}
+
+/* One over which daemons end again and again is given up, and the next one comes. */
+static void none_is_delivered_for_ever(void **state)
+{
+	char *told;
+
+	(void)state;
+	start_holding();
+	harness_until(&h, harness_noop(&h, "done"), TF__JOB_STATE__DONE);
+	harness_until(&h, harness_noop(&h, "done"), TF__JOB_STATE__DONE);
+	for (int start = 1; start < NOTICE_STARTS; start++) {
+		xfree_(until_text("told", "tried 1-", start));
+		harness_kill(&h, SIGKILL);
+		harness_start(&h);
+	}
+	xfree_(until_text("told", "tried 1-", NOTICE_STARTS));
+	harness_kill(&h, SIGKILL);
+	harness_start(&h);
+	told = until_text("told", "tried 2-", 1);
+	assert_int_equal(count(told, "tried 1-"), NOTICE_STARTS);
+	xfree_(until_text("daemon.log", "daemons ended over it", 1));
+	xfree(told);
+	harness_stop(&h);
+}
+
+/* The daemon is killed at one commit after another, also where a job ends while none runs: whatever
+ * ended has been told. */
+#define FIRST_COMMIT 4 /* of a daemon that is ready */
+
+static void each_end_on_disk_is_told(void **state)
+{
+	void *context = zmq_ctx_new(), *socket;
+	char fault[40], told_of[40];
+	uint64_t id = 0;
+
+	(void)state;
+	start_with_script("echo \"$NOTICE_EVENT of $NOTICE_JOB is $NOTICE_ID\"",
+			  "notify_on: [\"job_end\"]\n");
+	for (int commit = FIRST_COMMIT; commit < FIRST_COMMIT + 11; commit++) {
+		harness_kill(&h, SIGKILL);
+		snprintf(fault, sizeof fault, "store-commit:%d!", commit);
+		h.fault = fault;
+		harness_start(&h);
+		socket = harness_socket(&h, context, NULL);
+		harness_send_noops(socket, "quiet", 1, 4); /* they say nothing themselves */
+		for (int i = 0; i < 30; i++) { /* it dies of the fault, or had too few commits */
+			siginfo_t info = { 0 };
+
+			waitid(P_PID, (id_t)h.pid, &info, WEXITED | WNOHANG | WNOWAIT);
+			if (info.si_pid)
+				break;
+			clock_sleep_ms(10);
+		}
+		zmq_close(socket);
+		harness_kill(&h, SIGKILL);
+		h.fault = NULL;
+		harness_start(&h);
+		id = harness_noop(&h, "done"); /* those before it have ended then */
+		harness_until(&h, id, TF__JOB_STATE__DONE);
+		snprintf(told_of, sizeof told_of, "of %llu is", (unsigned long long)id);
+		xfree_(until_text("told", told_of, 1));
+	}
+	for (uint64_t job = 1; job <= id; job++) {
+		assert_int_equal(harness_state(&h, job), TF__JOB_STATE__DONE);
+		snprintf(told_of, sizeof told_of, "of %llu is", (unsigned long long)job);
+		xfree_(until_text("told", told_of, 1));
+	}
+	print_message("# %llu jobs\n", (unsigned long long)id);
+	zmq_ctx_term(context);
 	harness_stop(&h);
 }
 
@@ -414,6 +575,9 @@ int main(void)
 		cmocka_unit_test(only_what_is_wanted),
 		cmocka_unit_test(a_command_that_hangs_or_fails),
 		cmocka_unit_test(the_queue_is_bounded),
+		cmocka_unit_test(a_killed_daemon_forgets_none),
+		cmocka_unit_test(none_is_delivered_for_ever),
+		cmocka_unit_test(each_end_on_disk_is_told),
 		cmocka_unit_test(wrong_options_are_refused),
 		cmocka_unit_test(too_many_rules_are_refused),
 		cmocka_unit_test(a_reload_is_followed),
