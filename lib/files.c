@@ -131,12 +131,22 @@ int file_put(const char *path, const void *data, size_t len, unsigned mode, stru
 	return write_aside(path, data, len, mode, false, e);
 }
 
+static bool same_parent(const char *a, const char *b)
+{
+	char *x = parent_of(a), *y = parent_of(b);
+	bool same = strcmp(x, y) == 0;
+
+	xfree(x);
+	xfree(y);
+	return same;
+}
+
 int file_rename(const char *from, const char *to, struct err *e)
 {
 	if (rename(from, to) < 0)
 		return err_errno(e, "rename of %s to %s", from, to);
 	TRY(fsync_parent(to, e));
-	return fsync_parent(from, e);
+	return same_parent(from, to) ? 0 : fsync_parent(from, e);
 }
 
 bool file_exists(const char *path)

@@ -31,7 +31,7 @@ static int collect_pictures(struct evaluation *ev, struct drawing *d, struct err
 {
 	uint64_t total = ev->info->samples[DATASET_TRAIN] + ev->info->samples[DATASET_HELDOUT];
 
-	nearest_init(&d->all, ev->info->width, ev->info->height);
+	nearest_init(&d->all, ev->info->width, ev->info->height, ev->job->threads);
 	d->all_name = xcalloc(total, sizeof *d->all_name);
 	for (int split = 0; split < DATASET_SPLITS; split++)
 		for (uint64_t i = 0; i < ev->info->samples[split]; i++) {

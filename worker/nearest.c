@@ -7,12 +7,13 @@
 
 #include <string.h>
 
-void nearest_init(struct nearest *n, int width, int height)
+void nearest_init(struct nearest *n, int width, int height, int threads)
 {
 	CHECK(width > 0 && height > 0 && width % 2 == 0 && height % 2 == 0);
 	memset(n, 0, sizeof *n);
 	n->width = width;
 	n->height = height;
+	n->threads = threads > 0 ? threads : 1;
 	n->values = (size_t)width / 2 * ((size_t)height / 2) * 3;
 }
 
@@ -63,23 +64,22 @@ static double distance(const float *a, const float *b, size_t count)
 size_t nearest_rank(const struct nearest *n, const uint8_t *rgb, size_t truth, size_t *first)
 {
 	float *drawn = xcalloc(n->values, sizeof *drawn);
-	double own, least;
+	double *apart = xcalloc(n->count, sizeof *apart);
 	size_t nearer = 0, best = truth;
 
 	CHECK(truth < n->count);
 	average(n, rgb, drawn);
-	own = least = distance(drawn, n->pool + truth * n->values, n->values);
+#pragma omp parallel for schedule(static) num_threads(n->threads)
+	for (size_t i = 0; i < n->count; i++)
+		apart[i] = distance(drawn, n->pool + i * n->values, n->values);
 	for (size_t i = 0; i < n->count; i++) {
-		double d = distance(drawn, n->pool + i * n->values, n->values);
-
-		nearer += d < own;
-		if (d < least || (d == least && i < best)) {
-			least = d;
+		nearer += apart[i] < apart[truth];
+		if (apart[i] < apart[best] || (!(apart[i] > apart[best]) && i < best))
 			best = i;
-		}
 	}
 	if (first)
 		*first = best;
 	xfree(drawn);
+	xfree(apart);
 	return nearer;
 }

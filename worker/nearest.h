@@ -12,9 +12,11 @@ struct nearest {
 	size_t values;     /* of a picture once averaged */
 	float *pool;       /* [count, values] */
 	size_t count, room;
+	int threads;
 };
 
-void nearest_init(struct nearest *n, int width, int height);
+/* threads: that nearest_rank runs on; what it finds does not depend on them. */
+void nearest_init(struct nearest *n, int width, int height, int threads);
 void nearest_release(struct nearest *n);
 /* Adds a picture [height, width, 3]; its index is the count before. */
 void nearest_add(struct nearest *n, const uint8_t *rgb);

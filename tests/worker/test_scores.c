@@ -81,7 +81,7 @@ static void the_nearest_is_found(void **state)
 	size_t first;
 
 	(void)state;
-	nearest_init(&n, SIDE, SIDE);
+	nearest_init(&n, SIDE, SIDE, 2);
 	for (int i = 0; i < 20; i++) {
 		flat(rgb, (uint8_t)(10 * i));
 		nearest_add(&n, rgb);
@@ -102,7 +102,7 @@ static void blocks_are_averaged_and_ties_count(void **state)
 	size_t first;
 
 	(void)state;
-	nearest_init(&n, SIDE, SIDE);
+	nearest_init(&n, SIDE, SIDE, 2);
 	flat(rgb, 0);
 	nearest_add(&n, rgb);
 	flat(rgb, 100);
