@@ -434,8 +434,6 @@ void worker_forget_all(struct daemon *d); /* closes descriptors; processes go on
 struct worker *worker_new(void);
 void worker_add(struct daemon *d, struct worker *w);
 void worker_remove(struct daemon *d, struct worker *w); /* and frees it */
-/* Folders and spec of the attempt: before it is put on record. */
-int worker_prepare(struct daemon *d, struct worker *w, struct err *e);
 /* Puts the attempt on record and its job into `starting`. */
 int worker_record(struct daemon *d, struct worker *w, struct err *e);
 

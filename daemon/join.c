@@ -127,7 +127,7 @@ int join_start(struct daemon *d, const struct decision *decision, struct err *e)
 	if (!first || join_room(d, first) == 0)
 		return 1; /* it ended meanwhile */
 	w = beside(first, j);
-	rc = w->pidfd < 0 ? err_errno(e, "process %d", (int)w->pid) : worker_prepare(d, w, e);
+	rc = w->pidfd < 0 ? err_errno(e, "process %d", (int)w->pid) : 0;
 	if (rc == 0)
 		rc = worker_record(d, w, e);
 	worker_add(d, w);

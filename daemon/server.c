@@ -13,6 +13,7 @@
 
 #include <zmq.h>
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -23,7 +24,7 @@
 #define TURN_SHARED_NS 500000   /* while several users are about */
 #define READ_MESSAGES 512       /* in a turn */
 #define READ_FLOODED 8          /* in a turn after one with refusals, which begins */
-#define FLOODED_NS 200000       /* so much later */
+#define FLOODED_NS 2000000      /* so much later, unless others come */
 #define LAST_WORDS_MS 1000      /* so long the last answers may take to leave */
 #define OWN_DESCRIPTORS 1024    /* workers, uploads, files, libraries */
 #define REQUEST_FIELD_MAX 100
@@ -325,6 +326,21 @@ static void take_in(struct daemon *d, const struct inbox_bounds *bounds, struct 
 	wire_message_close(m);
 }
 
+/* Lets time pass, until something comes on a connection that had nothing to be read (true): who
+ * floods always has, so the others do not wait with them. */
+static bool hold_back(void *router)
+{
+	struct pollfd news = { .events = POLLIN };
+	size_t size = sizeof news.fd;
+	bool came = zmq_getsockopt(router, ZMQ_FD, &news.fd, &size) == 0 &&
+		    ppoll(&news, 1, &(struct timespec){ .tv_nsec = FLOODED_NS }, NULL) > 0;
+	int events;
+
+	size = sizeof events;
+	zmq_getsockopt(router, ZMQ_EVENTS, &events, &size); /* sees to what came */
+	return came;
+}
+
 /* What is not read stays with its sender, once ZeroMQ's queues are full. Who sends on although
  * their line is full slows down the reading, so that refusing does not take all of the time. */
 static void read_messages(struct daemon *d, const struct inbox_bounds *bounds, int64_t now)
@@ -334,8 +350,9 @@ static void read_messages(struct daemon *d, const struct inbox_bounds *bounds, i
 	if (!inbox_is_shared(d->inbox, now))
 		most = ready < most ? most - ready : 0; /* those come first anyway */
 	if (d->flooded) {
-		nanosleep(&(struct timespec){ .tv_nsec = FLOODED_NS }, NULL);
-		most = READ_FLOODED;
+		bool others = hold_back(d->router);
+
+		most = READ_FLOODED + (others ? d->connections : 0); /* read in turn */
 	}
 	d->flooded = false;
 	for (size_t i = 0; i < most; i++) {

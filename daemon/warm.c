@@ -294,9 +294,7 @@ int warm_start(struct daemon *d, struct worker *w, const struct decision *decisi
 	w->stop_at_ms = 0;
 	w->hello_by_ms = clock_mono_ms() + d->options.hello_seconds * 1000;
 	w->unsaid = true;
-	rc = worker_prepare(d, w, e);
-	if (rc == 0)
-		rc = attempt_delete(d->state, old_job, old_attempt, e);
+	rc = attempt_delete(d->state, old_job, old_attempt, e);
 	if (rc == 0)
 		rc = worker_record(d, w, e);
 	if (rc == 0)

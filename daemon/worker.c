@@ -90,51 +90,22 @@ struct worker *worker_by_key(struct daemon *d, const char *key)
 
 /* ---------------------------------------------------------------- starting */
 
-/* jobs/<id>/attempt-<n>; *log is the open log. Their names are synced by the worker, with what it
- * leaves in them. */
-static int make_folders(struct daemon *d, const struct worker *w, char **folder, int *log,
-			struct err *e)
+/* jobs/<id> and the log in it, open; its worker makes the rest, and syncs the names with what it
+ * leaves there. */
+static int make_folder(struct daemon *d, const struct worker *w, char **folder, int *log,
+		       struct err *e)
 {
-	char *job = daemon_path(d, "jobs/%llu", (unsigned long long)w->job);
-	char *path = xasprintf("%s/log", job);
+	char *path;
 	int rc = 0;
 
-	*folder = xasprintf("%s/attempt-%u", job, w->attempt);
+	*folder = daemon_path(d, "jobs/%llu", (unsigned long long)w->job);
+	path = xasprintf("%s/log", *folder);
 	*log = -1;
-	if (mkdir(job, 0700) < 0 && errno != EEXIST)
-		rc = err_errno(e, "%s", job);
-	else if (mkdir(*folder, 0700) < 0 && errno != EEXIST)
+	if (mkdir(*folder, 0700) < 0 && errno != EEXIST)
 		rc = err_errno(e, "%s", *folder);
 	else if ((*log = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600)) <
 		 0)
 		rc = err_errno(e, "%s", path);
-	xfree(path);
-	xfree(job);
-	return rc;
-}
-
-/* What was asked for, beside its results, for people. The store's record is the one that counts. */
-static int write_spec(struct daemon *d, uint64_t job, struct err *e)
-{
-	char *path = daemon_path(d, "jobs/%llu/spec.pb", (unsigned long long)job);
-	Tf__SpecRecord *spec = NULL;
-	uint8_t *data = NULL;
-	int fd = -1, rc;
-
-	rc = job_spec_get(d->state, job, &spec, e);
-	if (rc == 0 && (fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600)) < 0)
-		rc = err_errno(e, "%s", path);
-	if (rc == 0) {
-		size_t len = tf__job_spec__get_packed_size(spec->spec);
-
-		data = xmalloc(len + 1);
-		tf__job_spec__pack(spec->spec, data);
-		rc = file_write_all(fd, data, len, path, e);
-	}
-	if (fd >= 0)
-		close(fd);
-	xfree(data);
-	record_free(spec);
 	xfree(path);
 	return rc;
 }
@@ -275,9 +246,7 @@ static int start_one(struct daemon *d, const struct decision *decision, struct e
 	w->together = j->together;
 	w->hello_by_ms = clock_mono_ms() + d->options.hello_seconds * 1000;
 	CHECK(zmq_curve_keypair(w->key, w->secret) == 0);
-	rc = make_folders(d, w, &folder, &log, e);
-	if (rc == 0)
-		rc = write_spec(d, w->job, e);
+	rc = make_folder(d, w, &folder, &log, e);
 	if (rc == 0)
 		rc = run_program(d, w, folder, log, e);
 	if (rc == 0 && fault_hit("spawned"))
@@ -312,17 +281,6 @@ static int ready_inputs(struct daemon *d, uint64_t job, struct err *e)
 	}
 	record_free(spec);
 	return rc;
-}
-
-int worker_prepare(struct daemon *d, struct worker *w, struct err *e)
-{
-	char *folder = NULL;
-	int log = -1, rc = make_folders(d, w, &folder, &log, e);
-
-	if (log >= 0)
-		close(log);
-	xfree(folder);
-	return rc == 0 ? write_spec(d, w->job, e) : rc;
 }
 
 /* Carries out the i-th decision; 1: it waits until a warm worker has left. */

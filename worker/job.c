@@ -19,6 +19,35 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+/* What was asked for, beside its results, for people. The store's record is the one that counts. */
+static int write_spec(const struct job *job, struct err *e)
+{
+	char *path = job_path(job->folder, "spec.pb");
+	size_t len = tf__job_spec__get_packed_size(job->spec);
+	uint8_t *data = xmalloc(len + 1);
+	int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600), rc;
+
+	tf__job_spec__pack(job->spec, data);
+	rc = fd < 0 ? err_errno(e, "%s", path) : file_write_all(fd, data, len, path, e);
+	if (fd >= 0)
+		close(fd);
+	xfree(data);
+	xfree(path);
+	return rc;
+}
+
+/* Those that are not there: so the daemon need not wait for the disk. Their names are synced at the
+ * end, if anything is in them. */
+static int make_folders(const struct job *job, struct err *e)
+{
+	const char *folder[] = { job->folder, job->attempt_folder, job->results };
+
+	for (size_t i = 0; i < ARRAY_LEN(folder); i++)
+		if (mkdir(folder[i], 0700) < 0 && errno != EEXIST)
+			TRY(dir_make(folder[i], 0700, e));
+	return write_spec(job, e);
+}
+
 int job_init(struct job *job, const Tf__Assignment *assignment, struct link *link, struct err *e)
 {
 	const struct job_kind *kind;
@@ -44,9 +73,7 @@ int job_init(struct job *job, const Tf__Assignment *assignment, struct link *lin
 		job->threads = job->spec->threads;
 	job->link = link;
 	job->results = job_path(job->folder, "results");
-	if (mkdir(job->results, 0700) == 0 || errno == EEXIST)
-		return 0; /* its name is synced at the end, if anything is in it */
-	return dir_make(job->results, 0700, e);
+	return make_folders(job, e);
 }
 
 void job_release(struct job *job)

@@ -102,6 +102,8 @@ static void hello(void)
 	self.a = self.assigned->assignment;
 	if (self.a->stop)
 		self.stop = self.a->stop;
+	if (dir_make(self.a->attempt_folder, 0700, NULL) < 0)
+		die(9, "%s cannot be made", self.a->attempt_folder);
 }
 
 static int report(uint32_t attempt, uint64_t done, size_t metrics)
