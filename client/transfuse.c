@@ -337,14 +337,17 @@ int transfuse_cancel(struct transfuse *t, const uint64_t *job, size_t count)
 	Tf__JobRefs m = TF__JOB_REFS__INIT;
 	Tf__Reply *reply = NULL;
 	struct err *e = begin(t);
+	int rc = 0;
 
 	m.n_job = count;
 	m.job = (uint64_t *)job;
 	r.body_case = TF__REQUEST__BODY_JOB_CANCEL;
 	r.job_cancel = &m;
 	TRY(line_ask(t, &r, TF__REPLY__BODY_JOBS, ASK_MS, &reply, e));
+	if (reply->jobs->n_refused > 0)
+		rc = err_set(e, reply->jobs->refused[0]->code, "%s", reply->jobs->refused[0]->text);
 	tf__reply__free_unpacked(reply, NULL);
-	return 0;
+	return rc;
 }
 
 int transfuse_list(struct transfuse *t, int all, uint64_t before, size_t most,

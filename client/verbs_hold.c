@@ -21,9 +21,26 @@ static void print_changed(const struct client *c, const Tf__Jobs *jobs)
 			       j->state == TF__JOB_STATE__STOPPING ? "being cancelled"
 								   : job_state_name(j->state));
 	}
+	for (size_t i = 0; i < jobs->n_refused; i++) {
+		const Tf__JobRefusal *r = jobs->refused[i];
+
+		json_array_append_new(list, json_pack("{sI ss}", "id", (json_int_t)r->job,
+						      "refused", r->text));
+		if (!args_has(&c->args, OPTION_JSON))
+			fprintf(stderr, "transfuse: %s\n", r->text);
+	}
 	if (args_has(&c->args, OPTION_JSON))
 		json_print(json_incref(list));
 	json_decref(list);
+}
+
+/* Some of several jobs are as they were. */
+static int say_refused(struct client *c, const Tf__Jobs *jobs, struct err *e)
+{
+	if (jobs->n_refused == 0)
+		return STATUS_DONE;
+	return client_note(c, err_set(e, jobs->refused[0]->code, "%zu of %zu jobs are not changed",
+				      jobs->n_refused, jobs->n_refused + jobs->n_job));
 }
 
 /* Sends the jobs that are named, or those with the tags and one of the states. */
@@ -45,8 +62,9 @@ static int change(struct client *c, Tf__Request__BodyCase what, const Tf__JobSta
 	selection_release(&s);
 	TRY(rc);
 	print_changed(c, reply->jobs);
+	rc = say_refused(c, reply->jobs, e);
 	tf__reply__free_unpacked(reply, NULL);
-	return STATUS_DONE;
+	return rc;
 }
 
 int verb_cancel(struct client *c, struct err *e)

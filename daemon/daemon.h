@@ -555,7 +555,8 @@ int submit_put_uses(struct daemon *d, uint64_t id, const Tf__JobSpec *s, Tf__Inp
 /* What the artefact (NULL: none) is made from is known now: its record protects them. */
 int submit_put_made_from(struct daemon *d, const char *artefact, Tf__Input **input, size_t inputs,
 			 struct err *e);
-/* Applies fn to each job, all of which the user may change, and answers with them. */
+/* Applies fn to each job, all of which the user may change, and answers with them. One that fn
+ * refuses, changing nothing, does not keep the others from it: the answer says so. */
 int handle_each(struct daemon *d, struct request *r, const Tf__JobRefs *m,
 		int (*fn)(struct daemon *, const struct request *, uint64_t, struct err *));
 

@@ -237,6 +237,8 @@ struct list {
 	size_t count, limit, passed;
 	uint64_t last; /* job looked at */
 	bool more;
+	Tf__JobRefusal **refused; /* NULL: none; see refusals_release */
+	size_t refusals;
 };
 
 static int list_job(void *arg, Tf__JobRecord *r)
@@ -266,7 +268,9 @@ static void reply_list(struct daemon *d, struct request *r, struct list *l)
 
 	rest.has_more = rest.has_next = rest.more = l->more;
 	rest.next = l->last;
-	buf_reserve(&l->packed, 32);
+	rest.n_refused = l->refusals;
+	rest.refused = l->refused;
+	buf_reserve(&l->packed, tf__jobs__get_packed_size(&rest));
 	l->packed.len += tf__jobs__pack(&rest, (uint8_t *)l->packed.data + l->packed.len);
 	reply_put_packed(d, r, TF__REPLY__BODY_JOBS, &l->packed);
 	buf_release(&l->packed);
@@ -353,30 +357,66 @@ static int cancel_one(struct daemon *d, const struct request *r, uint64_t id, st
 	return 0;
 }
 
-int handle_each(struct daemon *d, struct request *r, const Tf__JobRefs *m,
-		int (*fn)(struct daemon *, const struct request *, uint64_t, struct err *))
+static void refusal_add(struct list *l, uint64_t job, const struct err *e)
 {
-	struct list l = { .d = d, .limit = LIMIT_JOBS_LISTED };
-	int rc = 0;
+	Tf__JobRefusal *refusal = xmalloc(sizeof *refusal);
 
+	tf__job_refusal__init(refusal);
+	refusal->job = job;
+	refusal->code = e->code;
+	refusal->text = xstrdup(e->text);
+	l->refused = xrealloc(l->refused, l->refusals + 1, sizeof *l->refused);
+	l->refused[l->refusals++] = refusal;
+}
+
+static void refusals_release(struct list *l)
+{
+	for (size_t i = 0; i < l->refusals; i++) {
+		xfree(l->refused[i]->text);
+		xfree(l->refused[i]);
+	}
+	xfree(l->refused);
+	l->refusals = 0;
+}
+
+static int check_each(struct daemon *d, struct request *r, const Tf__JobRefs *m)
+{
 	FAIL_IF(m->n_job == 0 || m->n_job > LIMIT_JOB_REFS, &r->err, TF_ELIMIT,
 		"%zu jobs are named: expected 1 to %u", m->n_job, LIMIT_JOB_REFS);
 	for (size_t i = 0; i < m->n_job; i++) {
 		Tf__JobRecord *record = NULL;
+		int rc;
 
 		TRY(job_get(d->state, m->job[i], &record, &r->err));
 		rc = job_may_change(r, record->job, &r->err);
 		record_free(record);
 		TRY(rc);
 	}
+	return 0;
+}
+
+int handle_each(struct daemon *d, struct request *r, const Tf__JobRefs *m,
+		int (*fn)(struct daemon *, const struct request *, uint64_t, struct err *))
+{
+	struct list l = { .d = d, .limit = LIMIT_JOBS_LISTED };
+	int rc = check_each(d, r, m);
+
 	for (size_t i = 0; rc == 0 && i < m->n_job; i++) {
-		rc = fn(d, r, m->job[i], &r->err);
-		if (rc < 0 && i > 0)
-			err_prefix(&r->err, "after %zu of %zu jobs", i, m->n_job);
+		struct err e = ERR_INIT;
+
+		if (fn(d, r, m->job[i], &e) < 0)
+			refusal_add(&l, m->job[i], &e);
 	}
-	for (size_t i = 0; rc == 0 && i < m->n_job; i++) {
+	if (rc == 0 && l.refusals == m->n_job)
+		rc = err_set(&r->err, l.refused[0]->code, "%s%s", l.refused[0]->text,
+			     m->n_job > 1 ? "; nor is another one changed" : "");
+	for (size_t i = 0, k = 0; rc == 0 && i < m->n_job; i++) {
 		Tf__JobRecord *record = NULL;
 
+		if (k < l.refusals && l.refused[k]->job == m->job[i]) {
+			k++;
+			continue;
+		}
 		rc = job_get(d->state, m->job[i], &record, &r->err);
 		if (rc == 0)
 			list_job(&l, record);
@@ -384,6 +424,7 @@ int handle_each(struct daemon *d, struct request *r, const Tf__JobRefs *m,
 	}
 	if (rc == 0)
 		reply_list(d, r, &l);
+	refusals_release(&l);
 	buf_release(&l.packed);
 	return rc;
 }

@@ -138,6 +138,8 @@ hold() {
 	status 0 "$cli" jobs --tag blue --state held --counts && says ' 2$' || return 1
 	status 0 "$cli" jobs --tag green && says 'no such jobs' || return 1
 	status 4 "$cli" hold --tag green || return 1
+	status 4 "$cli" hold 1 "$id" && says "job $id is held" && says 'job 1' && says '1 of 2 jobs are not changed' || return 1
+	status 4 "$cli" hold 1 "$id" --json && says '"id":1,"refused":"' || return 1
 	status 2 "$cli" hold || return 1
 	status 2 "$cli" hold 1 --tag blue || return 1
 	status 0 "$cli" cancel --tag blue || return 1

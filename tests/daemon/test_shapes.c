@@ -395,6 +395,48 @@ static void the_jobs_of_others_are_left_alone(void **state)
 	xfree(user);
 }
 
+/* One that cannot be changed does not keep the others from it, wherever it stands; all of them: an
+ * error as of one alone. */
+static void some_of_several_are_changed(void **state)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__JobRefs m = TF__JOB_REFS__INIT;
+	Tf__Reply *reply = NULL;
+	uint64_t job[4];
+
+	(void)state;
+	job[0] = harness_noop(&h, "done");
+	harness_until(&h, job[0], TF__JOB_STATE__DONE);
+	job[1] = harness_noop(&h, "wait");
+	harness_until(&h, job[1], TF__JOB_STATE__RUNNING);
+	job[2] = harness_noop(&h, "done");
+	job[3] = 0;
+	m.job = job;
+	m.n_job = 3;
+	r.body_case = TF__REQUEST__BODY_JOB_HOLD;
+	r.job_hold = &m;
+	assert_ok(harness_call(h.line, &r, &reply, &e), &e);
+	assert_int_equal(reply->jobs->n_job, 1);
+	assert_int_equal(reply->jobs->job[0]->id, job[2]);
+	assert_int_equal(reply->jobs->job[0]->state, TF__JOB_STATE__HELD);
+	assert_int_equal(reply->jobs->n_refused, 2);
+	for (int i = 0; i < 2; i++) {
+		assert_int_equal(reply->jobs->refused[i]->job, job[i]);
+		assert_int_equal(reply->jobs->refused[i]->code, TF_ESTATE);
+		assert_true(*reply->jobs->refused[i]->text != 0);
+	}
+	tf__reply__free_unpacked(reply, NULL);
+	m.n_job = 2;
+	assert_int_equal(harness_call(h.line, &r, NULL, &e), TF_ESTATE);
+	assert_non_null(strstr(e.text, "nor is another one changed"));
+	job[3] = 4711;
+	m.job = job + 2;
+	r.body_case = TF__REQUEST__BODY_JOB_RELEASE;
+	assert_int_equal(harness_call(h.line, &r, NULL, &e), TF_ENOTFOUND);
+	assert_int_equal(harness_state(&h, job[2]), TF__JOB_STATE__HELD);
+	assert_ok(harness_cancel(h.line, job[1], &e), &e);
+}
+
 /* ---------------------------------------------------------------- groups */
 
 static uint64_t in_group(const char *how, const char *group, uint32_t most)
@@ -536,6 +578,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		WITH_HARNESS(a_batch_is_submitted_once, harness_started),
+		WITH_HARNESS(some_of_several_are_changed, harness_started),
 		WITH_HARNESS(a_batch_with_one_wrong_job_leaves_nothing, harness_started),
 		WITH_HARNESS(tokens_are_known_all_or_none, harness_started),
 		WITH_HARNESS(a_batch_has_a_limit, harness_started),
