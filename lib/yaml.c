@@ -115,9 +115,10 @@ static int read_map(struct reading *r, struct yaml_node *map, int depth)
 	for (;;) {
 		yaml_event_t event;
 		char *key = NULL;
-		int rc;
+		int line, rc;
 
 		TRY(next_event(r, &event));
+		line = line_of(&event);
 		if (event.type == YAML_MAPPING_END_EVENT) {
 			yaml_event_delete(&event);
 			return 0;
@@ -135,6 +136,7 @@ static int read_map(struct reading *r, struct yaml_node *map, int depth)
 			return rc;
 		}
 		(*tail)->key = key;
+		(*tail)->line = line; /* a section begins for libyaml at its first entry */
 		tail = &(*tail)->next;
 	}
 }

@@ -21,7 +21,7 @@ enum yaml_kind { YAML_SCALAR, YAML_LIST, YAML_MAP };
 
 struct yaml_node {
 	enum yaml_kind kind;
-	int line;                /* 1-based; 0 when it came from --set */
+	int line;                /* 1-based, of the key; 0 when it came from --set */
 	bool quoted;             /* scalar written in quotes: always text */
 	bool used;               /* read by somebody: what is left over is an unknown field */
 	char *key;               /* in a map: its key; else NULL */

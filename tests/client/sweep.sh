@@ -42,15 +42,15 @@ wrong() {
 check 'a bad value' wrong 's/1e-3/abc/' ":7: rates-1 .*train.lr: found 'abc', expected a number from 0 to 10"
 check 'an unknown setting' wrong 's/layers:/layerz:/' ':8: .*layerz: no such setting; did you mean model.layers'
 check 'a value for all points' wrong 's/warmup: 2/warmup: -1/' ":5: .*train.warmup: found '-1'"
-check 'an unknown field' wrong 's/^grid/gird/' ':[67]: gird: no such setting; did you mean grid'
+check 'an unknown field' wrong 's/^grid/gird/' ':6: gird: no such setting; did you mean grid'
 check 'no list of values' wrong 's/\[1e-3, 3e-4\]/1e-3/' ':7: grid.train.lr: expected a list of values'
 check 'an empty list' wrong 's/\[1e-3, 3e-4\]/[]/' ':7: grid.train.lr: expected a list of values'
 check 'too many at once' wrong 's/at_once: 1/at_once: 999/' ":3: at_once: found '999', expected a whole number"
 check 'no base' wrong 's/base: .*/base: none.yaml/' ': base: .*none.yaml: No such file'
 check 'a name that is none' wrong 's/name: .*/name: a b/' ": 'a b' is no name of a sweep"
-check 'an unknown task' wrong 's/task: .*/task: love/' ":10: eval: .*task is 'love'"
-check 'a wrong value of an evaluation' wrong 's/limit: 2/limit: x/' ":10: eval: field 'limit'.*found \"x\", expected a whole number"
-check 'an unknown field of an evaluation' wrong 's/limit: 2/limits: 2/' ":10: eval: EvalSpec has no field 'limits'"
+check 'an unknown task' wrong 's/task: .*/task: love/' ":9: eval: .*task is 'love'"
+check 'a wrong value of an evaluation' wrong 's/limit: 2/limit: x/' ":9: eval: field 'limit'.*found \"x\", expected a whole number"
+check 'an unknown field of an evaluation' wrong 's/limit: 2/limits: 2/' ":9: eval: EvalSpec has no field 'limits'"
 check 'too many checkpoints' wrong 's/train.warmup: 2/train.steps: 1G\n  save.keep_every: 2/; s/limit: 2/checkpoint: every/' ': 4[0-9]* jobs or more, at most 1000 make a sweep'
 check 'too many jobs' wrong 's/model.layers: .*/train.seed: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]\n  train.steps: [4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26]\n  train.lambda: [1, 2]/' \
 	': 920 points or more with 1 evaluations each are over 1000 jobs'
@@ -133,6 +133,46 @@ compared() {
 	status 2 "$cli" compare && status 2 "$cli" compare 1 --kind poem && status 4 "$cli" compare 1 --kind eval
 }
 check 'they are compared' compared
+
+# A sweep of autoencoders: the base says by its settings that it is one; a model's evaluations do not fit.
+cat >"$folder/look.yaml" <<END
+model: {channels: [8, 8], blocks: 1, latent_channels: 4, downsample: 4, groups: 4}
+train: {steps: 2, batch: 2, warmup: 1}
+eval: {every: 2}
+save: {every: 2}
+data: [{name: dots}]
+END
+cat >"$folder/looks.yaml" <<END
+name: looks
+base: look.yaml
+grid:
+  loss.kl: [1e-4, 1e-6]
+END
+# Two pictures of 8 x 8, one bright to the right, one downwards.
+dots() {
+	mkdir -p "$folder/dots" || return 1
+	base64 -d >"$folder/dots/right.png" <<-END
+		iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAJklEQVR42mPQ0NBwc3NLSUlpampasGDBvn377ty58+vXL4ahJQEAG89swSY+7rUAAAAASUVORK5CYII=
+	END
+	base64 -d >"$folder/dots/down.png" <<-END
+		iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAJklEQVR42mPQwAEY3HAAhhQcgKEJB2BYgAMw7MMBGO7gAAy/cAAA9GpswXTa3h0AAAAASUVORK5CYII=
+	END
+	for i in 1 2 3; do cp "$folder/dots/right.png" "$folder/dots/$i.png"; done
+	status 0 "$cli" data import dots "$folder/dots" --size 8 -w
+}
+check 'pictures' dots
+looks() {
+	status 0 "$cli" sweep "$folder/looks.yaml" --dry-run && says 'vae  *looks-2  *1e-6' || return 1
+	sed 's/1e-6/never/' "$folder/looks.yaml" >"$folder/wrong.yaml"
+	status 2 "$cli" sweep "$folder/wrong.yaml" && says "wrong.yaml:4: looks-2.*loss.kl: found 'never'" || return 1
+	{ cat "$folder/looks.yaml"; echo 'eval: {task: loss, data: dots}'; } >"$folder/wrong.yaml"
+	status 2 "$cli" sweep "$folder/wrong.yaml" && says 'wrong.yaml:5: eval' || return 1
+	status 0 "$cli" sweep "$folder/looks.yaml" -w || return 1
+	says '^2 jobs are submitted' && says 'looks-1): done' && says 'looks-2): done' || return 1
+	status 0 "$cli" vae list && says 'looks-1 ' && says 'looks-2 ' || return 1
+	status 0 "$cli" compare --tag looks --json && says '"loss.kl":"0.0001"' && says '"loss.kl":"1e-06"'
+}
+check 'a sweep of autoencoders' looks
 
 # A bound of memory that the weights exceed; a sanitizer needs more than any bound for itself.
 starved() {

@@ -118,6 +118,7 @@ static const struct {
 	{ "train:\n  steps: 1\n  name: x\n",
 	  "train.name: no such setting; did you mean model.name?" },
 	{ "train:\n  steps: 1\nzebra: 4\n", "f.yaml:3: zebra: no such setting" },
+	{ "train:\n  steps: 1\nzebra:\n\n  a: 4\n", "f.yaml:3: zebra: no such setting" },
 	{ "model:\n  mode: fast\n", "f.yaml: train.steps is missing: steps" },
 	{ "train:\n  steps: 1\n  steps: 2\n", "f.yaml:3: 'steps' is given twice" },
 	{ "train: &x\n  steps: 1\n", "f.yaml:1: anchors (&name) are not supported" },
