@@ -263,6 +263,7 @@ static void housekeeping(struct daemon *d)
 		if (!d->read_only) {
 			state_reader_check(d->state);
 			upload_collect(d);
+			queue_forget(d);
 			gc_tick(d);
 		}
 	}

@@ -111,6 +111,21 @@ int queue_save(struct daemon *d, struct err *e)
 	return 0;
 }
 
+void queue_forget(struct daemon *d)
+{
+	struct shares *s = &d->live.shares;
+	int64_t now = clock_wall_ms();
+	struct err e = ERR_INIT;
+
+	for (size_t i = s->count; i > 0; i--) {
+		if (!share_is_nothing(s, s->user[i - 1], now))
+			continue;
+		if (share_delete(d->state, s->user[i - 1]->name, &e) < 0)
+			return; /* the commit will say so */
+		shares_remove(s, i - 1);
+	}
+}
+
 int queue_admit(struct daemon *d, const struct request *r, const char *owner,
 		const Tf__JobSpec *spec, struct err *e)
 {

@@ -23,6 +23,7 @@ int queue_configure(struct daemon *d, struct err *e);
 int queue_check(const struct options *o, struct err *e); /* are they well formed? */
 int queue_load(struct daemon *d, struct err *e); /* the users' shares, as last saved */
 int queue_save(struct daemon *d, struct err *e); /* those that changed */
+void queue_forget(struct daemon *d); /* those of users that make no difference any more */
 /* May r have one more job of this kind queued, for the owner, whose limits count? */
 int queue_admit(struct daemon *d, const struct request *r, const char *owner,
 		const Tf__JobSpec *spec, struct err *e);

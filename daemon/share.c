@@ -12,6 +12,8 @@
 #include <string.h>
 #include <time.h>
 
+#define NOTHING_UNIT_S 1.0 /* a GPU for a second, and it decays on */
+
 static size_t place_of(const struct shares *s, const char *name)
 {
 	size_t low = 0, high = s->count;
@@ -42,6 +44,21 @@ struct user_share *shares_get(struct shares *s, const char *name)
 	s->user[i] = u;
 	s->count++;
 	return u;
+}
+
+bool share_is_nothing(const struct shares *s, const struct user_share *u, int64_t now_ms)
+{
+	return u->jobs == 0 && u->queued == 0 && u->running == 0 && u->groups == 0 &&
+	       memcmp(&u->limits, &s->limits, sizeof u->limits) == 0 &&
+	       share_month_gpu_s(u, now_ms) <= 0 &&
+	       share_used(u, s->half_life_s, now_ms) < NOTHING_UNIT_S;
+}
+
+void shares_remove(struct shares *s, size_t i)
+{
+	xfree(s->user[i]);
+	s->count--;
+	memmove(s->user + i, s->user + i + 1, (s->count - i) * sizeof *s->user);
 }
 
 void shares_release(struct shares *s)

@@ -68,7 +68,7 @@ struct group {
 	uint32_t starting; /* of a decision being made */
 };
 
-/* All users that ever had a job, by name. */
+/* All users that have a job, or had one not long ago, by name. */
 struct shares {
 	struct user_share **user;
 	size_t count;
@@ -79,6 +79,10 @@ struct shares {
 };
 
 struct user_share *shares_get(struct shares *s, const char *name); /* made when there is none */
+/* Whether what is known of the user makes no difference any more: no job, no limits of their own,
+ * no GPU-second in this month, and less than a unit-second of decayed use. */
+bool share_is_nothing(const struct shares *s, const struct user_share *u, int64_t now_ms);
+void shares_remove(struct shares *s, size_t i); /* nobody points to it */
 void shares_release(struct shares *s);
 /* ---- group.c */
 struct group *group_find(const struct shares *s, const struct user_share *user, const char *name);

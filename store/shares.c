@@ -19,6 +19,11 @@ int share_put(struct state *s, const char *user, Tf__ShareRecord *record, struct
 	return record_put(s, STATE_SHARES, user, strlen(user), &record->base, e);
 }
 
+int share_delete(struct state *s, const char *user, struct err *e)
+{
+	return state_delete(s, STATE_SHARES, user, strlen(user), e);
+}
+
 struct walk {
 	share_fn fn;
 	void *arg;

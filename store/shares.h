@@ -7,6 +7,7 @@
 #include "store/store.pb-c.h"
 
 int share_put(struct state *s, const char *user, Tf__ShareRecord *record, struct err *e);
+int share_delete(struct state *s, const char *user, struct err *e);
 typedef int (*share_fn)(void *arg, const char *user, const Tf__ShareRecord *record);
 int shares_each(struct state *s, share_fn fn, void *arg, struct err *e);
 

@@ -7,6 +7,7 @@
 #include "lib/mem.h"
 #include "proto/wire.h"
 #include "store/catalogue.h"
+#include "store/shares.h"
 #include "store/state.h"
 #include "store/usage.h"
 #include "store/users.h"
@@ -460,6 +461,50 @@ static void sums_of_usage_are_bounded(void **state)
 	assert_ok(call(&r, NULL), &e);
 }
 
+static void fill_shares(struct state *s)
+{
+	Tf__ShareRecord r = TF__SHARE_RECORD__INIT;
+
+	for (unsigned i = 0; i < 100; i++) {
+		char name[32];
+
+		snprintf(name, sizeof name, "%s-%u", i % 10 ? "gone" : "here", i);
+		r.used = 1e6; /* of which some is left after a day */
+		r.used_ms = clock_wall_ms() - (i % 10 ? 365 : 1) * 86400000LL;
+		r.month_gpu_s = i % 10 ? 1e6 : 0;
+		assert_ok(share_put(s, name, &r, &e), &e);
+	}
+}
+
+static int count_share(void *arg, const char *user, const Tf__ShareRecord *r)
+{
+	unsigned *count = arg;
+
+	(void)r;
+	count[strncmp(user, "gone-", 5) == 0]++;
+	return 0;
+}
+
+/* Who used something a year ago is no row any more; who did yesterday is, and who has a job. */
+static void old_use_is_forgotten(void **state)
+{
+	char *path = harness_path(&h, "store");
+	unsigned count[2] = { 0, 0 };
+	struct state *s;
+
+	(void)state;
+	with_store(fill_shares);
+	harness_until(&h, harness_noop(&h, "done"), TF__JOB_STATE__DONE);
+	harness_kill(&h, SIGTERM);
+	assert_ok(state_open(path, 64u << 20, &s, &e), &e);
+	assert_ok(shares_each(s, count_share, count, &e), &e);
+	state_close(s);
+	assert_int_equal(count[1], 0);
+	assert_in_range(count[0], 10, 11); /* and ours, as long as it is something */
+	xfree(path);
+	harness_start(&h);
+}
+
 static void fill_artefacts(struct state *s)
 {
 	for (unsigned i = 0; i < LIMIT_ARTEFACTS; i++) {
@@ -589,6 +634,7 @@ int main(void)
 		WITH_HARNESS(figures_of_progress_are_bounded, start),
 		WITH_HARNESS(keys_are_bounded, start),
 		WITH_HARNESS(sums_of_usage_are_bounded, start),
+		WITH_HARNESS(old_use_is_forgotten, start),
 		WITH_HARNESS(artefacts_are_bounded, start),
 		WITH_HARNESS(queued_jobs_are_bounded, start),
 		WITH_HARNESS(readers_are_bounded, start),
