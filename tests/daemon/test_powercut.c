@@ -2,7 +2,8 @@
  * The power goes off. A daemon and its workers run under a shim that records what they write and
  * what of it was synced; then the state folder is made anew as a cut at many a moment would have
  * left it. Each must open, be sound, and hold every job whose submit or end was acknowledged before
- * that moment; a few get a new daemon, which must bring every job to its end. TF_SEED: of the
+ * that moment; a few get a new daemon, which must bring every job to its end, and none that had
+ * ended to another attempt. TF_SEED: of the
  * moments and of what happens to stay; TF_CUTS: how many moments. */
 #include "tests/daemon/harness.h"
 #include "lib/buf.h"
@@ -24,12 +25,13 @@
 #define JOBS_MAX 200
 #define CUTS 150
 #define DAEMONS 6
+#define KEPT_MS 1500 /* by then a worker has synced the outcome that no daemon took */
 
 static struct harness h;
 static struct err e;
 static char *trace, *worker, *root;
 
-static void prepare(void)
+static void prepare(const char *worker_program)
 {
 	const char *build = getenv("TF_BUILD");
 	char *shim = xasprintf("%s/tests/daemon/powercut_shim.so", build ? build : ".");
@@ -43,8 +45,8 @@ static void prepare(void)
 	assert_true(file_exists(shim));
 	buf_printf(&script,
 		   "#!/bin/sh\n" POWERCUT_ROOT "='%s' " POWERCUT_TRACE "='%s' LD_PRELOAD='%s' "
-		   "exec '%s/tests/daemon/fake_worker' \"$@\"\n",
-		   h.state, trace, shim, build ? build : ".");
+		   "exec '%s/%s' \"$@\"\n",
+		   h.state, trace, shim, build ? build : ".", worker_program);
 	assert_ok(file_write(worker, script.data, script.len, 0700, &e), &e);
 	buf_release(&script);
 	h.worker = worker;
@@ -62,7 +64,7 @@ static void prepare(void)
 /* ---------------------------------------------------------------- the load */
 
 /* What the daemon has said goes into the trace, after what made it true. */
-static void said(const char *what, uint64_t job)
+static void said(const char *what, uint64_t job, uint32_t attempt)
 {
 	struct powercut_head head = { .op = OP_SAID };
 	struct iovec part[2];
@@ -70,8 +72,8 @@ static void said(const char *what, uint64_t job)
 	int fd = open(trace, O_WRONLY | O_APPEND | O_CLOEXEC);
 
 	assert_true(fd >= 0);
-	head.data_len = (uint64_t)snprintf(text, sizeof text, "%s %llu", what,
-					   (unsigned long long)job);
+	head.data_len = (uint64_t)snprintf(text, sizeof text, "%s %llu %u", what,
+					   (unsigned long long)job, attempt);
 	part[0] = (struct iovec){ &head, sizeof head };
 	part[1] = (struct iovec){ text, head.data_len };
 	assert_int_equal(writev(fd, part, 2), sizeof head + head.data_len);
@@ -98,6 +100,24 @@ static uint64_t make_tokenizer(const char *name)
 	return id;
 }
 
+static uint32_t harness_attempt(uint64_t id)
+{
+	uint32_t attempt = 0;
+
+	xfree_(harness_reason(&h, id, &attempt));
+	return attempt;
+}
+
+static void say_end(uint64_t id)
+{
+	for (int tries = 0; !job_state_is_end(harness_state(&h, id)); tries++) {
+		assert_true(tries < 2000);
+		clock_sleep_ms(5);
+	}
+	said(harness_state(&h, id) == TF__JOB_STATE__DONE ? "done" : "ended", id,
+	     harness_attempt(id));
+}
+
 static void some_jobs(int round)
 {
 	static const char *const how[] = { "done", "quiet", "fail", "done", "once" };
@@ -107,22 +127,86 @@ static void some_jobs(int round)
 
 	for (int i = 0; i < 12; i++) {
 		id[n] = harness_noop(&h, how[i % 5]);
-		said("job", id[n++]);
+		said("job", id[n++], 0);
 	}
 	snprintf(name, sizeof name, "words%d", round);
 	id[n] = make_tokenizer(name);
-	said("job", id[n++]);
+	said("job", id[n++], 0);
 	harness_cancel(h.line, id[7], &e);
-	for (size_t i = 0; i < n; i++) {
-		for (int tries = 0; !job_state_is_end(harness_state(&h, id[i])); tries++) {
+	for (size_t i = 0; i < n; i++)
+		say_end(id[i]);
+}
+
+/* A job of the real worker that takes so long. */
+static uint64_t real_job(double seconds)
+{
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	Tf__NoopSpec noop = TF__NOOP_SPEC__INIT;
+	uint64_t id = 0;
+
+	spec.kind = TF__JOB_KIND__NOOP;
+	spec.name = (char *)"done"; /* to the false one of a daemon after the cut */
+	spec.spec_case = TF__JOB_SPEC__SPEC_NOOP;
+	spec.noop = &noop;
+	noop.has_seconds = true;
+	noop.seconds = seconds;
+	assert_ok(harness_submit(h.line, &spec, NULL, false, &id, &e), &e);
+	said("job", id, 0);
+	return id;
+}
+
+static void kill_worker(uint64_t id)
+{
+	char *command = xasprintf("for p in /proc/[0-9]*; do case \"$(readlink $p/cwd)\" in "
+				  "'%s'/jobs/%llu*) kill -9 ${p#/proc/};; esac; done 2>/dev/null",
+				  h.state, (unsigned long long)id);
+
+	assert_true(system(command) >= 0);
+	xfree(command);
+}
+
+/* No daemon takes the outcome: it is synced after a while, and counts. The worker may be gone then;
+ * or it is gone before it has one. */
+static void a_real_job_alone(bool with_outcome)
+{
+	uint64_t id = real_job(with_outcome ? 0.3 : 30);
+	char *path = harness_path(&h, "jobs/%llu/attempt-1/outcome.pb", (unsigned long long)id);
+
+	harness_until(&h, id, TF__JOB_STATE__RUNNING);
+	kill(h.pid, with_outcome ? SIGSTOP : SIGKILL);
+	for (int tries = 0; with_outcome && !file_exists(path); tries++) {
+		assert_true(tries < 2000);
+		clock_sleep_ms(5);
+	}
+	if (with_outcome) {
+		clock_sleep_ms(KEPT_MS);
+		said("kept", id, 1);
+	}
+	harness_kill(&h, SIGKILL);
+	kill_worker(id);
+	if (!with_outcome) {
+		harness_start(&h);
+		for (int tries = 0; harness_attempt(id) < 2; tries++) {
 			assert_true(tries < 2000);
 			clock_sleep_ms(5);
 		}
-		if (harness_state(&h, id[i]) == TF__JOB_STATE__DONE)
-			said("done", id[i]);
-		else
-			said("ended", id[i]);
+		harness_cancel(h.line, id, &e);
+	} else {
+		harness_start(&h);
 	}
+	say_end(id);
+	xfree(path);
+}
+
+static void real_jobs(int round)
+{
+	uint64_t id[4];
+
+	for (size_t i = 0; i < ARRAY_LEN(id); i++)
+		id[i] = real_job(0);
+	for (size_t i = 0; i < ARRAY_LEN(id); i++)
+		say_end(id[i]);
+	a_real_job_alone(round == 0);
 }
 
 /* ---------------------------------------------------------------- after a cut */
@@ -130,22 +214,29 @@ static void some_jobs(int round)
 struct acknowledged {
 	uint64_t job[JOBS_MAX];
 	size_t jobs;
-	uint8_t end[JOBS_MAX]; /* by job: 0, 'd' done, 'e' failed or cancelled */
+	uint8_t end[JOBS_MAX]; /* by job: 0, 'd' done, 'e' not done, 'k' kept: it will be done */
+	uint32_t attempt[JOBS_MAX]; /* then */
 };
 
-static void acknowledge(struct acknowledged *a, const struct powercut_head *head, const char *data)
+/* True: an outcome is on disk that no daemon has heard of. */
+static bool acknowledge(struct acknowledged *a, const struct powercut_head *head, const char *data)
 {
 	char what[16];
+	bool kept;
 	unsigned long long job;
 	char *text = xstrndup(data, head->data_len);
+	unsigned attempt;
 
-	assert_int_equal(sscanf(text, "%15s %llu", what, &job), 2);
+	assert_int_equal(sscanf(text, "%15s %llu %u", what, &job, &attempt), 3);
 	assert_true(job < JOBS_MAX);
 	if (strcmp(what, "job") == 0)
 		a->job[a->jobs++] = job;
 	else
 		a->end[job] = (uint8_t)what[0];
+	a->attempt[job] = attempt;
+	kept = strcmp(what, "kept") == 0;
 	xfree(text);
+	return kept;
 }
 
 static void complain(void *arg, const char *problem)
@@ -168,9 +259,9 @@ static void store_holds(const char *folder, const struct acknowledged *a)
 		uint8_t end = a->end[a->job[i]];
 
 		assert_ok(job_get(s, a->job[i], &r, &e), &e);
-		if (end)
+		if (end && end != 'k')
 			assert_true(job_state_is_end(r->job->state));
-		if (end)
+		if (end && end != 'k')
 			assert_true((r->job->state == TF__JOB_STATE__DONE) == (end == 'd'));
 		record_free(r);
 	}
@@ -192,6 +283,19 @@ static void daemon_goes_on(char *folder, const struct acknowledged *a)
 			assert_true(tries < 2000);
 			clock_sleep_ms(5);
 		}
+	for (size_t i = 0; i < a->jobs; i++) {
+		uint64_t id = a->job[i];
+		uint32_t attempt = 0;
+
+		if (!a->end[id])
+			continue;
+		xfree_(harness_reason(&after, id, &attempt));
+		if (attempt != a->attempt[id])
+			fail_msg("job %llu ran again: attempt %u after %u", (unsigned long long)id,
+				 attempt, a->attempt[id]);
+		assert_true((harness_state(&after, id) == TF__JOB_STATE__DONE) ==
+			    (a->end[id] != 'e'));
+	}
 	harness_kill(&after, SIGTERM);
 }
 
@@ -202,30 +306,30 @@ static uint64_t from_environment(const char *name, uint64_t otherwise)
 	return text && *text ? strtoull(text, NULL, 10) : otherwise;
 }
 
-static void a_power_cut_loses_nothing_acknowledged(void **state)
+/* Cuts the power at so many moments of the trace, and wherever an outcome is kept by its file
+ * alone; a few of them get a daemon. Returns how many jobs it told of. */
+static size_t cut(uint64_t cuts, uint64_t seed)
 {
-	uint64_t seed = from_environment("TF_SEED", (uint64_t)getpid());
-	uint64_t cuts = from_environment("TF_CUTS", CUTS), made = 0, daemons = 0, n = 0;
+	uint64_t made = 0, daemons = 0, n = 0;
 	struct acknowledged a = { 0 };
 	struct powercut_head head;
 	struct powercut *p = NULL;
-	char *folder;
+	char *folder = xasprintf("%s/after", h.folder);
 	const char *data;
 	size_t total;
 
-	(void)state;
-	prepare();
-	for (int round = 0; round < 2; round++) {
-		harness_start(&h);
-		some_jobs(round);
-		harness_kill(&h, round == 0 ? SIGTERM : SIGKILL);
-	}
 	assert_ok(powercut_open(trace, &p, &e), &e);
 	total = powercut_records(p);
-	folder = xasprintf("%s/after", h.folder);
 	while (powercut_step(p, &head, &data)) {
-		if (head.op == OP_SAID)
-			acknowledge(&a, &head, data);
+		bool kept = head.op == OP_SAID && acknowledge(&a, &head, data);
+
+		for (int luck = LUCK_NONE; kept && luck <= LUCK_SOME; luck++) {
+			assert_ok(powercut_write(p, (enum powercut_luck)luck, seed, folder, &e),
+				  &e);
+			store_holds(folder, &a);
+			daemon_goes_on(folder, &a);
+			assert_ok(dir_remove(folder, &e), &e);
+		}
 		if (n++ * cuts / total < made)
 			continue;
 		assert_ok(powercut_write(p, (enum powercut_luck)(made % 3), seed + made, folder,
@@ -241,10 +345,14 @@ static void a_power_cut_loses_nothing_acknowledged(void **state)
 	print_message("# %llu cuts in %zu records, %llu daemons, %zu jobs, TF_SEED=%llu\n",
 		      (unsigned long long)made, total, (unsigned long long)daemons, a.jobs,
 		      (unsigned long long)seed);
-	assert_int_equal(a.jobs, 26);
 	assert_true(made >= cuts - 1);
 	powercut_close(p);
 	xfree(folder);
+	return a.jobs;
+}
+
+static void end(void)
+{
 	for (int i = 0; i < 3; i++)
 		xfree(h.environment[i]);
 	harness_stop(&h);
@@ -253,10 +361,42 @@ static void a_power_cut_loses_nothing_acknowledged(void **state)
 	xfree(root);
 }
 
+static void a_power_cut_loses_nothing_acknowledged(void **state)
+{
+	(void)state;
+	prepare("tests/daemon/fake_worker");
+	for (int round = 0; round < 2; round++) {
+		harness_start(&h);
+		some_jobs(round);
+		harness_kill(&h, round == 0 ? SIGTERM : SIGKILL);
+	}
+	assert_int_equal(cut(from_environment("TF_CUTS", CUTS),
+			     from_environment("TF_SEED", (uint64_t)getpid())),
+			 26);
+	end();
+}
+
+/* The real worker syncs an outcome only when no daemon takes it soon. */
+static void nor_what_a_real_worker_has_done(void **state)
+{
+	(void)state;
+	prepare("transfuse-worker");
+	for (int round = 0; round < 2; round++) {
+		harness_start(&h);
+		real_jobs(round);
+		harness_kill(&h, round == 0 ? SIGTERM : SIGKILL);
+	}
+	assert_int_equal(cut(from_environment("TF_CUTS", CUTS) / 2,
+			     from_environment("TF_SEED", (uint64_t)getpid())),
+			 10);
+	end();
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_power_cut_loses_nothing_acknowledged),
+		cmocka_unit_test(nor_what_a_real_worker_has_done),
 	};
 
 	return cmocka_run_group_tests_name("powercut", tests, NULL, NULL);
