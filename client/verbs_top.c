@@ -114,7 +114,8 @@ static void add_job(struct table *t, const Tf__Job *j)
 	snprintf(place, sizeof place, "%u", j->place);
 	format_progress(p, bar);
 	if (p && p->has_rate && p->rate > 0)
-		snprintf(rate, sizeof rate, "%.3g %s/s", p->rate, p->unit ? p->unit : "");
+		snprintf(rate, sizeof rate, p->rate < 999.5 ? "%.3g %s/s" : "%.0f %s/s", p->rate,
+			 p->unit ? p->unit : "");
 	format_left(j, left);
 	format_until(j->has_expected_start ? j->expected_start : 0, start);
 	table_add(t, (const char *[]){ id, j->user, job_kind_name(j->kind), j->name,

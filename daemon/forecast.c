@@ -167,6 +167,9 @@ void schedule_explain(const struct schedule_input *in, const struct first_in_lin
 			 first->makes_room ? "others are stepping back for it"
 					   : "waits for what it needs to be free");
 	} else {
-		snprintf(out, room, "%u jobs are before it", j->place > 0 ? j->place - 1 : 0);
+		uint32_t before = j->place > 0 ? j->place - 1 : 0;
+
+		snprintf(out, room, before == 1 ? "%u job is before it" : "%u jobs are before it",
+			 before);
 	}
 }

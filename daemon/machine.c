@@ -165,7 +165,7 @@ void machine_text(const struct machine *m, char *out, size_t room)
 	char size[SIZE_TEXT_MAX];
 	size_t n;
 
-	size_format(m->mem, size);
+	size_format(m->mem >> 20 << 20, size); /* as a person would ask for it */
 	n = (size_t)snprintf(out, room,
 			     "%u slots of the processor, %u CPUs, %s of memory, %zu GPUs", m->slots,
 			     m->cpus, size, m->gpus);

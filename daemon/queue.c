@@ -436,8 +436,39 @@ void queue_forecast(struct daemon *d)
 	}
 }
 
+/* The first of those that have not ended, and how many more. */
+static void explain_after(struct daemon *d, Tf__Job *view, char waits[WAITS_MAX])
+{
+	const struct {
+		const uint64_t *job;
+		size_t count;
+	} list[] = { { view->after, view->n_after },
+		     { view->after_any, view->n_after_any },
+		     { view->after_failed, view->n_after_failed } };
+	const struct job *first = NULL;
+	size_t others = 0;
+	int n;
+
+	for (size_t i = 0; i < ARRAY_LEN(list); i++)
+		for (size_t k = 0; k < list[i].count; k++) {
+			const struct job *j = live_find(&d->live, list[i].job[k]);
+
+			others += j && first;
+			first = first ? first : j;
+		}
+	if (!first)
+		return; /* it is woken in this turn */
+	n = snprintf(waits, WAITS_MAX, "after job %llu, which is %s", (unsigned long long)first->id,
+		     job_state_name((Tf__JobState)first->state));
+	if (others)
+		snprintf(waits + n, WAITS_MAX - (size_t)n, ", and %zu more", others);
+	view->waits = waits;
+}
+
 void queue_describe(struct daemon *d, const struct job *j, Tf__Job *view, char waits[WAITS_MAX])
 {
+	if (j->state == TF__JOB_STATE__WAITING)
+		explain_after(d, view, waits);
 	if (j->state != TF__JOB_STATE__QUEUED)
 		return;
 	queue_forecast(d);

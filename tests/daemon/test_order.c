@@ -471,7 +471,7 @@ static void people_are_told_why_and_when(void **state)
 	assert_true(s->job[2].expected_ms == NEVER_MS); /* behind one without a walltime */
 	assert_true(s->job[3].expected_ms == NOW);
 	explain(s, 0, "first in line: waits for what it needs to be free");
-	explain(s, 1, "1 jobs are before it");
+	explain(s, 1, "1 job is before it");
 	explain(s, 4, "not before 2025-12-01T01:00:00.000Z");
 	s->job[0].user->limits.running = 1;
 	s->job[0].user->running = 1;

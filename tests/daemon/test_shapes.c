@@ -395,6 +395,31 @@ static void the_jobs_of_others_are_left_alone(void **state)
 	xfree(user);
 }
 
+/* A job that waits for others says for which. */
+static void what_is_waited_for_is_told(void **state)
+{
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	Tf__NoopSpec noop = TF__NOOP_SPEC__INIT;
+	uint64_t first = harness_noop(&h, "wait"), after[2] = { first, 0 }, id;
+	Tf__Reply *reply;
+
+	(void)state;
+	harness_until(&h, first, TF__JOB_STATE__RUNNING);
+	after[1] = harness_noop(&h, "done");
+	spec.kind = TF__JOB_KIND__NOOP;
+	spec.spec_case = TF__JOB_SPEC__SPEC_NOOP;
+	spec.noop = &noop;
+	spec.n_after = 2;
+	spec.after = after;
+	assert_ok(harness_submit(h.line, &spec, NULL, false, &id, &e), &e);
+	reply = harness_show(&h, id);
+	assert_non_null(reply->jobs->job[0]->waits);
+	assert_string_equal(reply->jobs->job[0]->waits,
+			    "after job 1, which is running, and 1 more");
+	tf__reply__free_unpacked(reply, NULL);
+	assert_ok(harness_cancel(h.line, first, &e), &e);
+}
+
 /* One that cannot be changed does not keep the others from it, wherever it stands; all of them: an
  * error as of one alone. */
 static void some_of_several_are_changed(void **state)
@@ -579,6 +604,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		WITH_HARNESS(a_batch_is_submitted_once, harness_started),
 		WITH_HARNESS(some_of_several_are_changed, harness_started),
+		WITH_HARNESS(what_is_waited_for_is_told, harness_started),
 		WITH_HARNESS(a_batch_with_one_wrong_job_leaves_nothing, harness_started),
 		WITH_HARNESS(tokens_are_known_all_or_none, harness_started),
 		WITH_HARNESS(a_batch_has_a_limit, harness_started),
