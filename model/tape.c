@@ -392,10 +392,9 @@ static void scratch_need(struct tape *t)
 		}
 }
 
-int tape_plan(struct tape *t, bool training, struct err *e)
+size_t tape_measure(struct tape *t, bool training)
 {
-	CHECK(!t->planned && t->ops > 0);
-	TRY(params_alloc(t->p, training, e));
+	CHECK(!t->planned && t->ops > 0 && t->bytes == 0);
 	t->training = training;
 	t->adds = xcalloc((size_t)t->ops, sizeof *t->adds);
 	live_values(t);
@@ -404,6 +403,13 @@ int tape_plan(struct tape *t, bool training, struct err *e)
 		scratch_need(t);
 	}
 	place_all(t);
+	return t->bytes;
+}
+
+int tape_plan(struct tape *t, bool training, struct err *e)
+{
+	TRY(params_alloc(t->p, training, e));
+	tape_measure(t, training);
 	t->memory = t->p->k->ops->alloc(t->p->k, t->bytes);
 	FAIL_IF(!t->memory, e, TF_ENOMEM, "no memory for a net's activations: %zu MiB wanted",
 		t->bytes >> 20);

@@ -46,6 +46,8 @@ void tape_output(struct tape *t, int value);
 /* Plans and allocates. training: keep what the backward pass needs. Allocates the parameters,
  * too, when they are not yet (training or not, alike). TF_ENOMEM. */
 int tape_plan(struct tape *t, bool training, struct err *e);
+/* Bytes that tape_plan would take besides parameters; the tape is good for nothing else then. */
+size_t tape_measure(struct tape *t, bool training);
 size_t tape_bytes(const struct tape *t);          /* of the one allocation */
 
 struct tensor tape_value(const struct tape *t, int value);

@@ -328,6 +328,16 @@ void vae_denormalise(const struct vae *v, float *latents, int64_t pixels)
 
 typedef int net_fn(struct tape *t, int x, const struct vae_config *c);
 
+/* Lays out a half for n pictures (or latents) of h x w. */
+static void lay_half(struct half *half, struct params *p, const struct vae_config *config,
+		     net_fn *net, int64_t n, int64_t h, int64_t w, int64_t c)
+{
+	half->tape = tape_new(p);
+	half->in = tape_input(half->tape, DT_F32, n, h, w, c, false);
+	half->out = net(half->tape, half->in, config);
+	tape_output(half->tape, half->out);
+}
+
 /* The half's plan for pictures (or latents) of h x w; an earlier one is kept when it fits. */
 static int half_plan(struct vae *v, struct half *half, net_fn *net, int64_t n, int64_t h, int64_t w,
 		     int64_t c, struct err *e)
@@ -337,10 +347,7 @@ static int half_plan(struct vae *v, struct half *half, net_fn *net, int64_t n, i
 	if (half->tape && half->n == n && half->h == h && half->w == w)
 		return 0;
 	half_clear(half);
-	half->tape = tape_new(&v->params);
-	half->in = tape_input(half->tape, DT_F32, n, h, w, c, false);
-	half->out = net(half->tape, half->in, &v->config);
-	tape_output(half->tape, half->out);
+	lay_half(half, &v->params, &v->config, net, n, h, w, c);
 	rc = tape_plan(half->tape, false, e);
 	if (rc < 0) {
 		half_clear(half);
@@ -448,6 +455,19 @@ int vae_decode(struct vae *v, const float *latents, int64_t n, int64_t rows, int
 		      v->config.latent_channels, e));
 	half_run(v, half, latents, n, images);
 	return 0;
+}
+
+size_t vae_drawing_bytes(struct vae *v, int64_t n, int64_t rows, int64_t columns)
+{
+	size_t element = sizeof(float) + (v->params.resident ? sizeof(uint16_t) : 0);
+	struct half half = { 0 };
+	size_t bytes;
+
+	lay_half(&half, &v->params, &v->config, vae_net_decode, n <= FEW ? 1 : v->batch, rows,
+		 columns, v->config.latent_channels);
+	bytes = tape_measure(half.tape, false);
+	half_clear(&half);
+	return bytes + (size_t)v->params.total * element;
 }
 
 void vae_to_bytes(const float *images, int64_t count, uint8_t *bytes)

@@ -70,6 +70,8 @@ int vae_encode_u8(struct vae *v, const uint8_t *images, int64_t n, int64_t heigh
 int vae_decode(struct vae *v, const float *latents, int64_t n, int64_t rows, int64_t columns,
 	       float *images, struct err *e);
 void vae_set_batch(struct vae *v, int pictures);
+/* The backend's memory that decoding n latents takes, the parameters included. */
+size_t vae_drawing_bytes(struct vae *v, int64_t n, int64_t rows, int64_t columns);
 
 /* In place over `pixels` latent pixels of c channels: (x - mean) / deviation and back. */
 void vae_normalise(const struct vae *v, float *latents, int64_t pixels);

@@ -34,7 +34,7 @@ static bool watch_step(void *arg, const char *phase, int64_t done, int64_t total
 	double share = total > 0 ? (double)done / (double)total : 0;
 	double prompts = (double)w->before + share * (double)w->now;
 
-	job_stage(w->job, strcmp(phase, "prompt") == 0 ? "prompt" : "steps");
+	job_stage_within(w->job, strcmp(phase, "prompt") == 0 ? "prompt" : "steps");
 	job_report(w->job, w->phase, (uint64_t)prompts, (uint64_t)w->total, "sample");
 	return job_should_stop(w->job) != TF__STOP_REASON__STOP_NONE;
 }

@@ -106,10 +106,14 @@ static int make_model(struct training *t, struct err *e)
 {
 	struct params *p = &t->model.params;
 	struct kernels *k = t->job->kernels;
+	size_t available = device_bytes(k), drawing = 0;
 	int64_t micro_batch = t->x.train.micro_batch ? t->x.train.micro_batch : t->x.train.batch;
 
 	TRY(opened_dims(&t->x, &t->facts, micro_batch, k, &t->dims, e));
-	needs_fit(&t->x, device_bytes(k), &t->dims);
+	TRY(train_open_samples(t, e));
+	if (t->vae)
+		drawing = vae_drawing_bytes(t->vae, needs_samples(&t->x), t->dims.h, t->dims.w);
+	needs_fit(&t->x, available, drawing, &t->dims);
 	if (t->dims.recompute)
 		log_info("recompute=%" PRId64 " layers=%" PRId64, t->dims.recompute,
 			 t->dims.layers);
@@ -172,7 +176,6 @@ static int start(struct training *t, struct err *e)
 	TRY(train_open_data(t, e));
 	TRY(make_model(t, e));
 	TRY(train_open_loaders(t, e));
-	TRY(train_open_samples(t, e));
 	TRY(train_open_steps(t, e));
 	TRY(open_saver(t, e));
 	TRY(resume(t, e));

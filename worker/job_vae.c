@@ -504,6 +504,9 @@ static void describe(struct vae_run *r)
 	job_fact(r->job, "size", "%d", r->c.size);
 	job_fact(r->job, "downsample", "%d", vae_factor(c));
 	job_fact(r->job, "latent_channels", "%d", c->latent_channels);
+	job_fact(r->job, "drawing_bytes", "%zu",
+		 vae_drawing_bytes(r->vae, CODE_BATCH, r->c.size / vae_factor(c),
+				   r->c.size / vae_factor(c)));
 	job_fact(r->job, "psnr", "%.2f", r->psnr);
 	job_fact(r->job, "psnr_of", "%s", held ? "held-out pictures" : "training pictures");
 	job_result(r->job, "psnr", r->psnr);

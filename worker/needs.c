@@ -7,26 +7,31 @@
 
 #define CAPTION_TOKENS 32 /* of a sampled caption, about */
 
+int64_t needs_samples(const struct train_experiment *x)
+{
+	return x->sample.every == 0 ? 0 : x->prompt_count ? x->prompt_count : x->sample.count;
+}
+
 /* The sampler of the pictures that are drawn while training goes on. */
-static size_t sampling_bytes(const struct train_experiment *x, const struct dims *dims)
+static size_t sampler_bytes(const struct train_experiment *x, const struct dims *dims)
 {
 	struct sampler_options o = { .mode = SAMPLE_IMAGE,
 				     .steps = x->sample.steps,
 				     .guidance = (float)x->sample.guidance,
 				     .max_tokens = 1 };
 	struct memory_plan m = { 0 };
-	int64_t context, n;
+	int64_t context;
 
-	if (x->sample.every == 0 || dims_patches(dims) == 0)
+	if (needs_samples(x) == 0 || dims_patches(dims) == 0)
 		return 0;
 	context = sampler_context(dims, &o, CAPTION_TOKENS);
 	context = context < dims->T ? context : dims->T;
-	n = x->prompt_count ? x->prompt_count : x->sample.count;
-	sampler_memory(dims, n, context, o.guidance != 1, &m);
+	sampler_memory(dims, needs_samples(x), context, o.guidance != 1, &m);
 	return m.activations;
 }
 
-void needs_measure(const struct train_experiment *x, const struct dims *dims, struct needs *out)
+void needs_measure(const struct train_experiment *x, const struct dims *dims, size_t drawing,
+		   struct needs *out)
 {
 	struct memory_plan *m = &out->model;
 
@@ -34,7 +39,9 @@ void needs_measure(const struct train_experiment *x, const struct dims *dims, st
 	pass_memory(dims, true, m);
 	m->host *= (size_t)(x->train.batch / dims->B); /* all batches of a step wait together */
 	out->saving = m->gradients + m->moments + m->average; /* a copy of all, weights in f32 */
-	out->sampling = sampling_bytes(x, dims);
+	out->sampling = sampler_bytes(x, dims);
+	if (out->sampling)
+		out->sampling += drawing;
 	out->scratch = pass_scratch(dims);
 }
 
@@ -48,19 +55,20 @@ size_t needs_of_cpu(const struct needs *n)
 	return memory_plan_total(&n->model) + n->saving + n->sampling;
 }
 
-static bool fits(const struct train_experiment *x, size_t bytes, const struct dims *dims)
+static bool fits(const struct train_experiment *x, size_t bytes, size_t drawing,
+		 const struct dims *dims)
 {
 	struct needs n;
 
-	needs_measure(x, dims, &n);
+	needs_measure(x, dims, drawing, &n);
 	return needs_of_gpu(&n) <= bytes - bytes / 50; /* the rest: trials of algorithms, pieces */
 }
 
-void needs_fit(const struct train_experiment *x, size_t bytes, struct dims *dims)
+void needs_fit(const struct train_experiment *x, size_t bytes, size_t drawing, struct dims *dims)
 {
 	dims->recompute = x->train.recompute == RECOMPUTE_ON ? dims->layers : 0;
 	if (x->train.recompute != RECOMPUTE_AUTO || bytes == 0)
 		return;
-	while (dims->recompute < dims->layers && !fits(x, bytes, dims))
+	while (dims->recompute < dims->layers && !fits(x, bytes, drawing, dims))
 		dims->recompute++;
 }

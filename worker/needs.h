@@ -12,17 +12,21 @@
 struct needs {
 	struct memory_plan model;
 	size_t saving;   /* the host's: a copy of the run for its checkpoints */
-	size_t sampling; /* pictures drawn while training goes on */
+	size_t sampling; /* pictures drawn while training goes on: sampler and autoencoder */
 	size_t scratch;  /* a GPU's, of operations */
 };
 
-void needs_measure(const struct train_experiment *x, const struct dims *dims, struct needs *out);
+/* Pictures drawn at a time while training goes on; 0: none. */
+int64_t needs_samples(const struct train_experiment *x);
+/* drawing: vae_drawing_bytes of the autoencoder they are drawn with, or 0. */
+void needs_measure(const struct train_experiment *x, const struct dims *dims, size_t drawing,
+		   struct needs *out);
 /* At the peak, on a GPU and on a CPU (the program itself not counted). */
 size_t needs_of_gpu(const struct needs *n);
 size_t needs_of_cpu(const struct needs *n);
 
 /* Sets dims->recompute by train.recompute: all layers, none, or with auto the fewest with which the
  * run fits into `bytes` of a GPU (all, when it never does); 0 bytes: any run fits. */
-void needs_fit(const struct train_experiment *x, size_t bytes, struct dims *dims);
+void needs_fit(const struct train_experiment *x, size_t bytes, size_t drawing, struct dims *dims);
 
 #endif

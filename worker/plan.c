@@ -25,6 +25,7 @@ struct planning {
 	struct needs needs;
 	char device[32];
 	size_t device_bytes; /* of the GPU; 0: not known */
+	size_t drawing;      /* of the autoencoder, where its facts tell; 0: not known */
 	json_t *assumed;
 };
 
@@ -69,6 +70,9 @@ static int take_facts(struct planning *p, const json_t *facts, struct err *e)
 {
 	struct model_facts *f = &p->facts;
 
+	p->drawing = find_fact(facts, "drawing_bytes") > 0
+			     ? (size_t)find_fact(facts, "drawing_bytes")
+			     : 0;
 	f->bos = 1;
 	f->eos = 2;
 	TRY(take_fact(p, facts, "pieces", INT32_MAX / 2, PIECES_ASSUMED, &f->pieces, e));
@@ -186,8 +190,8 @@ static int plan(const char *text, size_t len, json_t **out, struct err *e)
 	if (rc == 0)
 		rc = make_dims(&p, e);
 	if (rc == 0) {
-		needs_fit(&p.x, p.device_bytes, &p.dims);
-		needs_measure(&p.x, &p.dims, &p.needs);
+		needs_fit(&p.x, p.device_bytes, p.drawing, &p.dims);
+		needs_measure(&p.x, &p.dims, p.drawing, &p.needs);
 		*out = answer(&p);
 	}
 	train_experiment_release(&p.x);

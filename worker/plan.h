@@ -19,8 +19,9 @@
  *
  * device_bytes asked: what the GPU has, for `train.recompute: auto`; 0 or none: what the GPU of
  * this machine has left, or else enough. Facts are numbers (or their texts) by key: pieces,
- * latent_height, latent_width, latent_channels (all 0: no pictures); "ROLE.NAME.pieces" does as
- * well. A mistake is a sentence on stderr. Returns the program's exit status. */
+ * latent_height, latent_width, latent_channels (all 0: no pictures), drawing_bytes (of the
+ * autoencoder that draws samples); "ROLE.NAME.pieces" does as well. A mistake is a sentence on
+ * stderr. Returns the program's exit status. */
 int plan_main(FILE *in, FILE *out);
 
 #endif

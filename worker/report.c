@@ -120,6 +120,12 @@ void job_stage(struct job *job, const char *stage)
 	r->stage_ns = now;
 }
 
+void job_stage_within(struct job *job, const char *stage)
+{
+	if (job->state->stage)
+		job_stage(job, stage);
+}
+
 struct metrics {
 	Tf__Metric metric[LIMIT_METRICS], *list[LIMIT_METRICS];
 };

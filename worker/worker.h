@@ -111,6 +111,8 @@ void job_result(struct job *job, const char *name, double value);
 /* A stage of the work begins ("load"; kept, so a constant) and the one before ends; NULL: the last
  * one ends. The outcome tells how many milliseconds each lasted in all. */
 void job_stage(struct job *job, const char *stage);
+/* The same within work that may be of a job without stages: nothing where none is under way. */
+void job_stage_within(struct job *job, const char *stage);
 /* States what the output folder now holds: kind, and the hash of its content as hex. Copies. */
 void job_artefact(struct job *job, Tf__ArtefactKind kind, const char *hash);
 /* A fact of that artefact ("samples", "psnr", "vocab"); a key set again is replaced. */

@@ -109,6 +109,31 @@ static void what_is_not_known_is_assumed_openly(void **state)
 	xfree(text);
 }
 
+/* Pictures drawn on the way need a sampler and the autoencoder. */
+static void drawing_on_the_way_is_counted(void **state)
+{
+	static const char *const set[] = { "sample.every=100" };
+	char *text = tiny(set, 1), *plain = tiny(NULL, 0);
+	int64_t sampling[3];
+
+	(void)state;
+	for (int i = 0; i < 3; i++) {
+		json_t *plan = plan_of(i < 2 ? text : plain,
+				       json_pack("{s:i, s:i, s:i, s:i, s:i}", "pieces", 300,
+						 "latent_height", 4, "latent_width", 4,
+						 "latent_channels", 4, "vae.look.drawing_bytes",
+						 i == 1 ? 0 : 7654321));
+
+		assert_non_null(plan);
+		sampling[i] = figure(json_object_get(plan, "bytes"), "sampling");
+		json_decref(plan);
+	}
+	assert_int_equal(sampling[0] - sampling[1], 7654321);
+	assert_true(sampling[1] > 0 && sampling[2] == 0);
+	xfree(text);
+	xfree(plain);
+}
+
 /* On a GPU of a given size: as many layers are computed again as must be, and no more. */
 static void what_does_not_fit_is_computed_again(void **state)
 {
@@ -305,6 +330,7 @@ int main(void)
 	const struct CMUnitTest memory[] = {
 		cmocka_unit_test(sizes_are_right),
 		cmocka_unit_test(what_is_not_known_is_assumed_openly),
+		cmocka_unit_test(drawing_on_the_way_is_counted),
 		cmocka_unit_test(what_does_not_fit_is_computed_again),
 		cmocka_unit_test(the_peak_is_foretold),
 	};
