@@ -43,6 +43,7 @@ struct cuda_state {
 	int device;
 	int processors; /* streaming multiprocessors */
 	int capability; /* 80, 90, ... */
+	size_t shared_most; /* dynamic shared memory a block may ask for beside 8 KiB of its own */
 	bool hopper;	/* 9.0: wgmma and bulk tensor copies */
 	cudaStream_t stream;
 	bool recording;

@@ -95,6 +95,7 @@ int cuda_open(int device, struct kernels **out, struct err *e)
 	*k = (struct kernels){ &cuda_ops, "cuda", 0, true, true, true, s };
 	s->device = device;
 	s->processors = p.multiProcessorCount;
+	s->shared_most = p.sharedMemPerBlockOptin - 8192;
 	s->capability = p.major * 10 + p.minor;
 	snprintf(s->name, sizeof s->name, "%s", p.name);
 	rc = open_stream(s, e);

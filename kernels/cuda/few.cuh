@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Products of few rows (sampling): bound by reading the weights once. Used by matmul.cu for any
- * bf16 product that fits, and by layers.cu with a norm before it or SwiGLU after it. */
+ * bf16 product that fits (few.cu), and by layers.cu with a norm before it or SwiGLU after it, one
+ * after the other (few_hopper.cu). */
 #ifndef KERNELS_CUDA_FEW_CUH
 #define KERNELS_CUDA_FEW_CUH
 
@@ -24,6 +25,8 @@ struct few {
 bool few_fits(const struct few *f);
 /* early: the weights may be read before the kernel ahead has finished (it does not write them). */
 void few_run(struct cuda_state *s, const struct few *f, bool early);
+/* The same, early, for products that follow one another. */
+void few_run_chained(struct cuda_state *s, const struct few *f);
 
 /* Whether the device lets a kernel start while the one ahead ends (compute capability 9.0). */
 static inline bool starts_early(const struct cuda_state *s)

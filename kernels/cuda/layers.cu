@@ -1,17 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0
  * All layers of sampling. One row a sequence and at most FEW_ROWS of them (tokens): five kernels a
- * layer, each of which reads its weights or cache while the one ahead of it ends. Otherwise
+ * layer, each of which reads its weights or cache while those ahead of it run. Otherwise
  * (prompts, pictures): products with what follows them (fused.cu), or the library's and one kernel
  * that turns queries and keys and fills the cache; residuals are added inside the products. */
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/few.cuh"
 #include "kernels/cuda/fused.cuh"
 
-/* ---- one query a sequence: a block takes CHUNK keys of a head, the last one to finish adds up */
+/* ---- one query a sequence: a block takes CHUNK keys of a head, the last one to finish adds up.
+ * The cache is read while the kernel ahead still runs, which does not write it. */
 #define GROUPS 16  /* of lanes, each over one key at a time */
 #define STEPS 8    /* keys of a group */
 #define CHUNK (GROUPS * STEPS)
-#define HEAD_MOST 128
+#define PARTS 8    /* partial softmaxes that are read at once */
 
 struct query {
 	const bf16 *qkv;                        /* [S, 3, heads, hd], not turned yet */
@@ -25,23 +26,12 @@ struct query {
 	float scale;                            /* with log2(e) in it */
 };
 
-/* Elements c .. c+7 of a head turned to a position, rounded as they are stored. */
-static __device__ __forceinline__ uint4 turn(const bf16 *head, const float *cosine,
-					     const float *sine, int c, int half)
-{
-	int other = c < half ? c + half : c - half, at = c < half ? c : c - half;
-	float x[8], y[8], cs[8], sn[8], sign = c < half ? -1.0f : 1.0f;
-
-	load8(head + c, x);
-	load8(head + other, y);
-	load8(cosine + at, cs);
-	load8(sine + at, sn);
-#pragma unroll
-	for (int i = 0; i < 8; i++)
-		x[i] = x[i] * cs[i] + sign * y[i] * sn[i];
-	return make_uint4(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]),
-			  pack_bf16(x[6], x[7]));
-}
+/* What a block's chunk holds, and a thread's place in it: eight elements of every GROUPS-th key. */
+struct chunk {
+	int first, to, place; /* keys: its first; the last one seen and the new one, or -1 */
+	int group, c;         /* of the keys; the first of the eight elements */
+	bf16 *keys, *values;  /* the head's eight elements of key 0 */
+};
 
 static __device__ __forceinline__ void unpack(uint4 v, float x[8])
 {
@@ -54,16 +44,85 @@ static __device__ __forceinline__ void unpack(uint4 v, float x[8])
 	}
 }
 
-/* The group's softmax over its keys and the values' sum: most, sum and o. */
-template <int LANES>
-static __device__ __forceinline__ void attend_group(const float q[8], const uint4 key[STEPS],
-						    const uint4 value[STEPS], int first, int to,
-						    float o[8], float *most, float *sum)
+/* Written by a kernel ahead, after this block started. */
+static __device__ __forceinline__ uint4 read_eight(const bf16 *p)
 {
+	return __ldcg(reinterpret_cast<const uint4 *>(p));
+}
+
+/* Elements c .. c+7 of a head turned by the cosines and sines of their pairs, rounded as they are
+ * stored. */
+static __device__ __forceinline__ uint4 turn(const bf16 *head, const float cosine[8],
+					     const float sine[8], int c, int half)
+{
+	float x[8], y[8], sign = c < half ? -1.0f : 1.0f;
+
+	unpack(read_eight(head + c), x);
+	unpack(read_eight(head + (c < half ? c + half : c - half)), y);
+#pragma unroll
+	for (int i = 0; i < 8; i++)
+		x[i] = x[i] * cosine[i] + sign * y[i] * sine[i];
+	return make_uint4(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]),
+			  pack_bf16(x[6], x[7]));
+}
+
+/* Of the cache, read once. Never moved by the compiler. */
+static __device__ __forceinline__ uint4 read_cache(const bf16 *p)
+{
+	uint4 v;
+
+	asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+		     : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+		     : "l"(p));
+	return v;
+}
+
+/* The thread's share of the cache; zeros for the new key and beyond the last one. */
+static __device__ __forceinline__ void read_chunk(const struct chunk &n, int64_t row,
+						  uint4 key[STEPS], uint4 value[STEPS])
+{
+	const uint4 none = { 0, 0, 0, 0 };
+
+#pragma unroll
+	for (int i = 0; i < STEPS; i++) {
+		int j = n.first + n.group + i * GROUPS;
+		bool there = j <= n.to && j != n.place;
+
+		key[i] = there ? read_cache(n.keys + j * row) : none;
+		value[i] = there ? read_cache(n.values + j * row) : none;
+	}
+}
+
+/* The new key and value to the cache, and among the others where the query sees them. */
+static __device__ __forceinline__ void append(const struct chunk &n, int64_t row, uint4 key[STEPS],
+					      uint4 value[STEPS], uint4 new_key, uint4 new_value)
+{
+	if (n.group == 0) {
+		*reinterpret_cast<uint4 *>(n.keys + n.place * row) = new_key;
+		*reinterpret_cast<uint4 *>(n.values + n.place * row) = new_value;
+	}
+#pragma unroll
+	for (int i = 0; i < STEPS; i++)
+		if (n.first + n.group + i * GROUPS == n.place && n.place <= n.to) {
+			key[i] = new_key;
+			value[i] = new_value;
+		}
+}
+
+/* A softmax over some keys that is not divided by its sum yet: the thread's part of the values. */
+template <int N> struct partial {
+	float most, sum, value[N];
+};
+
+/* The group's softmax over its keys. */
+template <int LANES>
+static __device__ __forceinline__ struct partial<8>
+attend_group(const struct chunk &n, const float q[8], const uint4 key[STEPS],
+	     const uint4 value[STEPS])
+{
+	struct partial<8> p = { -INFINITY };
 	float score[STEPS];
 
-	*most = -INFINITY;
-	*sum = 0.0f;
 #pragma unroll
 	for (int i = 0; i < STEPS; i++) {
 		float x[8], dot = 0.0f;
@@ -75,42 +134,81 @@ static __device__ __forceinline__ void attend_group(const float q[8], const uint
 #pragma unroll
 		for (int j = LANES / 2; j > 0; j >>= 1)
 			dot += __shfl_xor_sync(0xffffffffu, dot, j);
-		score[i] = first + i * GROUPS <= to ? dot : -INFINITY;
-		*most = fmaxf(*most, score[i]);
+		score[i] = n.first + n.group + i * GROUPS <= n.to ? dot : -INFINITY;
+		p.most = fmaxf(p.most, score[i]);
 	}
 #pragma unroll
 	for (int i = 0; i < STEPS; i++) {
-		float x[8], w = score[i] == -INFINITY ? 0.0f : exp2f(score[i] - *most);
+		float x[8], w = score[i] == -INFINITY ? 0.0f : exp2f(score[i] - p.most);
 
-		*sum += w;
+		p.sum += w;
 		unpack(value[i], x);
 #pragma unroll
 		for (int j = 0; j < 8; j++)
-			o[j] += w * x[j];
+			p.value[j] += w * x[j];
+	}
+	return p;
+}
+
+/* The groups of a warp put together; all of them have the result. */
+template <int LANES>
+static __device__ __forceinline__ void merge_groups(struct partial<8> &p)
+{
+	float most = p.most, w;
+
+#pragma unroll
+	for (int i = LANES; i < 32; i *= 2)
+		most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, i));
+	w = p.most == -INFINITY ? 0.0f : exp2f(p.most - most);
+	p.most = most;
+	p.sum *= w;
+#pragma unroll
+	for (int j = 0; j < 8; j++)
+		p.value[j] *= w;
+#pragma unroll
+	for (int i = LANES; i < 32; i *= 2) {
+		p.sum += __shfl_xor_sync(0xffffffffu, p.sum, i);
+#pragma unroll
+		for (int j = 0; j < 8; j++)
+			p.value[j] += __shfl_xor_sync(0xffffffffu, p.value[j], i);
 	}
 }
 
-/* A head's partial softmaxes put together, element e: from n parts `stride` apart, in order. */
-struct merged {
-	float most, sum, value;
-};
-
-static __device__ __forceinline__ struct merged merge(const volatile float *value,
-						      const volatile float *most,
-						      const volatile float *sum, int n,
-						      int value_stride, int stride)
+/* n parts [hd + 2] (values, most, sum) put together in order, element e of the values. SHARED: they
+ * lie in shared memory, else in the second cache. */
+template <bool SHARED>
+static __device__ __forceinline__ struct partial<1> merge_parts(const float *part, int n, int hd,
+								int e)
 {
-	struct merged m = { -INFINITY, 0.0f, 0.0f };
+	struct partial<1> p = { -INFINITY };
 
-	for (int i = 0; i < n; i++)
-		m.most = fmaxf(m.most, most[i * stride]);
-	for (int i = 0; i < n && m.most > -INFINITY; i++) {
-		float w = exp2f(most[i * stride] - m.most);
+	for (int first = 0; first < n; first += PARTS) {
+		float value[PARTS], most[PARTS], sum[PARTS], top = p.most, w;
 
-		m.sum += w * sum[i * stride];
-		m.value += w * value[i * value_stride];
+#pragma unroll
+		for (int i = 0; i < PARTS; i++) {
+			const float *from = part + (first + i) * (hd + 2);
+			bool there = first + i < n;
+
+			value[i] = !there ? 0.0f : SHARED ? from[e] : __ldcg(from + e);
+			most[i] = !there ? -INFINITY : SHARED ? from[hd] : __ldcg(from + hd);
+			sum[i] = !there ? 0.0f : SHARED ? from[hd + 1] : __ldcg(from + hd + 1);
+			top = fmaxf(top, most[i]);
+		}
+		if (top == -INFINITY)
+			continue;
+		w = exp2f(p.most - top);
+		p.most = top;
+		p.sum *= w;
+		p.value[0] *= w;
+#pragma unroll
+		for (int i = 0; i < PARTS; i++) {
+			w = exp2f(most[i] - top);
+			p.sum += w * sum[i];
+			p.value[0] += w * value[i];
+		}
 	}
-	return m;
+	return p;
 }
 
 /* Whether this block is the last of its head's; the others' parts are there then. */
@@ -127,116 +225,120 @@ static __device__ __forceinline__ bool last_to_arrive(unsigned *arrived, int chu
 	return last;
 }
 
-/* What the block's chunk holds: the row's new key and value where they belong to it. */
-struct chunk {
-	int first, to, place;
-	uint4 key, value;
-};
-
+/* The block's part, then that of the whole head: whether this block is the one that has it. Thread
+ * e has element e of the values. */
 template <int LANES>
-static __device__ __forceinline__ void attend_chunk(const struct query &a, const struct chunk &n,
-						    uint4 turned, int64_t cache, int64_t row,
-						    float *heads, float *parts)
+static __device__ __forceinline__ bool merge_head(const struct query &a, const struct chunk &n,
+						  const struct partial<8> &mine,
+						  struct partial<1> *whole)
 {
-	int group = (int)threadIdx.x / LANES, c = (int)threadIdx.x % LANES * 8;
-	const uint4 none = { 0, 0, 0, 0 };
-	uint4 key[STEPS], value[STEPS];
-	float q[8], o[8] = {}, most, sum;
+	const int hd = LANES * 8, warps = LANES * GROUPS / 32;
+	__shared__ float parts[warps * (hd + 2)];
+	int thread = (int)threadIdx.x, chunks = n.to / CHUNK + 1;
+	int64_t head = (int64_t)blockIdx.z * a.heads + blockIdx.y;
+	float *of_head = a.part + head * gridDim.x * (hd + 2), *p;
 
+	if (thread % 32 < LANES) {
+		p = parts + thread / 32 * (hd + 2);
 #pragma unroll
-	for (int i = 0; i < STEPS; i++) {
-		int j = n.first + group + i * GROUPS;
-		int64_t at = cache + j * row + c;
-
-		key[i] = value[i] = none;
-		if (j <= n.to && j != n.place) {
-			key[i] = *reinterpret_cast<const uint4 *>(a.keys + at);
-			value[i] = *reinterpret_cast<const uint4 *>(a.values + at);
-		} else if (j <= n.to) {
-			key[i] = n.key;
-			value[i] = n.value;
+		for (int i = 0; i < 8; i++)
+			p[n.c + i] = mine.value[i];
+		if (n.c == 0) {
+			p[hd] = mine.most;
+			p[hd + 1] = mine.sum;
 		}
 	}
-	unpack(turned, q);
-#pragma unroll
-	for (int i = 0; i < 8; i++)
-		q[i] *= a.scale;
-	attend_group<LANES>(q, key, value, n.first + group, n.to, o, &most, &sum);
-	store8(heads + group * LANES * 8 + c, o);
-	if (c == 0) {
-		parts[group] = most;
-		parts[GROUPS + group] = sum;
+	__syncthreads();
+	*whole = merge_parts<true>(parts, warps, hd, thread % hd);
+	if (chunks == 1)
+		return true;
+	p = of_head + (int)blockIdx.x * (hd + 2);
+	if (thread < hd)
+		p[thread] = whole->value[0];
+	if (thread == 0) {
+		p[hd] = whole->most;
+		p[hd + 1] = whole->sum;
 	}
+	if (!last_to_arrive(a.arrived + head, chunks))
+		return false;
+	*whole = merge_parts<false>(of_head, chunks, hd, thread % hd);
+	return true;
 }
 
 /* grid: chunks, heads, sequences; LANES * GROUPS threads. */
 template <int LANES>
-__global__ void __launch_bounds__(LANES * GROUPS) attend_query(struct query a)
+__global__ void __launch_bounds__(LANES * GROUPS)
+	attend_query(const __grid_constant__ struct query a)
 {
 	const int hd = LANES * 8;
-	__shared__ float heads[GROUPS * HEAD_MOST], parts[2 * GROUPS];
-	int head = (int)blockIdx.y, s = (int)blockIdx.z, chunks = (int)gridDim.x;
-	int thread = (int)threadIdx.x, c = thread % LANES * 8;
-	int64_t row = (int64_t)a.heads * hd, cache = s * a.capacity * row + head * hd;
-	float *part = a.part + ((int64_t)s * a.heads + head) * chunks * (hd + 2);
-	struct chunk n = { (int)blockIdx.x * CHUNK, -1, -1 };
+	int s = (int)blockIdx.z, thread = (int)threadIdx.x, limit = a.limit[s];
+	int64_t row = (int64_t)a.heads * hd, head = (int64_t)blockIdx.y * hd;
+	struct chunk n = { (int)blockIdx.x * CHUNK, min(limit, a.capacity - 1),
+			   limit < 0 ? -1 : a.at[s], thread / LANES, thread % LANES * 8 };
+	int64_t turned = limit < 0 ? 0 : (int64_t)a.position[s] * (hd / 2) + n.c % (hd / 2);
+	const bf16 *q = a.qkv + s * 3 * row + head;
+	uint4 key[STEPS], value[STEPS];
+	float cosine[8], sine[8], x[8];
+	struct partial<1> whole;
+	struct partial<8> mine;
 
+	n.keys = a.keys + s * a.capacity * row + head + n.c;
+	n.values = a.values + s * a.capacity * row + head + n.c;
 	let_kernel_behind_start();
+	read_chunk(n, row, key, value);
+	load8(a.cosine + turned, cosine);
+	load8(a.sine + turned, sine);
 	wait_for_kernel_ahead();
-	if (a.limit[s] >= 0) {
-		const bf16 *q = a.qkv + s * 3 * row + head * hd;
-		const float *cosine = a.cosine + (int64_t)a.position[s] * (hd / 2),
-			    *sine = a.sine + (int64_t)a.position[s] * (hd / 2);
-		int place = a.at[s];
+	if (limit < 0 && blockIdx.x == 0 && thread < hd)
+		put(a.out + s * row + head + thread, 0.0f);
+	if (limit < 0)
+		return;
+	unpack(turn(q, cosine, sine, n.c, hd / 2), x);
+#pragma unroll
+	for (int i = 0; i < 8; i++)
+		x[i] *= a.scale;
+	if (n.place >= n.first && n.place < min(n.first + CHUNK, a.capacity))
+		append(n, row, key, value, turn(q + row, cosine, sine, n.c, hd / 2),
+		       read_eight(q + 2 * row + n.c));
+	if (n.first > n.to)
+		return;
+	mine = attend_group<LANES>(n, x, key, value);
+	merge_groups<LANES>(mine);
+	if (merge_head<LANES>(a, n, mine, &whole) && thread < hd)
+		put(a.out + s * row + head + thread,
+		    whole.sum > 0.0f ? whole.value[0] / whole.sum : 0.0f);
+}
 
-		n.to = min(a.limit[s], a.capacity - 1);
-		if (place >= n.first && place < min(n.first + CHUNK, a.capacity)) {
-			n.place = place;
-			n.key = turn(q + row, cosine, sine, c, hd / 2);
-			n.value = *reinterpret_cast<const uint4 *>(q + 2 * row + c);
-		}
-		if (n.place >= 0 && thread < LANES) {
-			*reinterpret_cast<uint4 *>(a.keys + cache + place * row + c) = n.key;
-			*reinterpret_cast<uint4 *>(a.values + cache + place * row + c) = n.value;
-		}
-		if (n.first <= n.to)
-			attend_chunk<LANES>(a, n, turn(q, cosine, sine, c, hd / 2), cache, row,
-					    heads, parts);
-	}
-	__syncthreads();
-	if (n.first <= n.to && thread < hd) {
-		struct merged m = merge(heads + thread, parts, parts + GROUPS, GROUPS, hd, 1);
+/* All kernels of the chain ask for the same division of a multiprocessor's memory: those of
+ * different ones cannot run beside one another. */
+template <int LANES>
+static void launch_query(struct cuda_state *s, const struct query *a, int sequences)
+{
+	cudaLaunchAttribute room;
+	dim3 grid((unsigned)div_up(a->capacity, CHUNK), (unsigned)a->heads, (unsigned)sequences);
+	cudaLaunchConfig_t shape = launch_shape(s, grid, LANES * GROUPS, true, &room);
 
-		part[(int)blockIdx.x * (hd + 2) + thread] = m.value;
-		if (thread == 0) {
-			part[(int)blockIdx.x * (hd + 2) + hd] = m.most;
-			part[(int)blockIdx.x * (hd + 2) + hd + 1] = m.sum;
-		}
-	}
-	if (last_to_arrive(a.arrived + s * a.heads + head, chunks) && thread < hd) {
-		struct merged m = merge(part + thread, part + hd, part + hd + 1,
-					n.to < 0 ? 0 : n.to / CHUNK + 1, hd + 2, hd + 2);
-
-		put(a.out + s * row + head * hd + thread, m.sum > 0.0f ? m.value / m.sum : 0.0f);
-	}
+	CUDA(cudaFuncSetAttribute(attend_query<LANES>,
+				  cudaFuncAttributePreferredSharedMemoryCarveout,
+				  cudaSharedmemCarveoutMaxShared));
+	CUDA(cudaLaunchKernelEx(&shape, attend_query<LANES>, *a));
+	LAUNCHED();
 }
 
 static void run_query(struct cuda_state *s, const struct query *a, int sequences, int hd)
 {
-	cudaLaunchAttribute room;
-	dim3 grid((unsigned)div_up(a->capacity, CHUNK), (unsigned)a->heads, (unsigned)sequences);
-	cudaLaunchConfig_t shape = launch_shape(s, grid, (unsigned)hd / 8 * GROUPS, true, &room);
-
 	if (hd == 32)
-		CUDA(cudaLaunchKernelEx(&shape, attend_query<4>, *a));
+		launch_query<4>(s, a, sequences);
 	else if (hd == 64)
-		CUDA(cudaLaunchKernelEx(&shape, attend_query<8>, *a));
+		launch_query<8>(s, a, sequences);
 	else
-		CUDA(cudaLaunchKernelEx(&shape, attend_query<16>, *a));
-	LAUNCHED();
+		launch_query<16>(s, a, sequences);
 }
 
 /* ---- tokens */
+/* The products of a layer, in order. */
+enum { QKV, ATTENTION_OUT, GATE_UP, DOWN, PRODUCTS };
+
 static struct few product_of(const struct tensor *out, const struct tensor *x,
 			     const struct tensor *w, const struct tensor *norm, float eps)
 {
@@ -255,12 +357,15 @@ static struct few product_of(const struct tensor *out, const struct tensor *x,
 	return f;
 }
 
-static struct few gate_up_of(const struct cached_layers *c, const struct cached_layer *l)
+static void products_of(const struct cached_layers *c, int layer, struct few f[PRODUCTS])
 {
-	struct few f = product_of(&c->swiglu, &c->x, &l->gate_up, &l->ff_norm, c->eps);
+	const struct cached_layer *l = &c->layer[layer];
 
-	f.swiglu = true;
-	return f;
+	f[QKV] = product_of(&c->qkv, &c->x, &l->qkv, &l->attention_norm, c->eps);
+	f[ATTENTION_OUT] = product_of(&c->x, &c->attention, &l->attention_out, NULL, 0);
+	f[GATE_UP] = product_of(&c->swiglu, &c->x, &l->gate_up, &l->ff_norm, c->eps);
+	f[GATE_UP].swiglu = true;
+	f[DOWN] = product_of(&c->x, &c->swiglu, &l->down, NULL, 0);
 }
 
 static bool tokens_fit(const struct cuda_state *s, const struct cached_layers *c)
@@ -275,14 +380,11 @@ static bool tokens_fit(const struct cuda_state *s, const struct cached_layers *c
 		return false;
 	for (int i = 0; i < c->layers; i++) {
 		const struct cached_layer *l = &c->layer[i];
-		struct few part[4] = {
-			product_of(&c->qkv, &c->x, &l->qkv, &l->attention_norm, c->eps),
-			product_of(&c->x, &c->attention, &l->attention_out, NULL, 0),
-			gate_up_of(c, l), product_of(&c->x, &c->swiglu, &l->down, NULL, 0)
-		};
+		struct few f[PRODUCTS];
 
-		for (int j = 0; j < 4; j++)
-			if (!few_fits(&part[j]))
+		products_of(c, i, f);
+		for (int j = 0; j < PRODUCTS; j++)
+			if (!few_fits(&f[j]))
 				return false;
 		if (!aligned16(l->keys.data) || !aligned16(l->values.data))
 			return false;
@@ -310,19 +412,16 @@ static void run_tokens(struct cuda_state *s, const struct cached_layers *c)
 	q.capacity = capacity;
 	q.scale = 1.44269504f / sqrtf((float)hd);
 	for (int i = 0; i < c->layers; i++) {
-		const struct cached_layer *l = &c->layer[i];
-		struct few qkv = product_of(&c->qkv, &c->x, &l->qkv, &l->attention_norm, c->eps);
-		struct few out = product_of(&c->x, &c->attention, &l->attention_out, NULL, 0);
-		struct few gate_up = gate_up_of(c, l);
-		struct few down = product_of(&c->x, &c->swiglu, &l->down, NULL, 0);
+		struct few f[PRODUCTS];
 
-		q.keys = (bf16 *)l->keys.data;
-		q.values = (bf16 *)l->values.data;
-		few_run(s, &qkv, true);
-		run_query(s, &q, rows, hd);
-		few_run(s, &out, true);
-		few_run(s, &gate_up, true);
-		few_run(s, &down, true);
+		products_of(c, i, f);
+		q.keys = (bf16 *)c->layer[i].keys.data;
+		q.values = (bf16 *)c->layer[i].values.data;
+		for (int p = 0; p < PRODUCTS; p++) {
+			few_run_chained(s, &f[p]);
+			if (p == QKV)
+				run_query(s, &q, rows, hd);
+		}
 	}
 }
 

@@ -56,16 +56,20 @@ void cuda_advance_tokens(struct kernels *k, const struct token_rows *t)
 }
 
 /* ---- drawing: tokens are weighed in whole numbers, so that sums are exact in any order, and found
- * by their place in the order likeliest first, digit by digit of the logit's bits */
+ * by their place in the order likeliest first, digit by digit of the logit's bits. Most logits
+ * share their first digit: lanes with the same one add up first, and each warp has sums of its own.
+ */
 #define THREADS 1024
+#define WARPS (THREADS / 32)
 #define DIGITS 256
 #define LIKELIEST 1099511627776.0f   /* 2^40: the weight of the likeliest token */
 
 typedef unsigned long long weight_t;
 
-/* One row's logits and what turns them into weights. */
+/* One row's logits (in shared memory where they fit) and what turns them into weights. */
 template <typename T> struct lot {
 	const T *logits;
+	weight_t *sums; /* [WARPS][DIGITS], shared memory */
 	int vocab;
 	float most, temperature;
 };
@@ -92,17 +96,20 @@ static __device__ __forceinline__ weight_t weight_of(const lot<T> &l, float logi
 /* The sum of all weights, the same in every thread. */
 template <typename T> static __device__ weight_t total_of(const lot<T> &l)
 {
-	__shared__ weight_t total;
-	weight_t mine = 0;
+	__shared__ weight_t part[WARPS];
+	weight_t sum = 0;
 
-	if (threadIdx.x == 0)
-		total = 0;
-	__syncthreads();
 	for (int i = (int)threadIdx.x; i < l.vocab; i += THREADS)
-		mine += weight_of(l, to_float(l.logits[i]));
-	atomicAdd(&total, mine);
+		sum += weight_of(l, to_float(l.logits[i]));
+	for (int i = 16; i > 0; i /= 2)
+		sum += __shfl_xor_sync(0xffffffffu, sum, i);
+	if (threadIdx.x % 32 == 0)
+		part[threadIdx.x / 32] = sum;
 	__syncthreads();
-	return total;
+	sum = part[threadIdx.x % WARPS];
+	for (int i = WARPS / 2; i > 0; i /= 2)
+		sum += __shfl_xor_sync(0xffffffffu, sum, i);
+	return sum;
 }
 
 struct found {
@@ -144,9 +151,47 @@ static __device__ void find_digit(const weight_t digit[DIGITS], weight_t target,
 	}
 }
 
-/* The key at which the weights, likeliest first, add up to the target (1 .. total). */
+/* digit[d] = sum of the weights whose key begins as f's and goes on with d. */
 template <typename T>
-static __device__ struct found find_weight(const lot<T> &l, weight_t target)
+static __device__ void add_digits(const lot<T> &l, weight_t digit[DIGITS], uint32_t key,
+				  uint32_t above, int shift)
+{
+	weight_t *mine = l.sums + threadIdx.x / 32 * DIGITS, sum = 0;
+	int lane = (int)threadIdx.x % 32;
+
+	for (int d = lane; d < DIGITS; d += 32)
+		mine[d] = 0;
+	for (int first = 0; first < l.vocab; first += THREADS) {
+		int i = first + (int)threadIdx.x;
+		float x = i < l.vocab ? to_float(l.logits[i]) : -INFINITY;
+		uint32_t k = key_of(x), d = k >> shift & (DIGITS - 1);
+		weight_t w = i < l.vocab && (k & above) == (key & above) ? weight_of(l, x) : 0;
+		unsigned there = __ballot_sync(0xffffffffu, w > 0);
+
+		if (w > 0) {
+			unsigned same = __match_any_sync(there, d);
+			weight_t low = __reduce_add_sync(same, (unsigned)w & ((1u << 20) - 1));
+			weight_t high = __reduce_add_sync(same, (unsigned)(w >> 20));
+
+			if (lane == __ffs((int)same) - 1)
+				mine[d] += (high << 20) + low;
+		}
+		__syncwarp();
+	}
+	__syncthreads();
+	if (threadIdx.x < DIGITS) {
+		for (int w = 0; w < WARPS; w++)
+			sum += l.sums[w * DIGITS + threadIdx.x];
+		digit[threadIdx.x] = sum;
+	}
+	__syncthreads();
+}
+
+/* The key at which the weights, likeliest first, add up to the target (1 .. total). first: the sums
+ * of the first digits, which are made where `known` is not set. */
+template <typename T>
+static __device__ struct found find_weight(const lot<T> &l, weight_t target, weight_t first[DIGITS],
+					   bool known)
 {
 	__shared__ weight_t digit[DIGITS];
 	__shared__ struct found f;
@@ -156,24 +201,35 @@ static __device__ struct found find_weight(const lot<T> &l, weight_t target)
 		f.key = 0;
 		f.before = 0;
 	}
+	__syncthreads();
 	for (int shift = 24; shift >= 0; shift -= 8) {
-		if (threadIdx.x < DIGITS)
-			digit[threadIdx.x] = 0;
-		__syncthreads();
-		for (int i = (int)threadIdx.x; i < l.vocab; i += THREADS) {
-			float x = to_float(l.logits[i]);
-			uint32_t key = key_of(x);
+		weight_t *sums = shift == 24 ? first : digit;
 
-			if ((key & above) == (f.key & above))
-				atomicAdd(&digit[key >> shift & (DIGITS - 1)], weight_of(l, x));
-		}
-		__syncthreads();
+		if (shift < 24 || !known)
+			add_digits(l, sums, f.key, above, shift);
 		if (threadIdx.x < 32)
-			find_digit(digit, target, &f, shift);
+			find_digit(sums, target, &f, shift);
 		above |= (uint32_t)(DIGITS - 1) << shift;
 		__syncthreads();
 	}
 	return f;
+}
+
+/* The row in shared memory, or where it is when there is no room: it is read a dozen times. */
+template <typename T>
+static __device__ const T *keep_row(const T *row, int vocab, T *room)
+{
+	const int each = 16 / sizeof(T), whole = (uintptr_t)row % 16 == 0 ? vocab / each : 0;
+
+	if (!room)
+		return row;
+#pragma unroll 4
+	for (int i = (int)threadIdx.x; i < whole; i += THREADS)
+		reinterpret_cast<uint4 *>(room)[i] = reinterpret_cast<const uint4 *>(row)[i];
+	for (int i = whole * each + (int)threadIdx.x; i < vocab; i += THREADS)
+		room[i] = row[i];
+	__syncthreads();
+	return room;
 }
 
 /* The token that is number `place` (from 1) of those with the key, by index; in thread order. */
@@ -214,9 +270,13 @@ template <typename T>
 __global__ void __launch_bounds__(THREADS)
 	draw_rows(int32_t *out, const T *logits, int64_t width, int vocab, float temperature,
 		  float top_p, uint32_t key0, uint32_t key1, const int64_t *index,
-		  const int32_t *position)
+		  const int32_t *position, bool room)
 {
-	lot<T> l = { logits + (int64_t)blockIdx.x * width, vocab, -INFINITY, temperature };
+	extern __shared__ __align__(16) weight_t sums[];
+	__shared__ weight_t first[DIGITS];
+	lot<T> l = { keep_row(logits + (int64_t)blockIdx.x * width, vocab,
+			      room ? reinterpret_cast<T *>(sums + WARPS * DIGITS) : NULL),
+		     sums, vocab, -INFINITY, temperature };
 	uint64_t at = (uint64_t)index[blockIdx.x];
 	uint32_t c[4] = { (uint32_t)position[blockIdx.x] + 1, 0, (uint32_t)at,
 			  (uint32_t)(at >> 32) };
@@ -229,15 +289,32 @@ __global__ void __launch_bounds__(THREADS)
 	total = total_of(l);
 	target = (weight_t)ceil((double)top_p * (double)total);
 	target = target < 1 ? 1 : target > total ? total : target;
-	f = find_weight(l, target);
+	f = find_weight(l, target, first, false);
 	each = weight_of(l, logit_of(f.key));
 	kept = f.before + divide_up(target - f.before, each) * each;
 	philox(c, key0, key1);
 	target = (weight_t)((double)(c[0] >> 8) * 0x1p-24 * (double)kept) + 1;
 	__syncthreads();
-	f = find_weight(l, target);
+	f = find_weight(l, target, first, true);
 	each = weight_of(l, logit_of(f.key));
 	put_place(out + blockIdx.x, l, f.key, divide_up(target - f.before, each));
+}
+
+template <typename T>
+static void run_draw(struct cuda_state *s, int32_t *out, struct tensor logits, int vocab,
+		     float temperature, float top_p, uint64_t seed, const int64_t *index,
+		     const int32_t *position)
+{
+	size_t sums = WARPS * DIGITS * sizeof(weight_t), row = (size_t)vocab * sizeof(T);
+	bool room = sums + row <= s->shared_most;
+	size_t bytes = room ? sums + row : sums;
+
+	CUDA(cudaFuncSetAttribute(draw_rows<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+				  (int)bytes));
+	draw_rows<<<(unsigned)logits.dim[0], THREADS, bytes, s->stream>>>(
+		out, (const T *)logits.data, logits.dim[1], vocab, temperature, top_p,
+		(uint32_t)seed, philox_key(seed, PHILOX_TEXT), index, position, room);
+	LAUNCHED();
 }
 
 void cuda_draw_tokens(struct kernels *k, struct tensor out, struct tensor logits, int64_t vocab,
@@ -253,10 +330,7 @@ void cuda_draw_tokens(struct kernels *k, struct tensor out, struct tensor logits
 	      tensor_count(&position) == rows && temperature > 0);
 	if (!rows)
 		return;
-	ACT(logits.type, draw_rows<<<(unsigned)rows, THREADS, 0, s->stream>>>(
-				 (int32_t *)out.data, (const T *)logits.data, logits.dim[1],
-				 (int)vocab, temperature, top_p, (uint32_t)seed,
-				 philox_key(seed, PHILOX_TEXT), (const int64_t *)index.data,
-				 (const int32_t *)position.data));
-	LAUNCHED();
+	ACT(logits.type, run_draw<T>(s, (int32_t *)out.data, logits, (int)vocab, temperature, top_p,
+				     seed, (const int64_t *)index.data,
+				     (const int32_t *)position.data));
 }
