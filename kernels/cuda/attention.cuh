@@ -8,6 +8,7 @@
 #ifndef KERNELS_CUDA_ATTENTION_CUH
 #define KERNELS_CUDA_ATTENTION_CUH
 
+#include "kernels/cuda/attention_tiles.h"
 #include "kernels/cuda/common.cuh"
 
 struct tile_plan;
@@ -56,14 +57,6 @@ void attention_hopper(struct cuda_state *s, const struct attend *a);
 void attention_hopper_backward(struct cuda_state *s, const struct attend_backward *a);
 
 /* ---- plans: what each tile of queries (or keys) has to visit, longest first */
-struct span {
-	int32_t first, last;	      /* visited keys (queries), inclusive; first > last: none */
-	int32_t start_max, limit_min; /* of its queries: keys between them need no mask */
-};
-
-#define PART 64	     /* rows of a tile that a warpgroup owns */
-#define PARTS_MOST 3 /* of a tile */
-
 struct __align__(16) tile_plan {
 	int32_t sequence, tile, unused[2];
 	struct span all, part[PARTS_MOST]; /* of keys' tiles only first and last */

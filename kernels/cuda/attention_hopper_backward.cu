@@ -9,8 +9,6 @@
  * dq = scale dS k, dk = scale dS^T q, dv = P^T dout. */
 #include "kernels/cuda/hopper.cuh"
 
-#include <limits.h>
-
 #define GROUPS 2	    /* warpgroups with 64 rows each */
 #define OWNED (GROUPS * 64) /* rows a block owns */
 #define PASSING 64	    /* queries of a tile passing by in the keys' pass */
@@ -123,12 +121,12 @@ static __device__ void queries_producer(struct queries_shared<HD, KEYS> &m,
 					     p.tile * OWNED, p.sequence);
 		}
 		ring_next<OWN_STAGES>(own);
-		for (int j = p.first / KEYS; p.first <= p.last && j <= p.last / KEYS; j++) {
+		for (int key = p.first; key <= p.last; key += KEYS) {
 			barrier_wait(&m.empty[r.stage], r.phase ^ 1);
 			barrier_expect(&m.full[r.stage], sizeof m.k[0] + sizeof m.v[0]);
-			copy_head<HD, KEYS>(m.k[r.stage], mk, &m.full[r.stage], head, j * KEYS,
+			copy_head<HD, KEYS>(m.k[r.stage], mk, &m.full[r.stage], head, key,
 					    p.sequence);
-			copy_head<HD, KEYS>(m.v[r.stage], mv, &m.full[r.stage], head, j * KEYS,
+			copy_head<HD, KEYS>(m.v[r.stage], mv, &m.full[r.stage], head, key,
 					    p.sequence);
 			ring_next<queries_shared<HD, KEYS>::stages>(r);
 		}
@@ -208,7 +206,8 @@ static __device__ __forceinline__ void queries_tile(struct queries_shared<HD, KE
 	int before = -1;
 
 	for (int j = t.low; j <= t.high; j++) {
-		bool masked = j * KEYS < t.start_max || j * KEYS + KEYS - 1 > t.limit_min;
+		int key = t.base + j * KEYS;
+		bool masked = share_edge(&t, key, KEYS);
 
 		barrier_wait(&m.full[r.stage], r.phase);
 		products_begin();
@@ -221,7 +220,7 @@ static __device__ __forceinline__ void queries_tile(struct queries_shared<HD, KE
 		pin(dq);
 		if (before >= 0)
 			barrier_release(&m.empty[before]);
-		own_probabilities(s, own, w.scale_log2, masked, j * KEYS);
+		own_probabilities(s, own, w.scale_log2, masked, key);
 		products_wait<0>();
 		pin(ds);
 #pragma unroll
@@ -266,7 +265,7 @@ static __device__ void queries_consumer(struct queries_shared<HD, KEYS> &m,
 	struct ring r = { 0, 0 }, own = { 0, 0 };
 	struct share t;
 
-	while (receive_work<KEYS>(m, own, group, t)) {
+	while (receive_work<KEYS, 1>(m, own, group, t)) {
 		int row0 = t.tile * OWNED + in_tile;
 		float dq[HD / 2];
 		struct own_rows rows;
@@ -276,11 +275,11 @@ static __device__ void queries_consumer(struct queries_shared<HD, KEYS> &m,
 		for (int i = 0; i < HD / 2; i++)
 			dq[i] = 0.0f;
 		if (t.high >= t.low) {
-			let_pass(m, r, t.bottom, t.low - 1);
+			let_pass(m, r, 0, t.low - 1);
 			queries_tile<HD, KEYS>(m, w, t, group, r, own.stage, rows, dq);
 			let_pass(m, r, t.high + 1, t.top);
 		} else {
-			let_pass(m, r, t.bottom, t.top);
+			let_pass(m, r, 0, t.top);
 		}
 		barrier_release(&m.own_empty[own.stage]);
 		ring_next<OWN_STAGES>(own);
@@ -455,7 +454,7 @@ static __device__ void keys_consumer(struct keys_shared<HD> &m, const struct bac
 	struct ring r = { 0, 0 }, own = { 0, 0 };
 	struct share t;
 
-	while (receive_work<PASSING>(m, own, group, t)) {
+	while (receive_work<PASSING, PASSING>(m, own, group, t)) {
 		int key0 = t.tile * OWNED + in_tile;
 		float dk[HD / 2], dv[HD / 2];
 
@@ -463,11 +462,11 @@ static __device__ void keys_consumer(struct keys_shared<HD> &m, const struct bac
 		for (int i = 0; i < HD / 2; i++)
 			dk[i] = dv[i] = 0.0f;
 		if (t.high >= t.low) {
-			let_pass(m, r, t.bottom, t.low - 1);
+			let_pass(m, r, 0, t.low - 1);
 			keys_tile<HD>(m, w, t, group, own.stage, key0, r, dk, dv);
 			let_pass(m, r, t.high + 1, t.top);
 		} else {
-			let_pass(m, r, t.bottom, t.top);
+			let_pass(m, r, 0, t.top);
 		}
 		barrier_release(&m.own_empty[own.stage]);
 		ring_next<OWN_STAGES>(own);

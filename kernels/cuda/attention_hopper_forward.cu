@@ -100,14 +100,15 @@ static __device__ void forward_producer(struct forward_shared<HD, WGS> &m,
 			copy_head<HD, WGS * 64>(m.q[own.stage], mq, &m.own_full[own.stage], e.head,
 						e.tile * WGS * 64, e.sequence);
 		ring_next<OWN_STAGES>(own);
-		for (int j = e.last / KEYS; e.first <= e.last && j >= e.first / KEYS; j--) {
+		for (int key = e.first + (e.last - e.first) / KEYS * KEYS; key >= e.first;
+		     key -= KEYS) {
 			barrier_wait(&m.k_empty[r.stage], r.phase ^ 1);
 			barrier_expect(&m.k_full[r.stage], sizeof m.k[0]);
-			copy_head<HD, KEYS>(m.k[r.stage], mk, &m.k_full[r.stage], e.head, j * KEYS,
+			copy_head<HD, KEYS>(m.k[r.stage], mk, &m.k_full[r.stage], e.head, key,
 					    e.sequence);
 			barrier_wait(&m.v_empty[r.stage], r.phase ^ 1);
 			barrier_expect(&m.v_full[r.stage], sizeof m.v[0]);
-			copy_head<HD, KEYS>(m.v[r.stage], mv, &m.v_full[r.stage], e.head, j * KEYS,
+			copy_head<HD, KEYS>(m.v[r.stage], mv, &m.v_full[r.stage], e.head, key,
 					    e.sequence);
 			ring_next<STAGES(HD)>(r);
 		}
@@ -201,11 +202,6 @@ static __device__ __forceinline__ void forward_finish(const struct forward_work 
 	}
 }
 
-static __device__ __forceinline__ bool is_edge(const struct share &t, int j)
-{
-	return j * KEYS < t.start_max || j * KEYS + KEYS - 1 > t.limit_min;
-}
-
 /* Tiles `from` down to `to` pass by with nothing for this warpgroup, which takes its turns and lets
  * them go. The first tile of an item has no turn. */
 template <int HD, int WGS>
@@ -252,8 +248,8 @@ static __device__ __forceinline__ void forward_tile(struct forward_shared<HD, WG
 	products_wait<0>();
 	pin(s);
 	barrier_release(&m.k_empty[r.stage]);
-	if (is_edge(t, t.high))
-		mask_scores(s, rows, t.high * KEYS);
+	if (share_edge(&t, t.base + t.high * KEYS, KEYS))
+		mask_scores(s, rows, t.base + t.high * KEYS);
 	soften(s, rows, w.scale_log2, keep);
 	pack_operand(probability, s);
 	before = r;
@@ -271,8 +267,8 @@ static __device__ __forceinline__ void forward_tile(struct forward_shared<HD, WG
 		turn_pass(next, 2 * 128);
 		products_wait<1>();
 		pin(s);
-		if (is_edge(t, j))
-			mask_scores(s, rows, j * KEYS);
+		if (share_edge(&t, t.base + j * KEYS, KEYS))
+			mask_scores(s, rows, t.base + j * KEYS);
 		soften(s, rows, w.scale_log2, keep);
 		barrier_release_after(&m.k_empty[r.stage], rows.sum[0] + rows.sum[1]);
 		products_wait<0>();
@@ -304,7 +300,7 @@ static __device__ void forward_consumer(struct forward_shared<HD, WGS> &m,
 
 	if (group == WGS - 1)
 		turn_pass(0, 2 * 128);
-	while (receive_work<KEYS>(m, own, group, t)) {
+	while (receive_work<KEYS, 1>(m, own, group, t)) {
 		int row0 = t.tile * WGS * 64 + in_tile;
 		float o[HD / 2];
 		struct two_rows rows;
@@ -324,9 +320,9 @@ static __device__ void forward_consumer(struct forward_shared<HD, WGS> &m,
 		if (t.high >= t.low) {
 			forward_pass_by<HD, WGS>(m, group, t, r, t.top, t.high + 1);
 			forward_tile<HD, WGS>(m, w, t, group, r, own.stage, o, rows);
-			forward_pass_by<HD, WGS>(m, group, t, r, t.low - 1, t.bottom);
+			forward_pass_by<HD, WGS>(m, group, t, r, t.low - 1, 0);
 		} else {
-			forward_pass_by<HD, WGS>(m, group, t, r, t.top, t.bottom);
+			forward_pass_by<HD, WGS>(m, group, t, r, t.top, 0);
 		}
 		barrier_release(&m.own_empty[own.stage]);
 		ring_next<OWN_STAGES>(own);

@@ -8,8 +8,6 @@ extern "C" {
 #include "lib/mem.h"
 }
 
-#include <limits.h>
-
 #define PLANS_KEPT 8
 
 /* What a plan was made for. Compared by bytes: no padding. */
@@ -72,35 +70,6 @@ __global__ void plan_query_tiles(struct tile_plan *plan, const int32_t *start, c
 	}
 	if (lane == 0)
 		plan[i] = p;
-}
-
-/* First i in [0, n) with x[i] >= v (or n): x never decreases. */
-static __device__ int first_at_least(const int32_t *x, int n, int v)
-{
-	int low = 0, high = n;
-
-	while (low < high) {
-		int middle = (low + high) / 2;
-
-		if (x[middle] >= v)
-			high = middle;
-		else
-			low = middle + 1;
-	}
-	return low;
-}
-
-/* The queries that see keys from..to-1 of n. */
-static __device__ struct span seen_by(const int32_t *start, const int32_t *limit, int queries,
-				      int from, int to)
-{
-	struct span p = { queries, -1, 0, 0 };
-
-	if (from < to) {
-		p.first = first_at_least(limit, queries, from);
-		p.last = first_at_least(start, queries, to) - 1;
-	}
-	return p;
 }
 
 __global__ void plan_key_tiles(struct tile_plan *plan, const int32_t *start, const int32_t *limit,

@@ -213,22 +213,13 @@ static __device__ __forceinline__ bool announce_work(SHARED &m, const struct wor
 	return true;
 }
 
-/* A warpgroup's share of an item: tiles top and bottom pass by all warpgroups, of which high to low
- * (none where high < low) hold something for its own rows. */
-struct share {
-	int sequence, tile, head;
-	int top, bottom, high, low; /* top < bottom: the item visits nothing */
-	int start_max, limit_min;
-};
-
-/* Waits for the own stage's item, whose passing tiles have SIZE rows. False when there is no more.
- */
-template <int SIZE, typename SHARED>
+/* Waits for the own stage's item, whose passing tiles have SIZE rows, the first from a multiple of
+ * FROM on. False when there is no more. */
+template <int SIZE, int FROM, typename SHARED>
 static __device__ __forceinline__ bool receive_work(const SHARED &m, const struct ring &own,
 						    int group, struct share &t)
 {
 	const struct work_item &item = m.item[own.stage];
-	const struct span &mine = item.p.part[group];
 
 	barrier_wait(const_cast<uint64_t *>(&m.own_full[own.stage]), own.phase);
 	t.head = item.head;
@@ -236,20 +227,7 @@ static __device__ __forceinline__ bool receive_work(const SHARED &m, const struc
 		return false;
 	t.sequence = item.p.sequence;
 	t.tile = item.p.tile;
-	t.top = item.p.all.last / SIZE;
-	t.bottom = item.p.all.first / SIZE;
-	if (item.p.all.first > item.p.all.last) {
-		t.top = 0;
-		t.bottom = 1;
-	}
-	t.high = mine.last / SIZE;
-	t.low = mine.first / SIZE;
-	if (mine.first > mine.last) {
-		t.high = t.bottom - 1;
-		t.low = t.bottom;
-	}
-	t.start_max = mine.start_max;
-	t.limit_min = mine.limit_min;
+	share_tiles(&t, &item.p.all, &item.p.part[group], SIZE, FROM);
 	return true;
 }
 

@@ -272,7 +272,8 @@ static void do_attention_cached(struct run *r)
 	for (int64_t s = 0; s < D(0); s++)
 		at[s] = (int32_t)(D(5) > s ? D(5) - s : 0);
 	for (int64_t i = 0; i < rows; i++)
-		limit[i] = i % 5 == 4 ? -1 : (int32_t)(at[i / D(1)] + i % D(1));
+		limit[i] = i % 5 == 4 || i % D(1) >= 64 ? -1
+							: (int32_t)(at[i / D(1)] + i % D(1));
 	TIMED(OPS->attention_cached(r->k, out2(r, r->act, rows, width), qkv, (int)D(2), keys,
 				    values, run_i32(r, D(0), at), run_i32(r, rows, limit)));
 	r->bytes = 2.0 * D(0) * D(5) * width * dtype_bytes(r->act);
@@ -627,11 +628,18 @@ const struct op_case op_cases[] = {
 	  { { 2, 256, 2, 64, 256, 0, 0 }, { 1, 1000, 2, 64, 450, 130, 1 },
 	    { 1, 1000, 1, 128, 450, 130, 1 } },
 	  { { 1, 4096, 4, 64, 4096, 0, 1 } } },
+	/* more tiles than a GPU has multiprocessors */
+	{ "attention", do_attention, true, 1,
+	  { { 2, 260, 96, 64, 130, 33 }, { 2, 260, 72, 128, 101, 33 } },
+	  { { 0 } } },
+	{ "attention_backward", do_attention_backward, true, 2,
+	  { { 2, 260, 72, 64, 130, 33, 1 }, { 2, 260, 48, 128, 101, 33, 0 } },
+	  { { 0 } } },
 	{ "attention_cached", do_attention_cached, true, 1,
 	  { { 2, 1, 2, 32, 9, 5 },
 	    { 3, 7, 1, 64, 40, 20 },
 	    { 1, 16, 3, 128, 64, 48 },
-	    { 2, 70, 2, 64, 300, 200 } },
+	    { 2, 200, 2, 64, 300, 200 } },
 	  { { 100, 16, 6, 32, 32, 14 }, { 8, 1, 24, 64, 1024, 1000 } } },
 	{ "cached_layers", do_cached_layers, true, 5,
 	  { { 1, 1, 2, 64, 1100, 1090 },
