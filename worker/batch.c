@@ -22,6 +22,7 @@
 struct member {
 	struct job *job;
 	bool begun;       /* g is there, and the model is its */
+	bool reported;
 	struct generation g;
 	int lane;
 	size_t admitted;  /* of its entries */
@@ -100,7 +101,7 @@ static void tell_room(struct pool *b)
 	for (size_t i = 0; i < b->members; i++) {
 		const struct member *m = b->member[i];
 
-		if (!m->begun || (m->admitted > 0 && m->admitted < m->g.results))
+		if (!m->begun || m->admitted < m->g.results)
 			room = 0;
 	}
 	for (size_t i = 0; b->crew && i < b->members; i++)
@@ -157,9 +158,6 @@ static void begin(struct pool *b, struct member *m)
 	}
 	m->lane = lane_of(&m->g.options);
 	job_stage(m->job, "steps");
-	tell_room(b);
-	job_report(m->job, m->g.options.mode == SAMPLE_IMAGE ? "drawing" : "writing", 0,
-		   m->g.results, "sample");
 }
 
 static void turn_to(struct pool *b, const struct job *job)
@@ -313,7 +311,7 @@ static size_t begun(const struct pool *b)
 	return n;
 }
 
-static void report(struct member *m)
+static void report(struct pool *b, struct member *m)
 {
 	bool draws = m->g.options.mode == SAMPLE_IMAGE;
 	double all = draws ? (double)m->g.options.steps : (double)m->g.options.max_tokens;
@@ -321,6 +319,9 @@ static void report(struct member *m)
 
 	for (size_t i = 0; i < m->admitted; i++)
 		done += m->g.entry[i].ended ? 1 : (double)m->g.entry[i].done / all;
+	if (!m->reported)
+		turn_to(b, m->job); /* the first one is a line of its log */
+	m->reported = true;
 	job_report(m->job, draws ? "drawing" : "writing", (uint64_t)done, m->g.results, "sample");
 }
 
@@ -344,7 +345,6 @@ static void look_after(struct pool *b, struct member *m, size_t together)
 	if (!m->begun)
 		return;
 	m->most = together > m->most ? together : m->most;
-	report(m);
 	if (!is_through(m))
 		return;
 	turn_to(b, m->job);
@@ -366,6 +366,9 @@ int batch_run(struct job *job, struct err *e)
 		for (int lane = 0; lane < LANES; lane++)
 			admit(&b, lane);
 		tell_room(&b);
+		for (size_t i = 0; i < b.members; i++)
+			if (b.member[i]->begun)
+				report(&b, b.member[i]);
 		step(&b);
 		together = begun(&b);
 		for (size_t i = b.members; i-- > 0; )

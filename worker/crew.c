@@ -5,6 +5,7 @@
 #include "config.h"
 #include "worker/crew.h"
 #include "lib/clock.h"
+#include "lib/fault.h"
 #include "lib/files.h"
 #include "lib/log.h"
 #include "lib/mem.h"
@@ -165,6 +166,8 @@ static void take_joins(struct crew *c, struct link *l)
 	for (; l && s && link_join(l, &job, &attempt); s = free_seat(c)) {
 		struct err e = ERR_INIT;
 
+		if (fault_hit("join"))
+			continue;
 		if (link_beside(l, job, attempt, &line, &e) < 0) {
 			log_line(LOG_WARN, job, "cannot join: %s", e.text);
 			continue; /* the daemon puts it back in time */

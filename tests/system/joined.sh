@@ -186,4 +186,22 @@ once() {
 	[ "$(grep -c 'attempt=1 is alive, pid' daemon.log)" -ge 5 ] && all_as_alone adopted
 }
 check 'and none is repeated' once
+kill "$daemon"; wait "$daemon"
+
+# A worker that does not hear of what it is given: that job waits again, and has not failed.
+TF_FAULT=join:1 start_daemon --hello-seconds 1
+transfuse generate ref --prompt 'it lasts' --steps 1000 --count 16 --tag lost --hold >/dev/null
+submit_all lost --hold
+release lost
+check 'a job that did not come to the worker runs later' transfuse wait --tag lost
+put_back() {
+	local id n=0
+	for id in $(cat lost); do
+		[ "$(field "$id" attempt)" -ne 2 ] || n=$((n + 1))
+		transfuse show "$id" --json | grep -q '"failures":{}' || { echo "$id failed"; return 1; }
+	done
+	echo "$n put back"
+	[ "$n" -eq 1 ] && all_as_alone lost
+}
+check 'and that is no failure of it' put_back
 finish
