@@ -282,6 +282,7 @@ struct daemon {
 	struct notices notices;
 	struct inbox *inbox; /* requests that wait */
 	bool flooded;        /* some were refused as their line is full */
+	bool others;         /* while that flood was held back somebody else came */
 	struct outbox outbox;
 	struct wait *wait;
 	size_t waits, wait_room;
@@ -569,6 +570,7 @@ int may_change(const struct request *r, const char *owner, const char *what, str
 void server_zap(struct daemon *d);     /* answers the questions of handshakes */
 /* Reads messages and handles a turn's worth of requests. */
 void server_receive(struct daemon *d);
+void server_hold_back(struct daemon *d); /* waits a little when there is a flood */
 /* Until a request that waits may be handled, 0: now; INT64_MAX: none waits. */
 int64_t server_wait_ms(const struct daemon *d);
 

@@ -276,6 +276,7 @@ static void turn(struct daemon *d)
 	bool at_once;
 
 	CHECK(n <= ARRAY_LEN(item));
+	server_hold_back(d);
 	if (zmq_poll(item, (int)n, (long)wait_ms(d)) < 0)
 		n = 0; /* a signal: the next turn sees it */
 	if (n && item[2].revents)

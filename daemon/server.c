@@ -23,8 +23,8 @@
 #define TURN_ALONE_NS 2000000   /* requests are handled so long, then the commit comes */
 #define TURN_SHARED_NS 500000   /* while several users are about */
 #define READ_MESSAGES 512       /* in a turn */
-#define READ_FLOODED 8          /* in a turn after one with refusals, which begins */
-#define FLOODED_NS 2000000      /* so much later, unless others come */
+#define READ_FLOODED 4          /* in a turn after one with refusals, which begins */
+#define FLOODED_NS 500000       /* so much later, unless others come */
 #define LAST_WORDS_MS 1000      /* so long the last answers may take to leave */
 #define OWN_DESCRIPTORS 1024    /* workers, uploads, files, libraries */
 #define REQUEST_FIELD_MAX 100
@@ -326,19 +326,18 @@ static void take_in(struct daemon *d, const struct inbox_bounds *bounds, struct 
 	wire_message_close(m);
 }
 
-/* Lets time pass, until something comes on a connection that had nothing to be read (true): who
- * floods always has, so the others do not wait with them. */
-static bool hold_back(void *router)
+/* Until something comes on a connection that had nothing to be read: who floods always has, so the
+ * others do not wait with them. */
+void server_hold_back(struct daemon *d)
 {
 	struct pollfd news = { .events = POLLIN };
 	size_t size = sizeof news.fd;
-	bool came = zmq_getsockopt(router, ZMQ_FD, &news.fd, &size) == 0 &&
-		    ppoll(&news, 1, &(struct timespec){ .tv_nsec = FLOODED_NS }, NULL) > 0;
-	int events;
 
-	size = sizeof events;
-	zmq_getsockopt(router, ZMQ_EVENTS, &events, &size); /* sees to what came */
-	return came;
+	d->others = false;
+	if (!d->flooded || inbox_ready(d->inbox, clock_mono_ns()) > 0)
+		return;
+	d->others = zmq_getsockopt(d->router, ZMQ_FD, &news.fd, &size) == 0 &&
+		    ppoll(&news, 1, &(struct timespec){ .tv_nsec = FLOODED_NS }, NULL) > 0;
 }
 
 /* What is not read stays with its sender, once ZeroMQ's queues are full. Who sends on although
@@ -346,16 +345,14 @@ static bool hold_back(void *router)
 static void read_messages(struct daemon *d, const struct inbox_bounds *bounds, int64_t now)
 {
 	size_t most = READ_MESSAGES, ready = inbox_ready(d->inbox, now);
+	size_t flood = READ_FLOODED + d->connections; /* read in turn, so others' come, too */
 
 	if (!inbox_is_shared(d->inbox, now))
 		most = ready < most ? most - ready : 0; /* those come first anyway */
-	if (d->flooded) {
-		bool others = hold_back(d->router);
-
-		most = READ_FLOODED + (others ? d->connections : 0); /* read in turn */
-	}
+	if (d->flooded)
+		most = d->others ? flood : READ_FLOODED;
 	d->flooded = false;
-	for (size_t i = 0; i < most; i++) {
+	for (size_t i = 0; i < most && flood > 0; i++) {
 		struct wire_message m;
 		struct err e = ERR_INIT;
 		int rc = wire_receive(d->router, true, &m, &e);
@@ -366,6 +363,7 @@ static void read_messages(struct daemon *d, const struct inbox_bounds *bounds, i
 			drop(d, &m, false, &e);
 		else
 			take_in(d, bounds, &m, now);
+		flood -= d->flooded;
 	}
 }
 
