@@ -212,6 +212,7 @@ static void the_queue_is_bounded(void **state)
 	xfree(log);
 	zmq_close(socket);
 	zmq_ctx_term(context);
+	harness_kill(&h, SIGKILL); /* one that leaves waits for the notice under way */
 	harness_stop(&h);
 }
 
@@ -240,7 +241,7 @@ static void start_holding(void)
 	body = xasprintf(HELD, h.folder);
 	path = script(body);
 	text = xasprintf("notify_command: [\"%s\"]\nnotify_on: [\"job_end\"]\n"
-			 "notify_timeout_seconds: 100\n",
+			 "notify_timeout_seconds: 30\n",
 			 path);
 	write_config(text);
 	hold(true);
@@ -311,6 +312,7 @@ static void none_is_delivered_for_ever(void **state)
 	assert_int_equal(count(told, "tried 1-"), NOTICE_STARTS);
 	xfree_(until_text("daemon.log", "daemons ended over it", 1));
 	xfree(told);
+	harness_kill(&h, SIGKILL);
 	harness_stop(&h);
 }
 
