@@ -20,7 +20,7 @@
 #define KERNEL_EXIT_DEVICE 40   /* exit status after a device error */
 #define TENSOR_RANK_MAX 4
 
-enum dtype { DT_F32, DT_BF16, DT_I32, DT_I64, DT_U8 };
+enum dtype { DT_F32, DT_BF16, DT_I32, DT_I64, DT_U8, DT_E4M3 };
 
 static inline size_t dtype_bytes(enum dtype t)
 {
@@ -63,6 +63,45 @@ static inline uint16_t bf16_by_chance(float f, uint32_t chance)
 	if ((v.u & 0x7f800000u) == 0x7f800000u)
 		return bf16_from_float(f);
 	return (uint16_t)((v.u + chance) >> 16);
+}
+
+/* e4m3: a sign, four bits of exponent (bias 7), three of fraction; no infinities, 0x7f is no number
+ * (OCP 8-bit floating point, 2023). Round to nearest even; what is larger becomes E4M3_MOST. */
+#define E4M3_MOST 448.0f
+#define E4M3_AMAX_LEAST 0x1p-100f   /* of a row that is scaled: what is smaller becomes zeros */
+
+static inline uint8_t e4m3_from_float(float f)
+{
+	union { float f; uint32_t u; } v = { f }, small;
+	uint32_t size = v.u & 0x7fffffffu, sign = v.u >> 24 & 0x80;
+
+	if (size > 0x7f800000u)
+		return 0x7f;
+	if (size >= 0x43e00000u)          /* E4M3_MOST */
+		return (uint8_t)(sign | 0x7e);
+	v.u = size;
+	if (size < 0x3c800000u) {         /* below 2^-6: steps of 2^-9, as floats have at 2^14 */
+		small.f = v.f + 0x1p14f;
+		return (uint8_t)(sign | (small.u - 0x46800000u));
+	}
+	size += 0x7ffffu + (size >> 20 & 1);
+	return (uint8_t)(sign | (size - (120u << 23)) >> 20);
+}
+
+static inline float e4m3_to_float(uint8_t x)
+{
+	uint32_t sign = (uint32_t)(x & 0x80) << 24, size = x & 0x7f;
+	union { float f; uint32_t u; } v;
+
+	if (size == 0x7f) {
+		v.u = 0x7fc00000u;
+	} else if (size < 8) {
+		v.f = (float)size * 0x1p-9f;
+		v.u |= sign;
+	} else {
+		v.u = sign | ((size << 20) + (120u << 23));
+	}
+	return v.f;
 }
 
 /* A copy to the host under way; see fetch_begin. */
@@ -163,6 +202,7 @@ struct kernels {
 	int threads;              /* CPU backends */
 	bool has_bf16;            /* bf16 matrix products are native here */
 	bool prefers_bf16;        /* precision auto: bf16 products are faster than f32 here */
+	bool has_fp8;             /* 8-bit products (matmul_scaled) are native here */
 	bool has_graphs;          /* graph_* may be called */
 	void *state;              /* the backend's own */
 };

@@ -56,6 +56,8 @@ struct dims {
 	enum dtype moments;           /* of AdamW: DT_F32 or DT_BF16 */
 	bool stochastic;              /* bf16 moments: rounded by chance, not to the nearest */
 	uint64_t rounding;            /* seed of that chance */
+	bool fp8;                     /* the layers' products are of e4m3, but those of weights'
+				       * gradients (kernels.def: matmul_scaled) */
 };
 
 /* Checks everything that could be wrong with sizes that come from files: each at least 1 and

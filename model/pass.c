@@ -11,7 +11,7 @@
 
 /* The letters that the tables of pass_plan.h are written in. */
 struct sizes {
-	int64_t N, B, T, H, d, F, V, M, I, IP, E, D, W;
+	int64_t N, B, T, H, d, F, V, M, I, IP, E, D, W, widest;
 	enum dtype act;
 };
 
@@ -23,7 +23,7 @@ static struct sizes sizes_of(const struct dims *m)
 		.N = m->B * m->T, .B = m->B, .T = m->T, .H = m->H, .d = m->d, .F = m->F,
 		.V = m->vocabulary.rows, .M = dims_round_rows(m, m->B * m->T), .I = I, .IP = I * P,
 		.E = dims_latent(m), .D = dims_patch_width(m), .W = dims_time_width(m),
-		.act = m->act,
+		.act = m->act, .widest = 3 * m->d > 2 * m->F ? 3 * m->d : 2 * m->F,
 	};
 }
 
@@ -31,10 +31,11 @@ static struct sizes sizes_of(const struct dims *m)
 	plan_add(plan, #name, &slot[name], type, a, b, c, d_);
 #define LETTERS(s) \
 	const int64_t N = (s).N, B = (s).B, T = (s).T, H = (s).H, d = (s).d, F = (s).F, V = (s).V, \
-		      M = (s).M, I = (s).I, IP = (s).IP, E = (s).E, D = (s).D, W = (s).W; \
+		      M = (s).M, I = (s).I, IP = (s).IP, E = (s).E, D = (s).D, W = (s).W, \
+		      widest = (s).widest; \
 	const enum dtype act = (s).act; \
 	(void)N, (void)B, (void)T, (void)H, (void)d, (void)F, (void)V, (void)M, (void)I, (void)IP, \
-	(void)E, (void)D, (void)W, (void)act
+	(void)E, (void)D, (void)W, (void)widest, (void)act
 
 static void plan_inputs(struct plan *plan, const struct dims *m, struct tensor slot[INPUTS])
 {
@@ -55,6 +56,9 @@ static void plan_ends(struct plan *plan, const struct dims *m, bool training,
 	PASS_ENDS(ADD)
 	if (training) {
 		PASS_GRADIENTS(ADD)
+		if (m->fp8) {
+			PASS_FP8(ADD)
+		}
 	}
 }
 

@@ -41,10 +41,10 @@ static void feed_forward_backward(struct pass *p, int64_t l)
 	struct tensor *a = pass_layer(p, l), *t = p->t;
 
 	linear_backward_weight(k, transformer_block_dweight(m, l, W_DOWN), t[DX], a[SWIGLU]);
-	linear_backward_input(k, t[DSWIGLU], t[DX], transformer_block_weight(m, l, W_DOWN));
+	pass_linear_backward(p, t[DSWIGLU], t[DX], transformer_block_weight(m, l, W_DOWN));
 	k->ops->swiglu_backward(k, t[DGATE_UP], t[DSWIGLU], a[GATE_UP]);
 	linear_backward_weight(k, transformer_block_dweight(m, l, W_GATE_UP), t[DGATE_UP], a[H2]);
-	linear_backward_input(k, t[DH], t[DGATE_UP], transformer_block_weight(m, l, W_GATE_UP));
+	pass_linear_backward(p, t[DH], t[DGATE_UP], transformer_block_weight(m, l, W_GATE_UP));
 	k->ops->rmsnorm_backward(k, t[DX], transformer_block_gradient(m, l, W_FF_NORM), t[DH],
 				 a[X_MID], transformer_block_weight(m, l, W_FF_NORM), a[RSTD2],
 				 t[DX]);
@@ -59,11 +59,11 @@ static void attention_backward(struct pass *p, int64_t l)
 
 	linear_backward_weight(k, transformer_block_dweight(m, l, W_ATTENTION_OUT), t[DX],
 			       a[ATTENTION]);
-	linear_backward_input(k, t[DH], t[DX], transformer_block_weight(m, l, W_ATTENTION_OUT));
+	pass_linear_backward(p, t[DH], t[DX], transformer_block_weight(m, l, W_ATTENTION_OUT));
 	k->ops->attention_backward(k, t[DQKV], t[DH], a[ATTENTION], a[LSE], a[QKV],
 				   (int)m->dims.H, p->input[START], p->input[LIMIT], &turned);
 	linear_backward_weight(k, transformer_block_dweight(m, l, W_QKV), t[DQKV], a[H1]);
-	linear_backward_input(k, t[DH], t[DQKV], transformer_block_weight(m, l, W_QKV));
+	pass_linear_backward(p, t[DH], t[DQKV], transformer_block_weight(m, l, W_QKV));
 	k->ops->rmsnorm_backward(k, t[DX], transformer_block_gradient(m, l, W_ATTENTION_NORM),
 				 t[DH], a[X_IN], transformer_block_weight(m, l, W_ATTENTION_NORM),
 				 a[RSTD1], t[DX]);

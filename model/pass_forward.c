@@ -56,13 +56,13 @@ static void block(struct pass *p, int64_t l)
 	struct tensor *a = pass_layer(p, l), branch = p->t[BRANCH];
 	int heads = (int)m->dims.H;
 
-	linear(k, a[QKV], a[H1], transformer_block_weight(m, l, W_QKV), NO_TENSOR);
+	pass_linear(p, a[QKV], a[H1], transformer_block_weight(m, l, W_QKV));
 	ops->rope(k, a[QKV], heads, m->cosine, m->sine, p->input[POSITION], false);
 	ops->attention(k, a[ATTENTION], a[LSE], a[QKV], heads, p->input[START], p->input[LIMIT]);
-	linear(k, branch, a[ATTENTION], transformer_block_weight(m, l, W_ATTENTION_OUT), NO_TENSOR);
+	pass_linear(p, branch, a[ATTENTION], transformer_block_weight(m, l, W_ATTENTION_OUT));
 	ops->add_rmsnorm(k, a[H2], a[RSTD2], a[X_MID], a[X_IN], branch,
 			 transformer_block_weight(m, l, W_FF_NORM), m->dims.eps);
-	linear(k, a[GATE_UP], a[H2], transformer_block_weight(m, l, W_GATE_UP), NO_TENSOR);
+	pass_linear(p, a[GATE_UP], a[H2], transformer_block_weight(m, l, W_GATE_UP));
 	ops->swiglu(k, a[SWIGLU], a[GATE_UP]);
 }
 
@@ -85,8 +85,7 @@ static void blocks(struct pass *p)
 		struct tensor *a = pass_layer(p, l), *next = pass_layer(p, l + 1);
 
 		block(p, l);
-		linear(p->k, p->t[BRANCH], a[SWIGLU], transformer_block_weight(m, l, W_DOWN),
-		       NO_TENSOR);
+		pass_linear(p, p->t[BRANCH], a[SWIGLU], transformer_block_weight(m, l, W_DOWN));
 		if (l < last)
 			ops->add_rmsnorm(p->k, next[H1], next[RSTD1], next[X_IN], a[X_MID],
 					 p->t[BRANCH],

@@ -78,10 +78,19 @@
 	X(DTIME_SILU, act, I, W, 0, 0) \
 	X(DTIME_HIDDEN, act, I, W, 0, 0)
 
+/* Operands of 8-bit products (dims.fp8): rows of activations or their gradients, a weight. */
+#define PASS_FP8(X) \
+	X(FP8_ROWS, DT_E4M3, N, widest, 0, 0) \
+	X(FP8_ROWS_SCALE, DT_F32, N, 0, 0, 0) \
+	X(FP8_WEIGHT, DT_E4M3, widest, d, 0, 0) \
+	X(FP8_WEIGHT_SCALE, DT_F32, widest, 0, 0, 0)
+
 #define PASS_NAME(name, ...) name,
 enum pass_input { PASS_INPUTS(PASS_NAME) INPUTS };
 enum pass_layer { PASS_LAYER(PASS_NAME) LAYER_TENSORS };
-enum pass_tensor { PASS_ENDS(PASS_NAME) PASS_GRADIENTS(PASS_NAME) PASS_TENSORS };
+enum pass_tensor {
+	PASS_ENDS(PASS_NAME) PASS_GRADIENTS(PASS_NAME) PASS_FP8(PASS_NAME) PASS_TENSORS
+};
 #undef PASS_NAME
 
 struct pass {
@@ -97,7 +106,7 @@ struct pass {
 	int64_t targets, target_rows; /* used, and computed (rounded up) */
 	int64_t images, image_slots;  /* used, and computed */
 	float lambda;
-	bool evaluating;              /* logits stay logits, SUMS as they are */
+	bool evaluating;              /* logits stay logits, SUMS as they are, nothing is e4m3 */
 };
 
 /* The layer whose tensors a layer uses. */
@@ -142,6 +151,10 @@ void pass_load(struct pass *p, const struct batch *b, const struct pass_totals *
 /* Embedding to losses; when training, LOGITS and DPREDICTED are left as gradients. */
 void pass_forward(struct pass *p);
 void pass_backward(struct pass *p);
+/* Products of a layer's weight w[outputs, inputs]: y = x w^T, and dx = dy w. In training they are
+ * of e4m3 where dims.fp8 says so (pass_products.c). */
+void pass_linear(struct pass *p, struct tensor y, struct tensor x, struct tensor w);
+void pass_linear_backward(struct pass *p, struct tensor dx, struct tensor dy, struct tensor w);
 /* A layer's activations again, from its X_IN, as far as the backward pass needs them. */
 void pass_recompute(struct pass *p, int64_t layer);
 

@@ -237,6 +237,29 @@ static int check_model(const struct train_experiment *x, struct err *e)
 	return 0;
 }
 
+/* Rows of 8-bit products begin at multiples of 16 bytes. */
+static int check_fp8(const struct train_experiment *x, struct err *e)
+{
+	const struct { const char *name; int64_t value; } size[] = {
+		{ "model.dim", x->model.dim }, { "model.ff", x->model.ff },
+		{ "train.sequence", x->train.sequence },
+	};
+	const struct yaml *y = &x->tree;
+
+	if (x->train.fp8 == FP8_OFF)
+		return 0;
+	if (x->model.precision == PRECISION_F32)
+		return yaml_error(y, at(y, "model.precision"), "model.precision", e,
+				  "found f32, expected auto or bf16 with train.fp8: on");
+	for (size_t i = 0; i < ARRAY_LEN(size); i++)
+		if (size[i].value % 16)
+			return yaml_error(y, at(y, size[i].name), size[i].name, e,
+					  "found %" PRId64
+					  ", expected a multiple of 16 with train.fp8: on",
+					  size[i].value);
+	return 0;
+}
+
 static int check_steps(const struct yaml *y, int64_t steps, int64_t warmup, int64_t batch,
 		       int64_t micro_batch, double lr, double lr_end, struct err *e)
 {
@@ -285,6 +308,8 @@ static int fill_train(struct yaml *tree, struct train_experiment *out, struct er
 	x->tree = *tree;
 	if (rc == 0)
 		rc = check_model(x, e);
+	if (rc == 0)
+		rc = check_fp8(x, e);
 	if (rc == 0)
 		rc = check_steps(&x->tree, x->train.steps, x->train.warmup, x->train.batch,
 				 x->train.micro_batch, x->train.lr, x->train.lr_end, e);

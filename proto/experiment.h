@@ -26,6 +26,7 @@ enum experiment_time { TIME_PATCH, TIME_MODEL };
 enum experiment_precision { PRECISION_AUTO, PRECISION_F32, PRECISION_BF16 };
 enum experiment_nan { NAN_STOP, NAN_SKIP };
 enum experiment_recompute { RECOMPUTE_AUTO, RECOMPUTE_ON, RECOMPUTE_OFF };
+enum experiment_fp8 { FP8_OFF, FP8_ON };
 enum experiment_moments { MOMENTS_F32, MOMENTS_BF16 };
 enum experiment_rounding { ROUNDING_NEAREST, ROUNDING_STOCHASTIC };
 enum experiment_sampler { SAMPLER_DDPM, SAMPLER_DDIM };

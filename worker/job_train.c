@@ -109,6 +109,7 @@ static int make_model(struct training *t, struct err *e)
 	size_t available = device_bytes(k), drawing = 0;
 	int64_t micro_batch = t->x.train.micro_batch ? t->x.train.micro_batch : t->x.train.batch;
 
+	TRY(opened_fp8(&t->x, k, e));
 	TRY(opened_dims(&t->x, &t->facts, micro_batch, k, &t->dims, e));
 	TRY(train_open_samples(t, e));
 	if (t->vae)
@@ -181,9 +182,9 @@ static int start(struct training *t, struct err *e)
 	TRY(resume(t, e));
 	t->started_ns = clock_mono_ns();
 	t->started_positions = t->positions;
-	log_info("parameters=%" PRId64 " positions_per_step=%" PRId64 " type=%s",
+	log_info("parameters=%" PRId64 " positions_per_step=%" PRId64 " type=%s fp8=%s",
 		 params_count(&t->model.params), t->x.train.batch * t->dims.T,
-		 t->dims.act == DT_BF16 ? "bf16" : "f32");
+		 t->dims.act == DT_BF16 ? "bf16" : "f32", t->dims.fp8 ? "on" : "off");
 	return 0;
 }
 

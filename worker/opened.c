@@ -52,11 +52,21 @@ int opened_dims(const struct train_experiment *x, const struct model_facts *f, i
 		.moments = x->train.moments == MOMENTS_BF16 ? DT_BF16 : DT_F32,
 		.stochastic = x->train.rounding == ROUNDING_STOCHASTIC,
 		.rounding = (uint64_t)x->train.seed,
+		.fp8 = x->train.fp8 == FP8_ON,
 	};
 	TRY(vocabulary_init(&out->vocabulary, (int32_t)f->pieces, (int32_t)f->bos, (int32_t)f->eos,
 			    e));
 	out->images = dims_images_most(out);
 	return dims_check(out, e);
+}
+
+int opened_fp8(const struct train_experiment *x, const struct kernels *k, struct err *e)
+{
+	FAIL_IF(x->train.fp8 == FP8_ON && !k->has_fp8, e, TF_EUNSUPPORTED,
+		"train.fp8: found on, but the device (%s) has no products of 8-bit floats: "
+		"expected a GPU of compute capability 9.0 with cuBLASLt 12.9 or later, or off",
+		kernels_describe(k));
+	return 0;
 }
 
 static int same_hash(const char *what, const char *name, const char *is, const char *expected,

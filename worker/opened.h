@@ -18,6 +18,10 @@
 int opened_dims(const struct train_experiment *x, const struct model_facts *f, int64_t B,
 		const struct kernels *k, struct dims *out, struct err *e);
 
+/* TF_EUNSUPPORTED when x trains with 8-bit products and k has none; drawing and evaluating do not
+ * use them. */
+int opened_fp8(const struct train_experiment *x, const struct kernels *k, struct err *e);
+
 /* The tokenizer of an input with that role; its hash must be the one the input names. */
 int opened_tokenizer(const struct job *job, struct spm **out, struct err *e);
 /* The autoencoder likewise, in the model's number type. */

@@ -105,7 +105,8 @@ static bool on_gpu(const struct planning *p)
  * it has left counts, unless the question says another size. */
 static int make_dims(struct planning *p, struct err *e)
 {
-	struct kernels gpu = { .backend = "cuda", .prefers_bf16 = true }, *k = NULL;
+	struct kernels gpu = { .backend = "cuda", .prefers_bf16 = true, .has_fp8 = true };
+	struct kernels *k = NULL;
 	int64_t micro_batch = p->x.train.micro_batch ? p->x.train.micro_batch : p->x.train.batch;
 	struct err absent = ERR_INIT;
 	size_t total;
@@ -115,7 +116,9 @@ static int make_dims(struct planning *p, struct err *e)
 		TRY(kernels_open(p->device, 0, &k, e));
 	else if (p->device_bytes == 0 && kernels_open(p->device, 0, &k, &absent) == 0)
 		kernels_memory(k, &p->device_bytes, &total, &absent);
-	rc = opened_dims(&p->x, &p->facts, micro_batch, k ? k : &gpu, &p->dims, e);
+	rc = opened_fp8(&p->x, k ? k : &gpu, e);
+	if (rc == 0)
+		rc = opened_dims(&p->x, &p->facts, micro_batch, k ? k : &gpu, &p->dims, e);
 	kernels_close(k);
 	return rc;
 }

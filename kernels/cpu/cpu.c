@@ -14,8 +14,8 @@
 static struct kernel_ops cpu_ops;
 
 /* Rows that the reference serves as they are: memory is the process's own, there are no graphs,
- * the layers of sampling are put together of other rows, and a few numbers a token need no
- * speed. */
+ * the layers of sampling are put together of other rows, a few numbers a token need no speed, and
+ * 8-bit products are a GPU's (has_fp8). */
 static void install_reference(struct kernel_ops *ops)
 {
 #define INSTALL(name) ops->name = ref_##name
@@ -35,6 +35,8 @@ static void install_reference(struct kernel_ops *ops)
 	INSTALL(graph_run);
 	INSTALL(graph_release);
 	INSTALL(cached_layers);
+	INSTALL(quantise);
+	INSTALL(matmul_scaled);
 	INSTALL(draw_tokens);
 	INSTALL(advance_tokens);
 	INSTALL(next_row);

@@ -85,13 +85,15 @@ void *cuda_scratch(struct cuda_state *s, size_t bytes);
 
 struct matmul_table *matmul_table_new(struct cuda_state *s, struct err *e);
 void matmul_table_free(struct matmul_table *t);
+/* Whether device and library multiply e4m3 whose rows are scaled. */
+bool matmul_has_fp8(const struct cuda_state *s);
 void cudnn_close(struct cuda_state *s);
 void attention_plans_free(struct cuda_state *s);
 /* These bytes are being written, or all memory (NULL): plans of attention made from them are not
  * kept. Whatever writes indices must call it. */
 void attention_forget(struct cuda_state *s, const void *p, size_t bytes);
 /* C[M,N] = op(A) op(B) + bias + beta C over raw pointers; see the matmul row. bias is f32 or NULL.
- */
+ * in DT_E4M3: as the matmul_scaled row has it. */
 struct product {
 	int64_t m, n, k;
 	const void *a, *b;
@@ -100,6 +102,8 @@ struct product {
 	bool ta, tb;
 	enum dtype in, out;
 	float beta;
+	const float *a_scale, *b_scale; /* [m], [n]: of e4m3 */
+	bool rough;
 };
 void cuda_product(struct cuda_state *s, const struct product *p);
 /* out[c] += sum over the slices of part[slice, c], in order (rows.cu). */

@@ -92,7 +92,7 @@ int cuda_open(int device, struct kernels **out, struct err *e)
 	TRY(find_device(device, &p, e));
 	k = (struct kernels *)xcalloc(1, sizeof *k);
 	s = (struct cuda_state *)xcalloc(1, sizeof *s);
-	*k = (struct kernels){ &cuda_ops, "cuda", 0, true, true, true, s };
+	*k = (struct kernels){ &cuda_ops, "cuda", 0, true, true, false, true, s };
 	s->device = device;
 	s->processors = p.multiProcessorCount;
 	s->shared_most = p.sharedMemPerBlockOptin - 8192;
@@ -103,6 +103,7 @@ int cuda_open(int device, struct kernels **out, struct err *e)
 		s->encode_tiled = find_encoder();
 		s->hopper = s->capability == 90 && s->encode_tiled;
 		s->matmul = matmul_table_new(s, e);
+		k->has_fp8 = matmul_has_fp8(s);
 		rc = s->matmul ? TF_OK : TF_EUNSUPPORTED;
 	}
 	if (rc != TF_OK) {

@@ -5,6 +5,8 @@
  * The list can be written down and read back (cuda_choose). While a graph is recorded nothing can
  * be timed: a new shape then takes the library's first candidate.
  *
+ * Products of e4m3 are scaled by rows of A and of B; fp8.cu makes those.
+ *
  * The library is column-major: it computes C^T[N,M] = op(B)^T op(A)^T, so B is its first operand.
  */
 #include "kernels/cuda/few.cuh"
@@ -15,6 +17,7 @@ extern "C" {
 }
 
 #include <cublasLt.h>
+#include <cuda_fp8.h>
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,10 +45,13 @@ extern "C" {
 #define CANDIDATES 16
 #define TIMED_RUNS 4
 
+/* What the library does to sums besides: adds a bias, or scales rows and columns. */
+enum with { WITH_NOTHING, WITH_BIAS, WITH_SCALES, WITH_SCALES_ROUGH };
+
 /* What an algorithm was chosen for. Compared by bytes: no padding. */
 struct shape {
 	int64_t m, n, k;
-	int32_t ta, tb, in, out, bias, beta, align, unused;
+	int32_t ta, tb, in, out, with, beta, align, unused;
 };
 
 struct choice {
@@ -108,6 +114,11 @@ struct matmul_table *matmul_table_new(struct cuda_state *s, struct err *e)
 	return t;
 }
 
+bool matmul_has_fp8(const struct cuda_state *s)
+{
+	return s->capability == 90 && s->matmul && s->matmul->cublasLtGetVersion() >= 120900;
+}
+
 static void choice_release(struct matmul_table *t, struct choice *c)
 {
 	if (c->operation) {
@@ -150,11 +161,30 @@ __global__ void product_plain(const TI *a, const TI *b, TO *c, const float *bias
 	}
 }
 
+template <typename TO>
+__global__ void scaled_plain(const __nv_fp8_e4m3 *a, const float *a_scale, const __nv_fp8_e4m3 *b,
+			     const float *b_scale, TO *c, int64_t m, int64_t n, int64_t depth)
+{
+	EACH (i, m * n) {
+		int64_t row = i / n, column = i % n;
+		float sum = 0.0f;
+
+		for (int64_t j = 0; j < depth; j++)
+			sum += (float)a[row * depth + j] * (float)b[column * depth + j];
+		put(c + i, a_scale[row] * b_scale[column] * sum);
+	}
+}
+
 static void run_plain(struct cuda_state *s, const struct product *p)
 {
 	unsigned grid = grid_for(s, p->m * p->n, 256);
 
-	if (p->in == DT_BF16)
+	if (p->in == DT_E4M3)
+		ACT(p->out, scaled_plain<T><<<grid, 256, 0, s->stream>>>(
+				    (const __nv_fp8_e4m3 *)p->a, p->a_scale,
+				    (const __nv_fp8_e4m3 *)p->b, p->b_scale, (T *)p->c, p->m, p->n,
+				    p->k));
+	else if (p->in == DT_BF16)
 		ACT(p->out, product_plain<bf16, T><<<grid, 256, 0, s->stream>>>(
 				    (const bf16 *)p->a, (const bf16 *)p->b, (T *)p->c, p->bias,
 				    p->m, p->n, p->k, p->ta, p->tb, p->beta));
@@ -185,6 +215,13 @@ static int alignment_of(const struct product *p)
 	return (int)(bits & -bits);
 }
 
+static enum with with_of(const struct product *p)
+{
+	if (p->in == DT_E4M3)
+		return p->rough ? WITH_SCALES_ROUGH : WITH_SCALES;
+	return p->bias ? WITH_BIAS : WITH_NOTHING;
+}
+
 static struct shape shape_of(const struct product *p)
 {
 	struct shape x = { p->m,
@@ -194,7 +231,7 @@ static struct shape shape_of(const struct product *p)
 			   p->tb,
 			   p->in,
 			   p->out,
-			   p->bias != NULL,
+			   with_of(p),
 			   p->beta != 0.0f,
 			   alignment_of(p),
 			   0 };
@@ -203,7 +240,7 @@ static struct shape shape_of(const struct product *p)
 
 static cudaDataType_t library_type(int t)
 {
-	return t == DT_BF16 ? CUDA_R_16BF : CUDA_R_32F;
+	return t == DT_E4M3 ? CUDA_R_8F_E4M3 : t == DT_BF16 ? CUDA_R_16BF : CUDA_R_32F;
 }
 
 static cublasLtMatrixLayout_t layout(struct matmul_table *t, int type, int64_t rows,
@@ -216,21 +253,31 @@ static cublasLtMatrixLayout_t layout(struct matmul_table *t, int type, int64_t r
 	return l;
 }
 
+static void set(struct matmul_table *t, const struct choice *c,
+		cublasLtMatmulDescAttributes_t attribute, const void *value, size_t bytes)
+{
+	LT(cublasLtMatmulDescSetAttribute(c->operation, attribute, value, bytes));
+}
+
 static void describe(struct matmul_table *t, struct choice *c)
 {
 	const struct shape *x = &c->shape;
 	cublasOperation_t first = x->tb ? CUBLAS_OP_T : CUBLAS_OP_N;
 	cublasOperation_t second = x->ta ? CUBLAS_OP_T : CUBLAS_OP_N;
 	cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+	int32_t rows = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+	int8_t fast = x->with == WITH_SCALES_ROUGH;
 
 	LT(cublasLtMatmulDescCreate(&c->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-	LT(cublasLtMatmulDescSetAttribute(c->operation, CUBLASLT_MATMUL_DESC_TRANSA, &first,
-					  sizeof first));
-	LT(cublasLtMatmulDescSetAttribute(c->operation, CUBLASLT_MATMUL_DESC_TRANSB, &second,
-					  sizeof second));
-	if (x->bias)
-		LT(cublasLtMatmulDescSetAttribute(c->operation, CUBLASLT_MATMUL_DESC_EPILOGUE,
-						  &epilogue, sizeof epilogue));
+	set(t, c, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first);
+	set(t, c, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second);
+	if (x->with == WITH_BIAS)
+		set(t, c, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
+	if (x->with >= WITH_SCALES) {
+		set(t, c, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &rows, sizeof rows);
+		set(t, c, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &rows, sizeof rows);
+		set(t, c, CUBLASLT_MATMUL_DESC_FAST_ACCUM, &fast, sizeof fast);
+	}
 	c->b = x->tb ? layout(t, x->in, x->k, x->n) : layout(t, x->in, x->n, x->k);
 	c->a = x->ta ? layout(t, x->in, x->m, x->k) : layout(t, x->in, x->k, x->m);
 	c->c = layout(t, x->out, x->n, x->m);
@@ -371,8 +418,11 @@ static void run_library(struct cuda_state *s, const struct product *p)
 	if (!c->operation)
 		describe(t, c);
 	if (p->bias)
-		LT(cublasLtMatmulDescSetAttribute(c->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
-						  &p->bias, sizeof p->bias));
+		set(t, c, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &p->bias, sizeof p->bias);
+	if (p->in == DT_E4M3) {
+		set(t, c, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &p->b_scale, sizeof p->b_scale);
+		set(t, c, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &p->a_scale, sizeof p->a_scale);
+	}
 	if (fresh || (c->given && !serves(t, c)))
 		choose(s, c, p);
 	c->given = false;
@@ -412,7 +462,7 @@ void cuda_product(struct cuda_state *s, const struct product *p)
 
 	if (!count || run_few(s, p))
 		return;
-	if (p->out == DT_F32 || (p->in == DT_BF16 && !p->bias)) {
+	if (p->out == DT_F32 || p->in == DT_E4M3 || (p->in == DT_BF16 && !p->bias)) {
 		if (p->bias &&
 		    p->beta != 0.0f) { /* the epilogue adds the bias once; keep it apart */
 			q.bias = NULL;
@@ -463,7 +513,7 @@ void cuda_matmul(struct kernels *k, struct tensor c, struct tensor a, bool ta, s
 }
 
 /* ---- the list of choices as text: the library's version and the device's name, then lines of
- * m n k ta tb in out bias beta align algorithm */
+ * m n k ta tb in out with beta align algorithm */
 #define LINE_MOST 512
 
 char *cuda_choices(const struct kernels *k)
@@ -484,7 +534,7 @@ char *cuda_choices(const struct kernels *k)
 		used += (size_t)snprintf(text + used, room - used,
 					 "%lld %lld %lld %d %d %d %d %d %d %d ", (long long)x->m,
 					 (long long)x->n, (long long)x->k, x->ta, x->tb, x->in,
-					 x->out, x->bias, x->beta, x->align);
+					 x->out, x->with, x->beta, x->align);
 		for (size_t j = 0; j < sizeof c->algorithm; j++)
 			used += (size_t)snprintf(text + used, room - used, "%02x", bytes[j]);
 		used += (size_t)snprintf(text + used, room - used, "\n");
@@ -514,7 +564,7 @@ static bool parse_choice(const char *line, struct shape *x, cublasLtMatmulAlgo_t
 
 	memset(x, 0, sizeof *x);
 	if (sscanf(line, "%lld %lld %lld %d %d %d %d %d %d %d %n", &m, &n, &depth, &x->ta, &x->tb,
-		   &x->in, &x->out, &x->bias, &x->beta, &x->align, &at) != 10)
+		   &x->in, &x->out, &x->with, &x->beta, &x->align, &at) != 10)
 		return false;
 	x->m = m;
 	x->n = n;

@@ -22,7 +22,7 @@ int ref_open(int threads, struct kernels **out, struct err *e)
 	TRY(kernels_check_table("ref", &ref_ops, e));
 	k = xcalloc(1, sizeof *k);
 	*k = (struct kernels){ .ops = &ref_ops, .backend = "ref", .threads = 1,
-			       .has_bf16 = true, .prefers_bf16 = true };
+			       .has_bf16 = true, .prefers_bf16 = true, .has_fp8 = true };
 	*out = k;
 	return 0;
 }

@@ -6,9 +6,10 @@
  *
  *	bench_gpu train|save|decode|diffuse|profile [--device D] [--layers N] [--dim N] [--heads N]
  *		[--batch N] [--steps N] [--context N]
- *		[--recompute LAYERS] [--moments BITS] [--stochastic 1]
+ *		[--recompute LAYERS] [--moments BITS] [--stochastic 1] [--fp8 1]
  *
- * --recompute, --moments 16 (bf16) and --stochastic are train.recompute, moments and rounding.
+ * --recompute, --moments 16 (bf16), --stochastic and --fp8 are train.recompute, moments, rounding
+ * and fp8.
  * profile: a training step again, with the time of each operation. save: steps while a checkpoint
  * is written to a folder in TMPDIR, beside steps without. */
 #include "config.h"
@@ -38,7 +39,7 @@
 struct bench {
 	const char *what, *device;
 	int64_t layers, dim, heads, batch, steps, context;
-	int64_t recompute, moments, stochastic;
+	int64_t recompute, moments, stochastic, fp8;
 	struct dims dims;
 	struct kernels *k;
 	struct transformer m;
@@ -84,7 +85,8 @@ static void set_dims(struct bench *b, int64_t batch)
 			    .T = T_POSITIONS, .row_multiple = 1024,
 			    .recompute = b->recompute < b->layers ? b->recompute : b->layers,
 			    .moments = b->moments == 16 ? DT_BF16 : DT_F32,
-			    .stochastic = b->stochastic != 0, .rounding = 1 };
+			    .stochastic = b->stochastic != 0, .rounding = 1,
+			    .fp8 = b->fp8 != 0 };
 	/* three specials after the pieces make exactly VOCABULARY rows */
 	need(vocabulary_init(&m->vocabulary, VOCABULARY - 3, 1, 2, &e), &e);
 	m->images = PICTURES * batch;
@@ -106,6 +108,8 @@ static void open_model(struct bench *b, bool training, int64_t batch)
 
 	set_dims(b, batch);
 	need(kernels_open(b->device, 0, &b->k, &e), &e);
+	if (b->fp8 && !b->k->has_fp8)
+		die(1, "--fp8 1: %s has no products of 8-bit floats", kernels_describe(b->k));
 	b->free_at_start = free_bytes(b->k);
 	need(transformer_init(&b->m, b->k, &b->dims, T_POSITIONS, training, &e), &e);
 	transformer_draw(&b->m, 1);
@@ -261,10 +265,11 @@ static void bench_train(struct bench *b)
 	print_row(b);
 	printf(", \"ms\": %.3f, \"tokens_s\": %.0f, \"tflops\": %.1f, \"params\": %lld, "
 	       "\"peak_gib\": %.2f, \"planned_gib\": %.2f, \"recompute\": %lld, "
-	       "\"moments\": %lld, \"loss\": %.4f}\n", middle,
+	       "\"moments\": %lld, \"fp8\": %s, \"loss\": %.4f}\n", middle,
 	       (double)(b->batch * T_POSITIONS) / middle * 1e3, flops / middle / 1e9,
 	       (long long)params_count(&b->m.params), used_gib(b), planned_gib(b),
-	       (long long)b->dims.recompute, (long long)b->moments, t.losses.loss);
+	       (long long)b->dims.recompute, (long long)b->moments,
+	       b->dims.fp8 ? "true" : "false", t.losses.loss);
 	trainer_close(&t);
 }
 
@@ -470,7 +475,7 @@ static void read_options(struct bench *b, int argc, char **argv)
 		{ "--layers", &b->layers }, { "--dim", &b->dim }, { "--heads", &b->heads },
 		{ "--batch", &b->batch }, { "--steps", &b->steps }, { "--context", &b->context },
 		{ "--recompute", &b->recompute }, { "--moments", &b->moments },
-		{ "--stochastic", &b->stochastic },
+		{ "--stochastic", &b->stochastic }, { "--fp8", &b->fp8 },
 	};
 
 	if (argc < 2 || argc % 2 != 0)

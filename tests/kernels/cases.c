@@ -95,6 +95,36 @@ static void do_matmul(struct run *r)
 	r->flops = 2.0 * D(0) * D(1) * D(2);
 }
 
+/* rows, width, turned; odd rows are 1000 times as large, and the last one is zeros */
+static void do_quantise(struct run *r)
+{
+	bool turned = D(2);
+	struct tensor x = run_input2(r, r->act, turned ? D(1) : D(0), turned ? D(0) : D(1));
+	struct tensor q = out2(r, DT_E4M3, D(0), D(1)), scale = out1(r, D(0));
+	size_t bytes = (size_t)D(1) * dtype_bytes(r->act);
+
+	for (int64_t m = 1; m < D(0) && !turned; m += 2)
+		OPS->scale(r->k, tensor_1d((char *)x.data + m * bytes, r->act, D(1)), 1000);
+	if (!turned)
+		OPS->zero(r->k, (char *)x.data + (D(0) - 1) * bytes, bytes);
+	TIMED(OPS->quantise(r->k, q, scale, x, turned));
+	r->bytes = D(0) * D(1) * (1.0 + dtype_bytes(r->act));
+}
+
+/* m, n, k, rough, C is bf16. Sums of e4m3 products have some 13 bits on a GPU. */
+static void do_matmul_scaled(struct run *r)
+{
+	struct tensor x = run_input2(r, DT_F32, D(0), D(2)), w = run_input2(r, DT_F32, D(1), D(2));
+	struct tensor a = run_input2(r, DT_E4M3, D(0), D(2)), a_scale = run_input1(r, DT_F32, D(0));
+	struct tensor b = run_input2(r, DT_E4M3, D(1), D(2)), b_scale = run_input1(r, DT_F32, D(1));
+	struct tensor c = out2(r, D(4) ? DT_BF16 : DT_F32, D(0), D(1));
+
+	OPS->quantise(r->k, a, a_scale, x, false);
+	OPS->quantise(r->k, b, b_scale, w, false);
+	TIMED(OPS->matmul_scaled(r->k, c, a, a_scale, b, b_scale, D(3)));
+	r->flops = 2.0 * D(0) * D(1) * D(2);
+}
+
 static void do_bias_backward(struct run *r)
 {
 	struct tensor to = run_changes(r, run_input1(r, DT_F32, D(1)));
@@ -574,6 +604,28 @@ const struct op_case op_cases[] = {
 	    { 16, 300, 72, 2, 1, 2 },
 	    { 17, 40, 64, 2, 0, 2 } },
 	  { { 0 } } },
+	{ "quantise", do_quantise, true, 1,
+	  { { 3, 7, 0 }, { 5, 1031, 0 }, { 70, 4608, 0 }, { 3, 17000, 0 } },
+	  { { 32768, 1536, 0 }, { 32768, 8192, 0 }, { 8192, 1536, 0 } } },
+	{ "quantise", do_quantise, true, 1,
+	  { { 7, 3, 1 }, { 65, 129, 1 }, { 136, 80, 1 }, { 1536, 512, 1 } },
+	  { { 1536, 8192, 1 }, { 4096, 1536, 1 } } },
+	{ "matmul_scaled", do_matmul_scaled, false, 1000,
+	  { { 5, 7, 3, 0, 0 },
+	    { 33, 48, 64, 0, 0 },
+	    { 64, 96, 144, 0, 1 },
+	    { 130, 512, 1024, 0, 1 } },
+	  { { 32768, 8192, 1536, 1, 1 },
+	    { 32768, 1536, 4096, 1, 1 },
+	    { 32768, 4608, 1536, 1, 1 } } },
+	{ "matmul_scaled", do_matmul_scaled, false, 1000,
+	  { { 33, 48, 64, 1, 0 },
+	    { 16, 16, 16, 1, 1 },
+	    { 130, 512, 1024, 1, 1 },
+	    { 256, 384, 4096, 1, 0 } },
+	  { { 32768, 1536, 8192, 0, 1 },
+	    { 32768, 1536, 4608, 0, 1 },
+	    { 32768, 4096, 1536, 0, 1 } } },
 	{ "bias_backward", do_bias_backward, true, 2,
 	  { { 1, 5 }, { 77, 130 }, { 600, 300 } },
 	  { { 0 } } },

@@ -204,6 +204,7 @@ static double value(const struct tensor *t, const char *host, int64_t i)
 	case DT_F32: return ((const float *)(const void *)host)[i];
 	case DT_BF16: return bf16_to_float(((const uint16_t *)(const void *)host)[i]);
 	case DT_I32: return ((const int32_t *)(const void *)host)[i];
+	case DT_E4M3: return e4m3_to_float((uint8_t)host[i]);
 	default: return host[i];
 	}
 }

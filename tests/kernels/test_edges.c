@@ -105,6 +105,59 @@ static void no_rows(void **state)
 	}
 }
 
+/* Every code is the nearest to itself; what lies between two of them goes to the nearer one, and
+ * from the middle to the one whose last bit is zero; what is above the largest becomes that. */
+static void e4m3(void **state)
+{
+	(void)state;
+	for (int i = 0; i < 0x7e; i++) {
+		float low = e4m3_to_float((uint8_t)i), high = e4m3_to_float((uint8_t)(i + 1));
+		float middle = (low + high) / 2;
+		int even = i % 2 ? i + 1 : i;
+
+		assert_true(low < high);
+		assert_int_equal(e4m3_from_float(low), i);
+		assert_int_equal(e4m3_from_float(-high), 0x80 | (i + 1));
+		assert_int_equal(e4m3_from_float(middle), even);
+		assert_int_equal(e4m3_from_float(nextafterf(middle, 0)), i);
+		assert_int_equal(e4m3_from_float(nextafterf(middle, high)), i + 1);
+	}
+	assert_true(e4m3_to_float(1) == 0x1p-9f && e4m3_to_float(8) == 0x1p-6f);
+	assert_true(e4m3_to_float(0x38) == 1 && e4m3_to_float(0xc9) == -4.5f);
+	assert_true(e4m3_to_float(0x7e) == E4M3_MOST);
+	assert_int_equal(e4m3_from_float(1e9f), 0x7e);
+	assert_int_equal(e4m3_from_float(-INFINITY), 0xfe);
+	assert_int_equal(e4m3_from_float(-0.0f), 0x80);
+	assert_int_equal(e4m3_from_float(NAN), 0x7f);
+	assert_true(isnan(e4m3_to_float(0x7f)) && isnan(e4m3_to_float(0xff)));
+}
+
+/* A row is scaled by its own largest element, so that a row of large numbers does not make zeros of
+ * another one; a row that holds no number makes no numbers, and the others stay what they are. */
+static void scaled_rows(void **state)
+{
+	float x[5][2] = { { 3, -1.5f }, { 6e-6f, 2e-6f }, { 0, 0 }, { NAN, 1 }, { 1, INFINITY } };
+	float unit[2] = { 1, 2 }, out[5], scale[5], unit_scale;
+	uint8_t q[10], w[2];
+
+	(void)state;
+	for (int b = 0; b < 2; b++) {
+		struct kernels *k = backend[b];
+		struct tensor rows = tensor_2d(q, DT_E4M3, 5, 2), by = tensor_1d(scale, DT_F32, 5);
+		struct tensor one = tensor_2d(w, DT_E4M3, 1, 2);
+		struct tensor one_by = tensor_1d(&unit_scale, DT_F32, 1);
+
+		k->ops->quantise(k, rows, by, tensor_2d(x, DT_F32, 5, 2), false);
+		k->ops->quantise(k, one, one_by, tensor_2d(unit, DT_F32, 2, 1), true);
+		k->ops->matmul_scaled(k, tensor_2d(out, DT_F32, 5, 1), rows, by, one, one_by,
+				      false);
+		assert_true(q[0] == 0x7e && q[1] == 0xf6 && q[2] == 0x7e && q[4] == 0);
+		assert_true(fabsf(scale[0] - 3 / 448.0f) < 1e-9f && unit_scale == 2 / 448.0f);
+		assert_true(fabsf(out[0]) < 1e-6f && fabsf(out[1] - 1e-5f) < 2e-7f && out[2] == 0);
+		assert_true(isnan(out[3]) && isnan(out[4]));
+	}
+}
+
 static void ignored_targets(void **state)
 {
 	int32_t target[3] = { -1, -1, -1 };
@@ -241,6 +294,8 @@ int main(void)
 	const struct CMUnitTest edges[] = {
 		cmocka_unit_test(refusals),        cmocka_unit_test(no_rows),
 		cmocka_unit_test(a_cpu_chooses_nothing),
+		cmocka_unit_test(e4m3),
+		cmocka_unit_test(scaled_rows),
 		cmocka_unit_test(ignored_targets), cmocka_unit_test(extreme_logits),
 		cmocka_unit_test(negative_rows),   cmocka_unit_test(cached_rows_left_out),
 		cmocka_unit_test(odd_heads_agree),

@@ -181,17 +181,82 @@ static void test_bf16_follows_f32(void **state)
 	rig_close(&b);
 }
 
+/* In 8 bits the model still learns what it learns in f32: its gradient points the same way, and its
+ * losses over a hundred steps are those of f32. */
+static void test_fp8_follows_f32(void **state)
+{
+	static const struct params_update u = { .lr = 1e-2f, .beta1 = 0.9f, .beta2 = 0.95f,
+						.eps = 1e-8f, .clip = 1, .grad_scale = 1 };
+	struct dims dims = fixture_dims();
+	double first, loss[2] = { 0 };
+	struct rig r[2];
+	float *g[2];
+
+	(void)state;
+	for (int i = 0; i < 2; i++) {
+		dims.fp8 = i;
+		rig_open(&r[i], "cpu", dims);
+		g[i] = gradient_of(&r[i]);
+	}
+	first = run(&r[0]);
+	assert_true(run(&r[1]) != first && fabs(run(&r[1]) / first - 1) < 0.02);
+	assert_true(fixture_distance(g[1], g[0], r[0].m.params.total) < 0.15);
+	for (int step = 0; step < 100; step++) {
+		for (int i = 0; i < 2; i++) {
+			loss[i] = run(&r[i]);
+			params_step(&r[i].m.params, &u);
+		}
+		assert_true(fabs(loss[1] - loss[0]) < 0.03 * first);
+	}
+	assert_true(loss[0] < first / 20 && loss[1] < first / 20);
+	for (int i = 0; i < 2; i++) {
+		xfree(g[i]);
+		rig_close(&r[i]);
+	}
+}
+
+/* What is measured of a model in training is measured as the model will be used. */
+static void test_fp8_is_for_training_alone(void **state)
+{
+	struct dims dims = fixture_dims();
+	float token[2][64], image[2][8];
+	struct memory_plan plan[2] = { { 0 } };
+	struct err e = ERR_INIT;
+	struct pass *p;
+	struct rig r;
+
+	(void)state;
+	pass_memory(&dims, true, &plan[0]);
+	dims.fp8 = true;
+	pass_memory(&dims, true, &plan[1]);
+	/* rows of 80 x 48 bytes, a weight of 48 x 16, a scale for each row of both */
+	assert_int_equal(plan[1].activations - plan[0].activations,
+			 80 * 48 + 48 * 16 + 80 * 4 + 48 * 4);
+	rig_open(&r, "ref", dims);
+	assert_ok(pass_new(&r.m, false, &p, &e), &e);
+	run(&r);
+	pass_evaluate(r.p, &r.b, token[0], image[0]);
+	r.m.dims.fp8 = false;
+	pass_evaluate(p, &r.b, token[1], image[1]);
+	assert_memory_equal(token[0], token[1], (size_t)r.b.targets * sizeof(float));
+	assert_memory_equal(image[0], image[1], (size_t)r.b.images * sizeof(float));
+	pass_free(p);
+	rig_close(&r);
+}
+
 static void test_the_same_twice_gives_the_same_bits(void **state)
 {
 	const char *device[2];
 	int devices = fixture_devices(device);
 
 	(void)state;
-	for (int i = 0; i < devices; i++) {
+	for (int i = 0; i < 2 * devices; i++) {
+		struct dims dims = fixture_dims();
 		struct rig r;
 		float *first, *second;
 
-		rig_open(&r, device[i], fixture_dims());
+		dims.fp8 = i % 2;
+		rig_open(&r, device[i / 2], dims);
 		first = gradient_of(&r);
 		second = gradient_of(&r);
 		assert_memory_equal(first, second, (size_t)r.m.params.total * sizeof *first);
@@ -209,7 +274,7 @@ static void test_recomputed_layers_give_the_same_bits(void **state)
 	struct err e = ERR_INIT;
 
 	(void)state;
-	for (int i = 0; i < 2 * devices; i++) {
+	for (int i = 0; i < 3 * devices; i++) {
 		struct dims dims = fixture_dims();
 		size_t bytes = 0, before = SIZE_MAX;
 		float *expected = NULL, *grad;
@@ -217,12 +282,13 @@ static void test_recomputed_layers_give_the_same_bits(void **state)
 		double loss = 0;
 
 		dims.layers = 5;
-		dims.act = i % 2 ? DT_BF16 : DT_F32;
+		dims.act = i % 3 ? DT_BF16 : DT_F32;
+		dims.fp8 = i % 3 == 2;
 		for (dims.recompute = 0; dims.recompute <= dims.layers; dims.recompute++) {
 			struct memory_plan plan = { 0 };
 			struct rig r;
 
-			rig_open(&r, device[i / 2], dims);
+			rig_open(&r, device[i / 3], dims);
 			if (choices)
 				assert_ok(kernels_choose(r.k, choices, &e), &e);
 			if (dims.recompute == 0)
@@ -494,6 +560,8 @@ int main(void)
 		cmocka_unit_test(test_gradients_by_finite_differences),
 		cmocka_unit_test(test_gradients_of_the_step_before_are_gone),
 		cmocka_unit_test(test_bf16_follows_f32),
+		cmocka_unit_test(test_fp8_follows_f32),
+		cmocka_unit_test(test_fp8_is_for_training_alone),
 		cmocka_unit_test(test_the_same_twice_gives_the_same_bits),
 		cmocka_unit_test(test_recomputed_layers_give_the_same_bits),
 		cmocka_unit_test(test_evaluation_alone_gives_the_same_losses),

@@ -176,6 +176,24 @@ static void what_does_not_fit_is_computed_again(void **state)
 	xfree(never);
 }
 
+/* 8-bit products take the operands of one product besides; a CPU has none of them. */
+static void products_of_8_bits_are_counted(void **state)
+{
+	static const char *const set[] = { "train.fp8=on" };
+	char *text = tiny(NULL, 0), *fp8 = tiny(set, 1);
+	json_t *plain = plan_on_gpu(text, 0), *more = plan_on_gpu(fp8, 0);
+	int64_t rows = 7 * 256, widest = 2 * 512;
+
+	(void)state;
+	assert_int_equal(figure(more, "device_bytes") - figure(plain, "device_bytes"),
+			 rows * widest + widest * 192 + (rows + widest) * 4);
+	assert_null(plan_of(fp8, json_object()));
+	json_decref(plain);
+	json_decref(more);
+	xfree(text);
+	xfree(fp8);
+}
+
 /* ---- a worker that trains */
 
 struct run {
@@ -332,6 +350,7 @@ int main(void)
 		cmocka_unit_test(what_is_not_known_is_assumed_openly),
 		cmocka_unit_test(drawing_on_the_way_is_counted),
 		cmocka_unit_test(what_does_not_fit_is_computed_again),
+		cmocka_unit_test(products_of_8_bits_are_counted),
 		cmocka_unit_test(the_peak_is_foretold),
 	};
 	return cmocka_run_group_tests_name("memory", memory, set_up, tear_down);

@@ -384,6 +384,42 @@ static void less_memory(void **state)
 	xfree(two);
 }
 
+/* 8-bit products learn, too, and go on bit for bit, a step that is left out included: nothing of
+ * them is kept. A device without them is refused. */
+static void products_of_8_bits(void **state)
+{
+	static const char *const on[] = { "train.fp8=on", "train.nan=skip" };
+	char *model = in_folder("fp8-model"), *killed = in_folder("fp8-killed");
+	char *one = xasprintf("%s/step-00000020", model);
+	char *two = xasprintf("%s/step-00000020", killed);
+	char text[ERR_TEXT_MAX];
+	struct err e = ERR_INIT;
+	struct toy cpu = toy;
+
+	(void)state;
+	assert_ok(dir_make(model, 0700, &e), &e);
+	assert_ok(dir_make(killed, 0700, &e), &e);
+	assert_int_equal(train_with_fault("train-loss:7", "fp8", model,
+					  "train.fp8=on train.nan=skip", text), 0);
+	assert_true(metric("fp8", 20, "skipped") == 1);
+	assert_true(metric("fp8", 6, "loss") != metric("straight", 6, "loss"));
+	assert_true(fabs(metric("fp8", 6, "loss") / metric("straight", 6, "loss") - 1) < 0.05);
+	assert_int_equal(train_with_fault("train-loss:7,checkpoint-save:3!", "fp8-2", killed,
+					  "train.fp8=on train.nan=skip", text),
+			 KILLED);
+	assert_ok(toy_train(&toy, "fp8-2", killed, on, 2, &e), &e);
+	same_file(one, two, "weights.safetensors");
+	same_file(one, two, "state.safetensors");
+	cpu.device = "cpu";
+	assert_int_equal(toy_train(&cpu, "fp8-cpu", model, on, 1, &e), TF_EUNSUPPORTED);
+	assert_non_null(strstr(e.text, "train.fp8: found on, but the device (oneDNN"));
+	err_clear(&e);
+	xfree(model);
+	xfree(killed);
+	xfree(one);
+	xfree(two);
+}
+
 /* A full disk at one save is an event; at the last step it is the end. */
 static void a_full_disk(void **state)
 {
@@ -437,6 +473,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(an_autoencoder_leaves_out_a_step_and_goes_on_bit_for_bit),
 		cmocka_unit_test(metrics_have_a_bound),
 		cmocka_unit_test(less_memory),
+		cmocka_unit_test(products_of_8_bits),
 		cmocka_unit_test(a_full_disk),
 	};
 	if (argc == 5)

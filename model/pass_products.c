@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Products of the layers' weights; see pass_plan.h. With dims.fp8 both operands are scaled row by
+ * row to the range of e4m3 just before each product and multiplied in 8 bits. Nothing is kept from
+ * step to step: a scale follows from the very row it is for, so that a run goes on bit for bit, and
+ * a step that is left out leaves no trace. Gradients of weights are made of the activations as they
+ * were, and held-out losses are those of the model as it will be used. */
+#include "config.h"
+#include "model/linear.h"
+#include "model/pass_plan.h"
+
+static bool in_fp8(const struct pass *p)
+{
+	return p->m->dims.fp8 && p->training && !p->evaluating;
+}
+
+/* y[N,O] = x[N,I] w^T; w is [O,I], or [I,O] when turned. */
+static void product_fp8(struct pass *p, struct tensor y, struct tensor x, struct tensor w,
+			bool turned)
+{
+	int64_t N = y.dim[0], O = y.dim[1], I = x.dim[1];
+	struct tensor *t = p->t;
+	struct tensor a = tensor_2d(t[FP8_ROWS].data, DT_E4M3, N, I);
+	struct tensor a_scale = tensor_1d(t[FP8_ROWS_SCALE].data, DT_F32, N);
+	struct tensor b = tensor_2d(t[FP8_WEIGHT].data, DT_E4M3, O, I);
+	struct tensor b_scale = tensor_1d(t[FP8_WEIGHT_SCALE].data, DT_F32, O);
+
+	p->k->ops->quantise(p->k, a, a_scale, x, false);
+	p->k->ops->quantise(p->k, b, b_scale, w, turned);
+	p->k->ops->matmul_scaled(p->k, y, a, a_scale, b, b_scale, !turned);
+}
+
+void pass_linear(struct pass *p, struct tensor y, struct tensor x, struct tensor w)
+{
+	if (in_fp8(p))
+		product_fp8(p, y, x, w, false);
+	else
+		linear(p->k, y, x, w, NO_TENSOR);
+}
+
+void pass_linear_backward(struct pass *p, struct tensor dx, struct tensor dy, struct tensor w)
+{
+	if (in_fp8(p))
+		product_fp8(p, dx, dy, w, true);
+	else
+		linear_backward_input(p->k, dx, dy, w);
+}
