@@ -149,6 +149,12 @@ struct denoise {
 	float guidance, clamp;
 };
 
+/* Rows as quantise makes them; q of no data: none. */
+struct scaled {
+	struct tensor q, scale;
+};
+#define NOT_SCALED ((struct scaled){ { 0 }, { 0 } })
+
 /* What rope turned q and k by. */
 struct turned {
 	struct tensor cosine, sine, position;

@@ -41,13 +41,16 @@ static void feed_forward_backward(struct pass *p, int64_t l)
 	struct tensor *a = pass_layer(p, l), *t = p->t;
 
 	linear_backward_weight(k, transformer_block_dweight(m, l, W_DOWN), t[DX], a[SWIGLU]);
-	pass_linear_backward(p, t[DSWIGLU], t[DX], transformer_block_weight(m, l, W_DOWN));
-	k->ops->swiglu_backward(k, t[DGATE_UP], t[DSWIGLU], a[GATE_UP]);
+	pass_linear_backward(p, t[DSWIGLU], t[DX], pass_dx_rows(p),
+			     transformer_block_weight(m, l, W_DOWN));
+	k->ops->swiglu_backward(k, t[DGATE_UP], t[DSWIGLU], a[GATE_UP],
+				pass_rows(p, 2 * m->dims.F));
 	linear_backward_weight(k, transformer_block_dweight(m, l, W_GATE_UP), t[DGATE_UP], a[H2]);
-	pass_linear_backward(p, t[DH], t[DGATE_UP], transformer_block_weight(m, l, W_GATE_UP));
+	pass_linear_backward(p, t[DH], t[DGATE_UP], pass_rows(p, 2 * m->dims.F),
+			     transformer_block_weight(m, l, W_GATE_UP));
 	k->ops->rmsnorm_backward(k, t[DX], transformer_block_gradient(m, l, W_FF_NORM), t[DH],
 				 a[X_MID], transformer_block_weight(m, l, W_FF_NORM), a[RSTD2],
-				 t[DX]);
+				 t[DX], pass_dx_rows(p));
 }
 
 static void attention_backward(struct pass *p, int64_t l)
@@ -59,14 +62,16 @@ static void attention_backward(struct pass *p, int64_t l)
 
 	linear_backward_weight(k, transformer_block_dweight(m, l, W_ATTENTION_OUT), t[DX],
 			       a[ATTENTION]);
-	pass_linear_backward(p, t[DH], t[DX], transformer_block_weight(m, l, W_ATTENTION_OUT));
+	pass_linear_backward(p, t[DH], t[DX], pass_dx_rows(p),
+			     transformer_block_weight(m, l, W_ATTENTION_OUT));
 	k->ops->attention_backward(k, t[DQKV], t[DH], a[ATTENTION], a[LSE], a[QKV],
 				   (int)m->dims.H, p->input[START], p->input[LIMIT], &turned);
 	linear_backward_weight(k, transformer_block_dweight(m, l, W_QKV), t[DQKV], a[H1]);
-	pass_linear_backward(p, t[DH], t[DQKV], transformer_block_weight(m, l, W_QKV));
+	pass_linear_backward(p, t[DH], t[DQKV], NOT_SCALED,
+			     transformer_block_weight(m, l, W_QKV));
 	k->ops->rmsnorm_backward(k, t[DX], transformer_block_gradient(m, l, W_ATTENTION_NORM),
 				 t[DH], a[X_IN], transformer_block_weight(m, l, W_ATTENTION_NORM),
-				 a[RSTD1], t[DX]);
+				 a[RSTD1], t[DX], pass_dx_rows(p));
 }
 
 /* Gradient of TIME_OUT, in DTIME_OUT, through the two layers of the time embedding. */
@@ -120,7 +125,8 @@ void pass_backward(struct pass *p)
 		return;
 	outputs_backward(p);
 	k->ops->rmsnorm_backward(k, t[DX], transformer_gradient(m, W_NORM), t[DH], t[X_OUT],
-				 transformer_weight(m, W_NORM), t[RSTD_OUT], NO_TENSOR);
+				 transformer_weight(m, W_NORM), t[RSTD_OUT], NO_TENSOR,
+				 pass_dx_rows(p));
 	for (int64_t l = m->dims.layers - 1; l >= 0; l--) {
 		if (l < m->dims.recompute - 1) /* the last of them is there still */
 			pass_recompute(p, l);

@@ -46,9 +46,9 @@ static void embed(struct pass *p, struct tensor x)
 				pass_patches(p, p->input[PATCH_ROW]));
 }
 
-/* From H1 to SWIGLU: all that the backward pass needs of a layer. X_MID is the stream beneath its
- * feed-forward part. */
-static void block(struct pass *p, int64_t l)
+/* From H1 (whose 8-bit rows may be there) to SWIGLU: all that the backward pass needs of a layer.
+ * X_MID is the stream beneath its feed-forward part. */
+static void block(struct pass *p, int64_t l, struct scaled h1)
 {
 	struct transformer *m = p->m;
 	struct kernels *k = p->k;
@@ -56,14 +56,17 @@ static void block(struct pass *p, int64_t l)
 	struct tensor *a = pass_layer(p, l), branch = p->t[BRANCH];
 	int heads = (int)m->dims.H;
 
-	pass_linear(p, a[QKV], a[H1], transformer_block_weight(m, l, W_QKV));
+	pass_linear(p, a[QKV], a[H1], h1, transformer_block_weight(m, l, W_QKV));
 	ops->rope(k, a[QKV], heads, m->cosine, m->sine, p->input[POSITION], false);
 	ops->attention(k, a[ATTENTION], a[LSE], a[QKV], heads, p->input[START], p->input[LIMIT]);
-	pass_linear(p, branch, a[ATTENTION], transformer_block_weight(m, l, W_ATTENTION_OUT));
+	pass_linear(p, branch, a[ATTENTION], NOT_SCALED,
+		    transformer_block_weight(m, l, W_ATTENTION_OUT));
 	ops->add_rmsnorm(k, a[H2], a[RSTD2], a[X_MID], a[X_IN], branch,
-			 transformer_block_weight(m, l, W_FF_NORM), m->dims.eps);
-	pass_linear(p, a[GATE_UP], a[H2], transformer_block_weight(m, l, W_GATE_UP));
-	ops->swiglu(k, a[SWIGLU], a[GATE_UP]);
+			 transformer_block_weight(m, l, W_FF_NORM), m->dims.eps,
+			 pass_rows(p, m->dims.d));
+	pass_linear(p, a[GATE_UP], a[H2], pass_rows(p, m->dims.d),
+		    transformer_block_weight(m, l, W_GATE_UP));
+	ops->swiglu(k, a[SWIGLU], a[GATE_UP], pass_rows(p, m->dims.F));
 }
 
 void pass_recompute(struct pass *p, int64_t l)
@@ -72,7 +75,7 @@ void pass_recompute(struct pass *p, int64_t l)
 
 	p->k->ops->rmsnorm(p->k, a[H1], a[RSTD1], a[X_IN],
 			   transformer_block_weight(p->m, l, W_ATTENTION_NORM), p->m->dims.eps);
-	block(p, l);
+	block(p, l, NOT_SCALED);
 }
 
 static void blocks(struct pass *p)
@@ -84,16 +87,18 @@ static void blocks(struct pass *p)
 	for (int64_t l = 0; l <= last; l++) {
 		struct tensor *a = pass_layer(p, l), *next = pass_layer(p, l + 1);
 
-		block(p, l);
-		pass_linear(p, p->t[BRANCH], a[SWIGLU], transformer_block_weight(m, l, W_DOWN));
+		block(p, l, l > 0 ? pass_rows(p, m->dims.d) : NOT_SCALED);
+		pass_linear(p, p->t[BRANCH], a[SWIGLU], pass_rows(p, m->dims.F),
+			    transformer_block_weight(m, l, W_DOWN));
 		if (l < last)
 			ops->add_rmsnorm(p->k, next[H1], next[RSTD1], next[X_IN], a[X_MID],
 					 p->t[BRANCH],
 					 transformer_block_weight(m, l + 1, W_ATTENTION_NORM),
-					 m->dims.eps);
+					 m->dims.eps, pass_rows(p, m->dims.d));
 		else
 			ops->add_rmsnorm(p->k, p->t[H_OUT], p->t[RSTD_OUT], p->t[X_OUT], a[X_MID],
-					 p->t[BRANCH], transformer_weight(m, W_NORM), m->dims.eps);
+					 p->t[BRANCH], transformer_weight(m, W_NORM), m->dims.eps,
+					 NOT_SCALED);
 	}
 }
 

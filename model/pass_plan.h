@@ -78,10 +78,13 @@
 	X(DTIME_SILU, act, I, W, 0, 0) \
 	X(DTIME_HIDDEN, act, I, W, 0, 0)
 
-/* Operands of 8-bit products (dims.fp8): rows of activations or their gradients, a weight. */
+/* Operands of 8-bit products (dims.fp8): the rows made last of activations or their gradients,
+ * those of DX, and a weight. */
 #define PASS_FP8(X) \
 	X(FP8_ROWS, DT_E4M3, N, widest, 0, 0) \
 	X(FP8_ROWS_SCALE, DT_F32, N, 0, 0, 0) \
+	X(FP8_DX, DT_E4M3, N, d, 0, 0) \
+	X(FP8_DX_SCALE, DT_F32, N, 0, 0, 0) \
 	X(FP8_WEIGHT, DT_E4M3, widest, d, 0, 0) \
 	X(FP8_WEIGHT_SCALE, DT_F32, widest, 0, 0, 0)
 
@@ -152,9 +155,16 @@ void pass_load(struct pass *p, const struct batch *b, const struct pass_totals *
 void pass_forward(struct pass *p);
 void pass_backward(struct pass *p);
 /* Products of a layer's weight w[outputs, inputs]: y = x w^T, and dx = dy w. In training they are
- * of e4m3 where dims.fp8 says so (pass_products.c). */
-void pass_linear(struct pass *p, struct tensor y, struct tensor x, struct tensor w);
-void pass_linear_backward(struct pass *p, struct tensor dx, struct tensor dy, struct tensor w);
+ * of e4m3 where dims.fp8 says so (pass_products.c); rows: x or dy as e4m3 where whoever made it
+ * has made them besides, NOT_SCALED: they are made here. */
+void pass_linear(struct pass *p, struct tensor y, struct tensor x, struct scaled rows,
+		 struct tensor w);
+void pass_linear_backward(struct pass *p, struct tensor dx, struct tensor dy, struct scaled rows,
+			  struct tensor w);
+/* Where rows of such a width go for the next product, and those of DX; NOT_SCALED where products
+ * are the model's. */
+struct scaled pass_rows(const struct pass *p, int64_t width);
+struct scaled pass_dx_rows(const struct pass *p);
 /* A layer's activations again, from its X_IN, as far as the backward pass needs them. */
 void pass_recompute(struct pass *p, int64_t layer);
 

@@ -2,50 +2,17 @@
  * Rows of activations and weights as e4m3 with a scale each, for 8-bit products (matmul.cu). A row
  * is read once: a block keeps what it reads until the row's largest element is known. Turned, the
  * largest elements of columns come first, then tiles are turned through shared memory. */
-#include "kernels/cuda/common.cuh"
-
-#include <cuda_fp8.h>
+#include "kernels/cuda/fp8.cuh"
 
 #define KEEP 2 /* eights of a row that a thread keeps; those of wider rows are read again */
 #define ROW_THREADS_MOST 1024
-
-static __device__ __forceinline__ uint32_t pack4(float a, float b, float c, float d)
-{
-	uint32_t lo = __nv_cvt_float2_to_fp8x2(make_float2(a, b), __NV_SATFINITE, __NV_E4M3);
-	uint32_t hi = __nv_cvt_float2_to_fp8x2(make_float2(c, d), __NV_SATFINITE, __NV_E4M3);
-
-	return lo | hi << 16;
-}
-
-template <bool WIDE>
-static __device__ __forceinline__ void put_bytes(uint8_t *to, int64_t left, const float x[8],
-						 float by)
-{
-	uint2 v = make_uint2(pack4(x[0] * by, x[1] * by, x[2] * by, x[3] * by),
-			     pack4(x[4] * by, x[5] * by, x[6] * by, x[7] * by));
-
-	if constexpr (WIDE) {
-		*reinterpret_cast<uint2 *>(to) = v;
-	} else {
-		for (int i = 0; i < 8 && i < left; i++)
-			to[i] = (uint8_t)((i < 4 ? v.x >> 8 * i : v.y >> 8 * (i - 4)) & 0xff);
-	}
-}
-
-static __device__ __forceinline__ float most_of(const float x[8], float most)
-{
-#pragma unroll
-	for (int i = 0; i < 8; i++)
-		most = fmaxf(most, fabsf(x[i]));
-	return most;
-}
 
 template <bool WIDE, typename T>
 __global__ void __launch_bounds__(ROW_THREADS_MOST)
 	quantise_rows(uint8_t *q, float *scale, const T *x, int64_t d)
 {
 	const int64_t at = (int64_t)blockIdx.x * d, step = blockDim.x * 8, c = threadIdx.x * 8;
-	float kept[KEEP][8] = {}, more[8], most = E4M3_AMAX_LEAST, by;
+	float kept[KEEP][8] = {}, more[8], most = 0.0f, by;
 
 #pragma unroll
 	for (int i = 0; i < KEEP; i++)
@@ -57,8 +24,7 @@ __global__ void __launch_bounds__(ROW_THREADS_MOST)
 		get_eight<WIDE>(x + at + n, d - n, more);
 		most = most_of(more, most);
 	}
-	most = block_max(most);
-	by = E4M3_MOST / most;
+	by = row_factor(most, scale + blockIdx.x);
 #pragma unroll
 	for (int i = 0; i < KEEP; i++)
 		if (c + i * step < d)
@@ -67,8 +33,6 @@ __global__ void __launch_bounds__(ROW_THREADS_MOST)
 		get_eight<WIDE>(x + at + n, d - n, more);
 		put_bytes<WIDE>(q + at + n, d - n, more, by);
 	}
-	if (threadIdx.x == 0)
-		scale[blockIdx.x] = most / E4M3_MOST;
 }
 
 /* ---- turned: x[K, M] becomes q[M, K] */

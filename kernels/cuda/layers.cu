@@ -533,7 +533,7 @@ static void run_gate_up(struct kernels *k, const struct cached_layers *c,
 		return;
 	}
 	product(k, &c->gate_up, &c->h, &l->gate_up, false);
-	cuda_swiglu(k, c->swiglu, c->gate_up);
+	cuda_swiglu(k, c->swiglu, c->gate_up, NOT_SCALED);
 }
 
 static void run_rows(struct kernels *k, const struct cached_layers *c)

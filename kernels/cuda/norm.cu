@@ -3,7 +3,7 @@
  * each thread keeps its eights of the row in registers, so that a row is read once. The gradient's
  * blocks walk over many rows and keep their part of the weight's gradient in registers: partial
  * sums, added in order. */
-#include "kernels/cuda/common.cuh"
+#include "kernels/cuda/fp8.cuh"
 
 #define THREADS_MOST 512
 #define BACKWARD_THREADS 1024 /* on a multiprocessor, as its bf16 form has registers for */
@@ -65,7 +65,7 @@ static __device__ __forceinline__ void put_row(T *row, const float keep[KEEP][8]
 template <int KEEP, bool WIDE, typename T>
 __global__ void __launch_bounds__(THREADS_MOST)
 	norm_rows(T *out, float *rstd, T *sum, const T *x, const T *delta, const float *weight,
-		  int64_t d, float eps)
+		  int64_t d, float eps, uint8_t *q, float *q_scale)
 {
 	int64_t at = (int64_t)blockIdx.x * d;
 	float v[KEEP][8], w[KEEP][8], square = 0.0f, r;
@@ -93,6 +93,7 @@ __global__ void __launch_bounds__(THREADS_MOST)
 	for (int i = 0; i < KEEP * 8; i++)
 		v[i / 8][i % 8] *= r * w[i / 8][i % 8];
 	put_row<KEEP, WIDE>(out + at, v, d);
+	put_scaled<KEEP, WIDE, T>(q ? q + at : NULL, q_scale + blockIdx.x, v, d);
 }
 
 static bool all_wide(int64_t d, const void *a, const void *b, const void *c, const void *e)
@@ -101,37 +102,42 @@ static bool all_wide(int64_t d, const void *a, const void *b, const void *c, con
 }
 
 static void run_norm(struct kernels *k, struct tensor out, struct tensor rstd, void *sum,
-		     struct tensor x, const void *delta, struct tensor weight, float eps)
+		     struct tensor x, const void *delta, struct tensor weight, float eps,
+		     struct scaled also)
 {
 	struct cuda_state *s = state_of(k);
 	int64_t d = tensor_count(&weight), rows = tensor_count(&x) / d;
 	unsigned threads = threads_for(d);
-	bool wide = all_wide(d, out.data, sum, x.data, delta) && aligned16(weight.data);
+	bool wide = all_wide(d, out.data, sum, x.data, delta) && aligned16(weight.data) &&
+		    aligned16(also.q.data);
 
 	CHECK(out.type == x.type && rstd.type == DT_F32 && weight.type == DT_F32);
 	CHECK(tensor_count(&out) == rows * d);
 	CHECK(!rstd.data || tensor_count(&rstd) == rows);
+	check_scaled(&also, rows, d);
 	if (!rows)
 		return;
 	ROWS(d, wide,
 	     ACT(x.type, norm_rows<KEEP, WIDE><<<(unsigned)rows, threads, 0, s->stream>>>(
 				 (T *)out.data, (float *)rstd.data, (T *)sum, (const T *)x.data,
-				 (const T *)delta, (const float *)weight.data, d, eps)));
+				 (const T *)delta, (const float *)weight.data, d, eps,
+				 (uint8_t *)also.q.data, (float *)also.scale.data)));
 	LAUNCHED();
 }
 
 void cuda_rmsnorm(struct kernels *k, struct tensor out, struct tensor rstd, struct tensor x,
 		  struct tensor weight, float eps)
 {
-	run_norm(k, out, rstd, NULL, x, NULL, weight, eps);
+	run_norm(k, out, rstd, NULL, x, NULL, weight, eps, NOT_SCALED);
 }
 
 void cuda_add_rmsnorm(struct kernels *k, struct tensor out, struct tensor rstd, struct tensor sum,
-		      struct tensor x, struct tensor delta, struct tensor weight, float eps)
+		      struct tensor x, struct tensor delta, struct tensor weight, float eps,
+		      struct scaled also)
 {
 	CHECK(sum.type == x.type && delta.type == x.type &&
 	      tensor_count(&delta) == tensor_count(&x));
-	run_norm(k, out, rstd, sum.data, x, delta.data, weight, eps);
+	run_norm(k, out, rstd, sum.data, x, delta.data, weight, eps, also);
 }
 
 /* Eight elements as they lie in memory, in whole registers. */
@@ -207,7 +213,8 @@ static __device__ __forceinline__ float quick_block_sum(float x, float part[32])
 template <int KEEP, bool WIDE, typename T>
 __global__ void __launch_bounds__(THREADS_MOST, KEEP == 1 && sizeof(T) == 2 ? 2 : 1)
 	norm_backward(T *dx, float *part, const T *dout, const T *x, const float *weight,
-		      const float *rstd, const T *residual, int64_t rows, int64_t d)
+		      const float *rstd, const T *residual, int64_t rows, int64_t d, uint8_t *q,
+		      float *q_scale)
 {
 	__shared__ float sums[2][32];
 	struct gradient_row<KEEP, T> in = {};
@@ -245,13 +252,14 @@ __global__ void __launch_bounds__(THREADS_MOST, KEEP == 1 && sizeof(T) == 2 ? 2 
 				g[i / 8][i % 8] += element(beneath[i / 8], i % 8);
 		}
 		put_row<KEEP, WIDE>(dx + row * d, g, d);
+		put_scaled<KEEP, WIDE, T>(q ? q + row * d : NULL, q_scale + row, g, d);
 	}
 	put_row<KEEP, WIDE>(part + (int64_t)blockIdx.x * d, dw, d);
 }
 
 void cuda_rmsnorm_backward(struct kernels *k, struct tensor dx, struct tensor dweight,
 			   struct tensor dout, struct tensor x, struct tensor weight,
-			   struct tensor rstd, struct tensor dresidual)
+			   struct tensor rstd, struct tensor dresidual, struct scaled also)
 {
 	struct cuda_state *s = state_of(k);
 	int64_t d = tensor_count(&weight), rows = tensor_count(&x) / d;
@@ -259,12 +267,14 @@ void cuda_rmsnorm_backward(struct kernels *k, struct tensor dx, struct tensor dw
 	int64_t resident = s->processors * (int64_t)(BACKWARD_THREADS / threads);
 	int64_t blocks = rows < resident ? rows : resident;
 	bool wide =
-		all_wide(d, dx.data, dout.data, x.data, dresidual.data) && aligned16(weight.data);
+		all_wide(d, dx.data, dout.data, x.data, dresidual.data) && aligned16(weight.data) &&
+		aligned16(also.q.data);
 	float *part;
 
 	CHECK(dx.type == x.type && dout.type == x.type && dweight.type == DT_F32);
 	CHECK(!dresidual.data ||
 	      (dresidual.type == x.type && tensor_count(&dresidual) == rows * d));
+	check_scaled(&also, rows, d);
 	if (!rows)
 		return;
 	part = (float *)cuda_scratch(s, (size_t)(blocks * d) * sizeof *part);
@@ -272,7 +282,8 @@ void cuda_rmsnorm_backward(struct kernels *k, struct tensor dx, struct tensor dw
 	     ACT(x.type, norm_backward<KEEP, WIDE><<<(unsigned)blocks, threads, 0, s->stream>>>(
 				 (T *)dx.data, part, (const T *)dout.data, (const T *)x.data,
 				 (const float *)weight.data, (const float *)rstd.data,
-				 (const T *)dresidual.data, rows, d)));
+				 (const T *)dresidual.data, rows, d, (uint8_t *)also.q.data,
+				 (float *)also.scale.data)));
 	LAUNCHED();
 	cuda_add_column_sums(s, (float *)dweight.data, part, blocks, d);
 }

@@ -27,7 +27,7 @@ void ref_cached_layers(struct kernels *k, const struct cached_layers *c)
 		product(k, c->x, c->attention, l->attention_out, true);
 		ops->rmsnorm(k, c->h, c->rstd, c->x, l->ff_norm, c->eps);
 		product(k, c->gate_up, c->h, l->gate_up, false);
-		ops->swiglu(k, c->swiglu, c->gate_up);
+		ops->swiglu(k, c->swiglu, c->gate_up, NOT_SCALED);
 		product(k, c->x, c->swiglu, l->down, true);
 	}
 	ops->rmsnorm(k, c->out, c->rstd, c->x, c->norm, c->eps);

@@ -30,6 +30,12 @@ static inline bool ref_is_act(const struct tensor *t)
 	return t->type == DT_F32 || t->type == DT_BF16;
 }
 
+static inline void ref_also(struct kernels *k, struct scaled also, struct tensor rows)
+{
+	if (also.q.data)
+		ref_quantise(k, also.q, also.scale, rows, false);
+}
+
 static inline int32_t ref_index(const struct tensor *t, int64_t i)
 {
 	return ((const int32_t *)t->data)[i];

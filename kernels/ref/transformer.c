@@ -35,20 +35,21 @@ void ref_rmsnorm(struct kernels *k, struct tensor out, struct tensor rstd, struc
 }
 
 void ref_add_rmsnorm(struct kernels *k, struct tensor out, struct tensor rstd, struct tensor sum,
-		     struct tensor x, struct tensor delta, struct tensor weight, float eps)
+		     struct tensor x, struct tensor delta, struct tensor weight, float eps,
+		     struct scaled also)
 {
 	ref_add(k, sum, x, delta);
 	ref_rmsnorm(k, out, rstd, sum, weight, eps);
+	ref_also(k, also, out);
 }
 
 /* dx_c = r (w_c g_c - x_c r^2 mean(w g x)) of each row. */
 void ref_rmsnorm_backward(struct kernels *k, struct tensor dx, struct tensor dweight,
 			  struct tensor dout, struct tensor x, struct tensor weight,
-			  struct tensor rstd, struct tensor dresidual)
+			  struct tensor rstd, struct tensor dresidual, struct scaled also)
 {
 	int64_t d = x.dim[1];
 
-	(void)k;
 	check_norm(&x, &weight, &rstd);
 	CHECK(dweight.type == DT_F32 && tensor_count(&dweight) == d);
 	for (int64_t i = 0; i < x.dim[0]; i++) {
@@ -67,6 +68,7 @@ void ref_rmsnorm_backward(struct kernels *k, struct tensor dx, struct tensor dwe
 			ref_put(&dweight, c, ref_get(&dweight, c) + g * value * r);
 		}
 	}
+	ref_also(k, also, dx);
 }
 
 /* RoPE (Su et al. 2021) with pairs (i, i + hd/2). */
@@ -95,11 +97,10 @@ void ref_rope(struct kernels *k, struct tensor qkv, int heads, struct tensor cos
 	}
 }
 
-void ref_swiglu(struct kernels *k, struct tensor out, struct tensor gate_up)
+void ref_swiglu(struct kernels *k, struct tensor out, struct tensor gate_up, struct scaled also)
 {
 	int64_t width = out.dim[1];
 
-	(void)k;
 	CHECK(gate_up.dim[0] == out.dim[0] && gate_up.dim[1] == 2 * width);
 	for (int64_t i = 0; i < out.dim[0]; i++)
 		for (int64_t c = 0; c < width; c++) {
@@ -108,14 +109,14 @@ void ref_swiglu(struct kernels *k, struct tensor out, struct tensor gate_up)
 
 			ref_put(&out, i * width + c, g / (1 + exp(-g)) * u);
 		}
+	ref_also(k, also, out);
 }
 
 void ref_swiglu_backward(struct kernels *k, struct tensor dgate_up, struct tensor dout,
-			 struct tensor gate_up)
+			 struct tensor gate_up, struct scaled also)
 {
 	int64_t width = dout.dim[1];
 
-	(void)k;
 	CHECK(gate_up.dim[0] == dout.dim[0] && gate_up.dim[1] == 2 * width);
 	for (int64_t i = 0; i < dout.dim[0]; i++)
 		for (int64_t c = 0; c < width; c++) {
@@ -126,4 +127,5 @@ void ref_swiglu_backward(struct kernels *k, struct tensor dgate_up, struct tenso
 			ref_put(&dgate_up, at, dy * u * s * (1 + g * (1 - s)));
 			ref_put(&dgate_up, at + width, dy * g * s);
 		}
+	ref_also(k, also, dgate_up);
 }

@@ -286,7 +286,8 @@ static void run_norm(void *of)
 {
 	struct tensor *t = ((struct rows_case *)of)->t;
 
-	k->ops->add_rmsnorm(k, t[0], t[4], t[1], t[2], t[3], t[5], 1e-5f);
+	k->ops->add_rmsnorm(k, t[0], t[4], t[1], t[2], t[3], t[5], 1e-5f,
+			    NOT_SCALED);
 }
 
 static void run_norm_backward(void *of)
@@ -294,7 +295,8 @@ static void run_norm_backward(void *of)
 	struct tensor *t = ((struct rows_case *)of)->t;
 	struct tensor dweight = t[5];
 
-	k->ops->rmsnorm_backward(k, t[0], dweight, t[1], t[2], t[5], t[4], t[3]);
+	k->ops->rmsnorm_backward(k, t[0], dweight, t[1], t[2], t[5], t[4], t[3],
+				 NOT_SCALED);
 }
 
 static void bench_norm(int64_t rows, int64_t d)
@@ -316,14 +318,14 @@ static void run_swiglu(void *of)
 {
 	struct tensor *t = ((struct rows_case *)of)->t;
 
-	k->ops->swiglu(k, t[0], t[1]);
+	k->ops->swiglu(k, t[0], t[1], NOT_SCALED);
 }
 
 static void run_swiglu_backward(void *of)
 {
 	struct tensor *t = ((struct rows_case *)of)->t;
 
-	k->ops->swiglu_backward(k, t[2], t[0], t[1]);
+	k->ops->swiglu_backward(k, t[2], t[0], t[1], NOT_SCALED);
 }
 
 static void bench_swiglu(int64_t rows, int64_t f)

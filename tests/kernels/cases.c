@@ -95,36 +95,6 @@ static void do_matmul(struct run *r)
 	r->flops = 2.0 * D(0) * D(1) * D(2);
 }
 
-/* rows, width, turned; odd rows are 1000 times as large, and the last one is zeros */
-static void do_quantise(struct run *r)
-{
-	bool turned = D(2);
-	struct tensor x = run_input2(r, r->act, turned ? D(1) : D(0), turned ? D(0) : D(1));
-	struct tensor q = out2(r, DT_E4M3, D(0), D(1)), scale = out1(r, D(0));
-	size_t bytes = (size_t)D(1) * dtype_bytes(r->act);
-
-	for (int64_t m = 1; m < D(0) && !turned; m += 2)
-		OPS->scale(r->k, tensor_1d((char *)x.data + m * bytes, r->act, D(1)), 1000);
-	if (!turned)
-		OPS->zero(r->k, (char *)x.data + (D(0) - 1) * bytes, bytes);
-	TIMED(OPS->quantise(r->k, q, scale, x, turned));
-	r->bytes = D(0) * D(1) * (1.0 + dtype_bytes(r->act));
-}
-
-/* m, n, k, rough, C is bf16. Sums of e4m3 products have some 13 bits on a GPU. */
-static void do_matmul_scaled(struct run *r)
-{
-	struct tensor x = run_input2(r, DT_F32, D(0), D(2)), w = run_input2(r, DT_F32, D(1), D(2));
-	struct tensor a = run_input2(r, DT_E4M3, D(0), D(2)), a_scale = run_input1(r, DT_F32, D(0));
-	struct tensor b = run_input2(r, DT_E4M3, D(1), D(2)), b_scale = run_input1(r, DT_F32, D(1));
-	struct tensor c = out2(r, D(4) ? DT_BF16 : DT_F32, D(0), D(1));
-
-	OPS->quantise(r->k, a, a_scale, x, false);
-	OPS->quantise(r->k, b, b_scale, w, false);
-	TIMED(OPS->matmul_scaled(r->k, c, a, a_scale, b, b_scale, D(3)));
-	r->flops = 2.0 * D(0) * D(1) * D(2);
-}
-
 static void do_bias_backward(struct run *r)
 {
 	struct tensor to = run_changes(r, run_input1(r, DT_F32, D(1)));
@@ -185,40 +155,6 @@ static void do_add_per_image_backward(struct run *r)
 	struct tensor rows = run_input2(r, r->act, D(0) * D(2), D(1));
 
 	TIMED(OPS->add_per_image_backward(r->k, out2(r, r->act, D(0), D(1)), rows));
-}
-
-static void do_rmsnorm(struct run *r)
-{
-	struct tensor x = run_input2(r, r->act, D(0), D(1)), w = run_input1(r, DT_F32, D(1));
-	struct tensor out = out2(r, r->act, D(0), D(1));
-
-	TIMED(OPS->rmsnorm(r->k, out, out1(r, D(0)), x, w, 1e-5f));
-	r->bytes = D(0) * D(1) * 2.0 * dtype_bytes(r->act);
-}
-
-static void do_add_rmsnorm(struct run *r)
-{
-	struct tensor x = run_input2(r, r->act, D(0), D(1)),
-		      delta = run_input2(r, r->act, D(0), D(1));
-	struct tensor w = run_input1(r, DT_F32, D(1)), out = out2(r, r->act, D(0), D(1));
-	struct tensor sum = out2(r, r->act, D(0), D(1));
-
-	TIMED(OPS->add_rmsnorm(r->k, out, out1(r, D(0)), sum, x, delta, w, 1e-5f));
-	r->bytes = D(0) * D(1) * 4.0 * dtype_bytes(r->act);
-}
-
-static void do_rmsnorm_backward(struct run *r)
-{
-	struct tensor x = run_input2(r, r->act, D(0), D(1)), w = run_input1(r, DT_F32, D(1));
-	struct tensor dout = run_input2(r, r->act, D(0), D(1));
-	struct tensor more = D(2) ? run_input2(r, r->act, D(0), D(1)) : NONE;
-	struct tensor rstd = run_input1(r, DT_F32, D(0)), scrap = out2(r, r->act, D(0), D(1));
-	struct tensor dweight = run_changes(r, run_input1(r, DT_F32, D(1)));
-
-	OPS->rmsnorm(r->k, scrap, rstd, x, w, 1e-5f);
-	TIMED(OPS->rmsnorm_backward(r->k, out2(r, r->act, D(0), D(1)), dweight, dout, x, w, rstd,
-				    more));
-	r->bytes = D(0) * D(1) * 6.0 * dtype_bytes(r->act);
 }
 
 /* rows, heads, head dim, inverse */
@@ -365,22 +301,6 @@ static void do_cached_layers(struct run *r)
 	xfree(at);
 	xfree(limit);
 	xfree(position);
-}
-
-static void do_swiglu(struct run *r)
-{
-	TIMED(OPS->swiglu(r->k, out2(r, r->act, D(0), D(1)),
-			  run_input2(r, r->act, D(0), 2 * D(1))));
-	r->bytes = D(0) * D(1) * 3.0 * dtype_bytes(r->act);
-}
-
-static void do_swiglu_backward(struct run *r)
-{
-	struct tensor dout = run_input2(r, r->act, D(0), D(1));
-	struct tensor gate_up = run_input2(r, r->act, D(0), 2 * D(1));
-
-	TIMED(OPS->swiglu_backward(r->k, out2(r, r->act, D(0), 2 * D(1)), dout, gate_up));
-	r->bytes = D(0) * D(1) * 5.0 * dtype_bytes(r->act);
 }
 
 /* rows, width, vocab, backward */
@@ -604,28 +524,6 @@ const struct op_case op_cases[] = {
 	    { 16, 300, 72, 2, 1, 2 },
 	    { 17, 40, 64, 2, 0, 2 } },
 	  { { 0 } } },
-	{ "quantise", do_quantise, true, 1,
-	  { { 3, 7, 0 }, { 5, 1031, 0 }, { 70, 4608, 0 }, { 3, 17000, 0 } },
-	  { { 32768, 1536, 0 }, { 32768, 8192, 0 }, { 8192, 1536, 0 } } },
-	{ "quantise", do_quantise, true, 1,
-	  { { 7, 3, 1 }, { 65, 129, 1 }, { 136, 80, 1 }, { 1536, 512, 1 } },
-	  { { 1536, 8192, 1 }, { 4096, 1536, 1 } } },
-	{ "matmul_scaled", do_matmul_scaled, false, 1000,
-	  { { 5, 7, 3, 0, 0 },
-	    { 33, 48, 64, 0, 0 },
-	    { 64, 96, 144, 0, 1 },
-	    { 130, 512, 1024, 0, 1 } },
-	  { { 32768, 8192, 1536, 1, 1 },
-	    { 32768, 1536, 4096, 1, 1 },
-	    { 32768, 4608, 1536, 1, 1 } } },
-	{ "matmul_scaled", do_matmul_scaled, false, 1000,
-	  { { 33, 48, 64, 1, 0 },
-	    { 16, 16, 16, 1, 1 },
-	    { 130, 512, 1024, 1, 1 },
-	    { 256, 384, 4096, 1, 0 } },
-	  { { 32768, 1536, 8192, 0, 1 },
-	    { 32768, 1536, 4608, 0, 1 },
-	    { 32768, 4096, 1536, 0, 1 } } },
 	{ "bias_backward", do_bias_backward, true, 2,
 	  { { 1, 5 }, { 77, 130 }, { 600, 300 } },
 	  { { 0 } } },
@@ -644,15 +542,6 @@ const struct op_case op_cases[] = {
 	{ "add_per_image_backward", do_add_per_image_backward, true, 1,
 	  { { 2, 7, 3 }, { 9, 130, 16 } },
 	  { { 0 } } },
-	{ "rmsnorm", do_rmsnorm, true, 1,
-	  { { 3, 7 }, { 1, 1025 }, { 70, 192 } },
-	  { { 1792, 192 } } },
-	{ "add_rmsnorm", do_add_rmsnorm, true, 1,
-	  { { 3, 7 }, { 1, 1025 }, { 70, 192 } },
-	  { { 1792, 192 }, { 2048, 1536 } } },
-	{ "rmsnorm_backward", do_rmsnorm_backward, true, 2,
-	  { { 3, 7, 0 }, { 1, 1025, 1 }, { 2500, 192, 1 }, { 5, 8208, 0 } },
-	  { { 1792, 192, 1 }, { 2048, 1536, 1 } } },
 	{ "rope", do_rope, true, 1,
 	  { { 3, 1, 2, 0 }, { 17, 3, 32, 1 }, { 50, 2, 128, 0 } },
 	  { { 1792, 6, 32, 0 }, { 4096, 16, 64, 0 } } },
@@ -721,10 +610,6 @@ const struct op_case op_cases[] = {
 	    { 16, 1, 7, 64, 140, 127 },
 	    { 6, 1, 11, 32, 1100, 1060 } },
 	  { { 0 } } },
-	{ "swiglu", do_swiglu, true, 1, { { 3, 7 }, { 1, 1025 }, { 37, 512 } }, { { 1792, 512 } } },
-	{ "swiglu_backward", do_swiglu_backward, true, 1,
-	  { { 3, 7 }, { 1, 1025 }, { 37, 512 } },
-	  { { 1792, 512 } } },
 	{ "cross_entropy", do_cross_entropy, true, 1,
 	  { { 5, 128, 100, 1 }, { 33, 640, 600, 0 }, { 7, 1152, 1100, 1 } },
 	  { { 640, 384, 384, 1 }, { 1024, 32768, 32700, 1 } } },

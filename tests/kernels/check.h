@@ -37,8 +37,9 @@ struct op_case {
 	int64_t big[4][CHECK_DIMS];           /* for speed; ends like shape */
 };
 
-extern const struct op_case op_cases[], image_cases[];   /* cases.c, cases_images.c */
-extern const int op_cases_count, image_cases_count;
+/* cases.c, cases_rows.c, cases_images.c */
+extern const struct op_case op_cases[], row_cases[], image_cases[];
+extern const int op_cases_count, row_cases_count, image_cases_count;
 
 /* Inputs: standard normals; integers in [least, most]; everything freed by run_release. */
 struct tensor run_input(struct run *r, enum dtype type, int rank, const int64_t *dim);

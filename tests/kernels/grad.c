@@ -208,7 +208,7 @@ static void norm_forward(struct grads *g)
 static void norm_backward(struct grads *g)
 {
 	OPS->rmsnorm_backward(g->k, g->grad[0], g->grad[1], g->dout[0], g->in[0], g->in[1],
-			      g->fixed[0], NONE);
+			      g->fixed[0], NONE, NOT_SCALED);
 }
 
 /* sum = x + delta; out = norm(sum), and sum goes on by itself */
@@ -222,13 +222,13 @@ static void add_norm_make(struct grads *g)
 static void add_norm_forward(struct grads *g)
 {
 	OPS->add_rmsnorm(g->k, g->out[0], g->fixed[0], g->out[1], g->in[0], g->fixed[1], g->in[1],
-			 1e-5f);
+			 1e-5f, NOT_SCALED);
 }
 
 static void add_norm_backward(struct grads *g)
 {
 	OPS->rmsnorm_backward(g->k, g->grad[0], g->grad[1], g->dout[0], g->out[1], g->in[1],
-			      g->fixed[0], g->dout[1]);
+			      g->fixed[0], g->dout[1], NOT_SCALED);
 }
 
 static void rope_make(struct grads *g)
@@ -284,12 +284,12 @@ static void swiglu_make(struct grads *g)
 
 static void swiglu_forward(struct grads *g)
 {
-	OPS->swiglu(g->k, g->out[0], g->in[0]);
+	OPS->swiglu(g->k, g->out[0], g->in[0], NOT_SCALED);
 }
 
 static void swiglu_backward(struct grads *g)
 {
-	OPS->swiglu_backward(g->k, g->grad[0], g->dout[0], g->in[0]);
+	OPS->swiglu_backward(g->k, g->grad[0], g->dout[0], g->in[0], NOT_SCALED);
 }
 
 /* ---- losses: dout is the weight of each row or image */

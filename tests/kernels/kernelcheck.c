@@ -278,12 +278,19 @@ static void test_case(struct kernels *ref, struct kernels *k, const struct op_ca
 	run_release(&again);
 }
 
-/* Case i of both tables; NULL after the last. */
+/* Case i of all tables; NULL after the last. */
 static const struct op_case *case_at(int i)
 {
-	if (i < op_cases_count)
-		return &op_cases[i];
-	return i < op_cases_count + image_cases_count ? &image_cases[i - op_cases_count] : NULL;
+	const struct { const struct op_case *cases; int count; } table[] = {
+		{ op_cases, op_cases_count },
+		{ row_cases, row_cases_count },
+		{ image_cases, image_cases_count },
+	};
+
+	for (size_t t = 0; t < ARRAY_LEN(table); i -= table[t++].count)
+		if (i < table[t].count)
+			return &table[t].cases[i];
+	return NULL;
 }
 
 static bool is_tested(const char *op)

@@ -83,8 +83,8 @@ static void no_rows(void **state)
 
 		memset(out, 0xff, sizeof out);
 		ops->rmsnorm(k, rows, one, rows, w, 1e-5f);
-		ops->rmsnorm_backward(k, rows, w, rows, rows, w, one, rows);
-		ops->swiglu(k, rows, wide);
+		ops->rmsnorm_backward(k, rows, w, rows, rows, w, one, rows, NOT_SCALED);
+		ops->swiglu(k, rows, wide, NOT_SCALED);
 		ops->silu(k, rows, rows);
 		ops->embed(k, rows, t, index);
 		ops->embed_backward(k, t, rows, index);

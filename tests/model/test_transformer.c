@@ -229,9 +229,9 @@ static void test_fp8_is_for_training_alone(void **state)
 	pass_memory(&dims, true, &plan[0]);
 	dims.fp8 = true;
 	pass_memory(&dims, true, &plan[1]);
-	/* rows of 80 x 48 bytes, a weight of 48 x 16, a scale for each row of both */
+	/* rows of 80 x 48 bytes and 80 x 16, a weight of 48 x 16, a scale for each row */
 	assert_int_equal(plan[1].activations - plan[0].activations,
-			 80 * 48 + 48 * 16 + 80 * 4 + 48 * 4);
+			 80 * 48 + 80 * 16 + 48 * 16 + 2 * 80 * 4 + 48 * 4);
 	rig_open(&r, "ref", dims);
 	assert_ok(pass_new(&r.m, false, &p, &e), &e);
 	run(&r);

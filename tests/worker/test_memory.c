@@ -186,7 +186,7 @@ static void products_of_8_bits_are_counted(void **state)
 
 	(void)state;
 	assert_int_equal(figure(more, "device_bytes") - figure(plain, "device_bytes"),
-			 rows * widest + widest * 192 + (rows + widest) * 4);
+			 rows * widest + rows * 192 + widest * 192 + (2 * rows + widest) * 4);
 	assert_null(plan_of(fp8, json_object()));
 	json_decref(plain);
 	json_decref(more);

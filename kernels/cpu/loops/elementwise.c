@@ -188,11 +188,11 @@ void LOOP(sum_squares)(struct kernels *k, float *to, const float *x, int64_t n)
 	*to = (float)sum_of(x, n, true);
 }
 
-void LOOP(swiglu)(struct kernels *k, struct tensor out, struct tensor gate_up)
+void LOOP(swiglu)(struct kernels *k, struct tensor out, struct tensor gate_up,
+		  struct scaled also)
 {
 	int64_t rows = out.dim[0], width = out.dim[1];
 
-	(void)k;
 	CHECK(gate_up.dim[0] == rows && gate_up.dim[1] == 2 * width);
 #pragma omp parallel for schedule(static) if (rows * width > LOOP_PARALLEL)
 	for (int64_t r = 0; r < rows; r++)
@@ -208,14 +208,14 @@ void LOOP(swiglu)(struct kernels *k, struct tensor out, struct tensor gate_up)
 				y[i] = g[i] * loop_sigmoid(g[i]) * u[i];
 			loop_store(&out, r * width + at, m, y);
 		}
+	loop_also(k, also, out);
 }
 
 void LOOP(swiglu_backward)(struct kernels *k, struct tensor dgate_up, struct tensor dout,
-			   struct tensor gate_up)
+			   struct tensor gate_up, struct scaled also)
 {
 	int64_t rows = dout.dim[0], width = dout.dim[1];
 
-	(void)k;
 	CHECK(gate_up.dim[0] == rows && gate_up.dim[1] == 2 * width);
 #pragma omp parallel for schedule(static) if (rows * width > LOOP_PARALLEL)
 	for (int64_t r = 0; r < rows; r++)
@@ -238,6 +238,7 @@ void LOOP(swiglu_backward)(struct kernels *k, struct tensor dgate_up, struct ten
 			loop_store(&dgate_up, from, m, dg);
 			loop_store(&dgate_up, from + width, m, du);
 		}
+	loop_also(k, also, dgate_up);
 }
 
 void LOOP(add_noise)(struct kernels *k, struct tensor out, struct tensor x, struct tensor noise,

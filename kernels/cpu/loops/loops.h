@@ -39,6 +39,13 @@ static inline float *loop_f32(const struct tensor *t)
 	return t->data;
 }
 
+/* Rows of 8 bits need no speed here. */
+static inline void loop_also(struct kernels *k, struct scaled also, struct tensor rows)
+{
+	if (also.q.data)
+		k->ops->quantise(k, also.q, also.scale, rows, false);
+}
+
 static inline const int32_t *loop_i32(const struct tensor *t)
 {
 	return t->data;

@@ -223,11 +223,11 @@ void LOOP(rmsnorm)(struct kernels *k, struct tensor out, struct tensor rstd, str
 }
 
 void LOOP(add_rmsnorm)(struct kernels *k, struct tensor out, struct tensor rstd, struct tensor sum,
-		       struct tensor x, struct tensor delta, struct tensor weight, float eps)
+		       struct tensor x, struct tensor delta, struct tensor weight, float eps,
+		       struct scaled also)
 {
 	int64_t d = x.dim[1];
 
-	(void)k;
 	check_norm(&sum, &weight, &rstd);
 	FOR_ROWS(r, x.dim[0], d) {
 		float square = 0;
@@ -250,6 +250,7 @@ void LOOP(add_rmsnorm)(struct kernels *k, struct tensor out, struct tensor rstd,
 		}
 		norm_row(&out, &rstd, &sum, &weight, r, square, eps);
 	}
+	loop_also(k, also, out);
 }
 
 struct norm_backward {
@@ -314,14 +315,13 @@ static void norm_backward_row(const struct norm_backward *n, int64_t r, float *s
 
 void LOOP(rmsnorm_backward)(struct kernels *k, struct tensor dx, struct tensor dweight,
 			    struct tensor dout, struct tensor x, struct tensor weight,
-			    struct tensor rstd, struct tensor dresidual)
+			    struct tensor rstd, struct tensor dresidual, struct scaled also)
 {
 	struct norm_backward n = { &dx, &dout, &x, &weight, &rstd, &dresidual };
 	int64_t rows = x.dim[0], d = x.dim[1], each = (rows + NORM_SHARES - 1) / NORM_SHARES;
 	float *to = loop_f32(&dweight);
 	static float share[NORM_SHARES][NORM_WIDTH_MAX] __attribute__((aligned(64)));
 
-	(void)k;
 	check_norm(&x, &weight, &rstd);
 	CHECK(dweight.type == DT_F32 && tensor_count(&dweight) == d && d <= NORM_WIDTH_MAX);
 #pragma omp parallel for schedule(static) if (rows * d > LOOP_PARALLEL)
@@ -334,6 +334,7 @@ void LOOP(rmsnorm_backward)(struct kernels *k, struct tensor dx, struct tensor d
 #pragma omp simd
 		for (int64_t c = 0; c < d; c++)
 			to[c] += share[s][c];
+	loop_also(k, also, dx);
 }
 
 void LOOP(rope)(struct kernels *k, struct tensor qkv, int heads, struct tensor cosine,
