@@ -190,7 +190,7 @@ kill "$daemon"; wait "$daemon"
 
 # A worker that does not hear of what it is given: that job waits again, and has not failed.
 TF_FAULT=join:1 start_daemon --hello-seconds 1
-transfuse generate ref --prompt 'it lasts' --steps 1000 --count 16 --tag lost --hold >/dev/null
+transfuse generate ref --prompt 'it lasts' --steps 1000 --count 64 --tag lost --hold >/dev/null
 submit_all lost --hold
 release lost
 check 'a job that did not come to the worker runs later' transfuse wait --tag lost
