@@ -174,6 +174,7 @@ again() {
 }
 check 'and are as alone' again
 
+transfuse generate ref --prompt 'it lasts' --steps 1000 --count 16 --tag adopted --hold >/dev/null
 submit_all adopted --hold
 release adopted
 until_running adopted 5
