@@ -207,8 +207,8 @@ static void check_joining(const char *backend, enum sampler_mode mode, int ahead
 	assert_ok(sampler_new(&m, 2, 30, mode == SAMPLE_IMAGE, &s, &e), &e);
 	assert_ok(sampler_new(&m, 2, 30, mode == SAMPLE_IMAGE, &alone, &e), &e);
 	do {
+		admit_runs(&s, run, turn++, &most); /* may make it anew */
 		s->steps_ahead = s->tokens_ahead = ahead;
-		admit_runs(&s, run, turn++, &most);
 		sampler_step(s);
 	} while (leave_runs(s, run) < RUNS && turn < 1000);
 	assert_int_equal(sampler_count(s), 0);
