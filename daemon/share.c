@@ -12,7 +12,7 @@
 #include <string.h>
 #include <time.h>
 
-#define NOTHING_UNIT_S 1.0 /* a GPU for a second, and it decays on */
+#define NOTHING_UNIT_S 1e-3 /* a GPU for a millisecond, and it decays on */
 
 static size_t place_of(const struct shares *s, const char *name)
 {

@@ -80,7 +80,7 @@ struct shares {
 
 struct user_share *shares_get(struct shares *s, const char *name); /* made when there is none */
 /* Whether what is known of the user makes no difference any more: no job, no limits of their own,
- * no GPU-second in this month, and less than a unit-second of decayed use. */
+ * no GPU-second in this month, and less than a unit-millisecond of decayed use. */
 bool share_is_nothing(const struct shares *s, const struct user_share *u, int64_t now_ms);
 void shares_remove(struct shares *s, size_t i); /* nobody points to it */
 void shares_release(struct shares *s);

@@ -231,9 +231,10 @@ static void a_foreign_process_drains_while_it_is_there(void **state)
 	harness_stop(&h);
 }
 
+/* The process that stands in the job's folder, or in that of its attempt. */
 static pid_t worker_pid(uint64_t job)
 {
-	char *name = xasprintf("for p in /proc/[0-9]*; do case \"$(readlink $p/cwd)\" in "
+	char *name = xasprintf("for p in /proc/[0-9]*; do case \"$(readlink $p/cwd)/\" in "
 			       "%s/jobs/%d/*) echo ${p#/proc/};; esac; done 2>/dev/null",
 			       h.state, (int)job);
 	FILE *f = popen(name, "r");
