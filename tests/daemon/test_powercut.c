@@ -123,7 +123,7 @@ static void some_jobs(int round)
 	static const char *const how[] = { "done", "quiet", "fail", "done", "once" };
 	uint64_t id[JOBS_MAX];
 	size_t n = 0;
-	char name[16];
+	char name[24];
 
 	for (int i = 0; i < 12; i++) {
 		id[n] = harness_noop(&h, how[i % 5]);
