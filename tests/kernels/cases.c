@@ -571,10 +571,10 @@ const struct op_case op_cases[] = {
 	  { { 1, 4096, 4, 64, 4096, 0, 1 } } },
 	/* more tiles than a GPU has multiprocessors */
 	{ "attention", do_attention, true, 1,
-	  { { 2, 260, 96, 64, 130, 33 }, { 2, 260, 72, 128, 101, 33 } },
+	  { { 1, 200, 72, 64, 130, 33 }, { 1, 130, 72, 128, 101, 33 } },
 	  { { 0 } } },
 	{ "attention_backward", do_attention_backward, true, 2,
-	  { { 2, 260, 72, 64, 130, 33, 1 }, { 2, 260, 48, 128, 101, 33, 0 } },
+	  { { 1, 130, 72, 64, 101, 33, 1 }, { 1, 130, 72, 128, 101, 33, 0 } },
 	  { { 0 } } },
 	{ "attention_cached", do_attention_cached, true, 1,
 	  { { 2, 1, 2, 32, 9, 5 },
