@@ -7,7 +7,6 @@
  * bits. */
 #include "kernels/cuda/few.cuh"
 
-#define TILE 16   /* rows of the weights a block takes */
 #define UNIT 64   /* elements of the depth a warp takes at a time: 128 bytes of a row */
 #define BATCH 2   /* units a warp has in flight */
 
@@ -132,18 +131,6 @@ static __device__ __forceinline__ void finish_tile(const struct few &f, const fl
 			v += to_float(out[(int64_t)m * f.n + n]);
 		put(out + (int64_t)m * f.n + n, v);
 	}
-}
-
-/* Row r of the tile in the weights; beyond the last one, the last. */
-static __device__ __forceinline__ const bf16 *tile_row(const struct few &f, int r)
-{
-	int row = f.swiglu ? (int)blockIdx.x * (TILE / 2) + r % (TILE / 2)
-			   : (int)blockIdx.x * TILE + r;
-
-	row = min(row, f.n - 1);
-	if (f.swiglu && r >= TILE / 2)
-		row += f.n;
-	return f.w + (int64_t)row * f.k;
 }
 
 /* WARPS: 8, or 16 where tiles are few. HALVES: eights of input rows. The registers left to a thread

@@ -8,6 +8,7 @@
 #include "kernels/cuda/common.cuh"
 
 #define FEW_ROWS 16
+#define TILE 16 /* rows of the weights a block takes */
 
 /* out[m,n] = x[m,k] w[n,k]^T + bias (NULL: none) + out (where add is set). */
 struct few {
@@ -49,6 +50,18 @@ static inline cudaLaunchConfig_t launch_shape(struct cuda_state *s, dim3 grid, u
 	c.attrs = room;
 	c.numAttrs = early && starts_early(s) ? 1 : 0;
 	return c;
+}
+
+/* Row r of the block's tile in the weights; beyond the last one, the last. */
+static __device__ __forceinline__ const bf16 *tile_row(const struct few &f, int r)
+{
+	int row = f.swiglu ? (int)blockIdx.x * (TILE / 2) + r % (TILE / 2)
+			   : (int)blockIdx.x * TILE + r;
+
+	row = min(row, f.n - 1);
+	if (f.swiglu && r >= TILE / 2)
+		row += f.n;
+	return f.w + (int64_t)row * f.k;
 }
 
 /* The kernel behind may start now: what it reads early is not written by this one. */

@@ -10,7 +10,6 @@
 #include "kernels/cuda/few.cuh"
 #include "kernels/cuda/hopper.cuh"
 
-#define TILE 16        /* rows of the weights a block takes */
 #define UNIT 64        /* elements of the depth a warp takes at a time */
 #define CHAINS 2       /* sums a warp has under way for a place */
 #define APART (TILE + 4) /* floats from an input row to the next in the sums: no bank conflicts */
@@ -42,18 +41,6 @@ static __device__ __forceinline__ float read_result(const bf16 *p)
 static __device__ __forceinline__ float read_result(const float *p)
 {
 	return __ldcg(p);
-}
-
-/* Row r of the block's tile in the weights; beyond the last one, the last. */
-static __device__ __forceinline__ const bf16 *tile_row(const struct few &f, int r)
-{
-	int row = f.swiglu ? (int)blockIdx.x * (TILE / 2) + r % (TILE / 2)
-			   : (int)blockIdx.x * TILE + r;
-
-	row = min(row, f.n - 1);
-	if (f.swiglu && r >= TILE / 2)
-		row += f.n;
-	return f.w + (int64_t)row * f.k;
 }
 
 /* As copy_bytes, of what is read once: the first to leave the second cache. */

@@ -2,28 +2,10 @@
  * The cases of kernelcheck: a function an operation, a row each in the table at the end. Shapes
  * are odd on purpose: widths that no vector divides, single rows, ignored rows. */
 #include "config.h"
-#include "tests/kernels/check.h"
+#include "tests/kernels/cases.h"
 #include "lib/mem.h"
 
 #include <math.h>
-
-#define OPS (r->k->ops)
-#define D(i) (r->dim[i])
-/* In a test once; for speed many times over the same tensors. */
-#define TIMED(call)                                                                                \
-	while (run_again(r))                                                                       \
-	call
-#define NONE tensor_1d(NULL, DT_F32, 0)
-
-static struct tensor out2(struct run *r, enum dtype type, int64_t a, int64_t b)
-{
-	return run_output(r, tensor_2d(NULL, type, a, b));
-}
-
-static struct tensor out1(struct run *r, int64_t n)
-{
-	return run_output(r, tensor_1d(NULL, DT_F32, n));
-}
 
 static void do_convert(struct run *r)
 {

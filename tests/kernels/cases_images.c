@@ -1,15 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The cases of kernelcheck for the operations of convolutional nets; see cases.c. */
 #include "config.h"
-#include "tests/kernels/check.h"
+#include "tests/kernels/cases.h"
 #include "lib/mem.h"
-
-#define OPS (r->k->ops)
-#define D(i) (r->dim[i])
-#define TIMED(call)                                                                                \
-	while (run_again(r))                                                                       \
-	call
-#define NONE tensor_1d(NULL, DT_F32, 0)
 
 static struct tensor image(struct run *r, int64_t channels)
 {

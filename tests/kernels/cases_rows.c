@@ -1,25 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Cases of kernelcheck for what works row by row, and for 8-bit products; see cases.c. */
 #include "config.h"
-#include "tests/kernels/check.h"
+#include "tests/kernels/cases.h"
 #include "lib/mem.h"
-
-#define OPS (r->k->ops)
-#define D(i) (r->dim[i])
-#define TIMED(call)                                                                                \
-	while (run_again(r))                                                                       \
-	call
-#define NONE tensor_1d(NULL, DT_F32, 0)
-
-static struct tensor out2(struct run *r, enum dtype type, int64_t a, int64_t b)
-{
-	return run_output(r, tensor_2d(NULL, type, a, b));
-}
-
-static struct tensor out1(struct run *r, int64_t n)
-{
-	return run_output(r, tensor_1d(NULL, DT_F32, n));
-}
 
 /* rows, width, turned; odd rows are 1000 times as large, and the last one is zeros */
 static void do_quantise(struct run *r)

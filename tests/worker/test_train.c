@@ -280,7 +280,6 @@ static void a_run_that_left_out_a_step_goes_on_bit_for_bit(void **state)
 	xfree(two);
 }
 
-/* Layers computed again leave the same bits; bf16 moments learn, too, and go on bit for bit. */
 /* An autoencoder's steps, which are launched ahead too: what is no number ends the run by name, is
  * left out of both nets, and a kill and a resume leave no trace. */
 static void an_autoencoder_leaves_out_a_step_and_goes_on_bit_for_bit(void **state)
@@ -347,6 +346,7 @@ static void metrics_have_a_bound(void **state)
 	xfree(folder);
 }
 
+/* Layers computed again leave the same bits; bf16 moments learn, too, and go on bit for bit. */
 static void less_memory(void **state)
 {
 	static const char *const again[] = { "train.recompute=on" };
