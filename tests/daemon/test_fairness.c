@@ -221,20 +221,27 @@ static uint64_t long_log(size_t bytes)
 	return id;
 }
 
-/* Asks so often for the log on a connection that reads no answer. */
+/* Asks so often for the log on a connection that takes only one more answer in. The bound on what
+ * it takes in is set once it is there: ZeroMQ makes the queue of a connection when its handshake
+ * is through, by the options that its zmq_connect saw. */
 static void *ask_and_not_read(void *context, uint64_t job, uint64_t times)
 {
 	void *socket = harness_socket(&h, context, &flo);
 	Tf__Request r = TF__REQUEST__INIT;
 	Tf__LogRead m = TF__LOG_READ__INIT;
+	Tf__Reply *pong;
 	int one = 1;
 
-	zmq_setsockopt(socket, ZMQ_RCVHWM, &one, sizeof one);
+	send_pings(socket, 1, 1);
+	pong = harness_receive(socket, LIMIT_WAIT_MS);
+	assert_non_null(pong);
+	tf__reply__free_unpacked(pong, NULL);
+	assert_int_equal(zmq_setsockopt(socket, ZMQ_RCVHWM, &one, sizeof one), 0);
 	m.job = job;
 	r.version = TF_PROTOCOL_VERSION;
 	r.body_case = TF__REQUEST__BODY_LOG_READ;
 	r.log_read = &m;
-	for (r.id = 1; r.id <= times; r.id++)
+	for (r.id = 2; r.id < 2 + times; r.id++)
 		harness_send(socket, &r);
 	return socket;
 }
@@ -278,8 +285,6 @@ static void all_unread_answers_are_bounded(void **state)
 	uint64_t id;
 
 	(void)state;
-	if (getenv("TF_SANITIZED"))
-		skip(); /* answers do not pile up within 30 s there; why is not known yet */
 	start_bound("unsent-bytes:2000000");
 	id = long_log((300u << 10) - 1);
 	for (int i = 0; i < 3; i++)
