@@ -66,6 +66,13 @@ int client_ask(struct client *c, Tf__Request *r, Tf__Reply__BodyCase want, Tf__R
 	return client_ask_for(c, r, want, ASK_MS, out, e);
 }
 
+int client_list_jobs(struct client *c, Tf__JobList *m, uint64_t most,
+		     int (*fn)(void *arg, const Tf__Jobs *page), void *arg, struct err *e)
+{
+	TRY(client_connect(c, e));
+	return client_note(c, line_list_jobs(c->line, m, most, fn, arg, e));
+}
+
 int client_check(struct client *c, const Tf__Reply *reply, Tf__Reply__BodyCase want, struct err *e)
 {
 	int rc = line_check(reply, want, e);

@@ -122,6 +122,9 @@ int client_ask_for(struct client *c, Tf__Request *r, Tf__Reply__BodyCase want, i
 		   Tf__Reply **out, struct err *e);
 /* Notes whether an error was the daemon's, for the exit status; returns rc. */
 int client_note(struct client *c, int rc);
+/* The jobs that m asks for, as line_list_jobs gives them. */
+int client_list_jobs(struct client *c, Tf__JobList *m, uint64_t most,
+		     int (*fn)(void *arg, const Tf__Jobs *page), void *arg, struct err *e);
 /* An answer taken out of several outstanding ones: its error, if it is one. */
 int client_check(struct client *c, const Tf__Reply *reply, Tf__Reply__BodyCase want, struct err *e);
 enum status status_of(const struct client *c, int code);

@@ -18,31 +18,24 @@ void selection_release(struct selection *s)
 	*s = (struct selection){ 0 };
 }
 
+static int add_page(void *arg, const Tf__Jobs *page)
+{
+	for (size_t i = 0; i < page->n_job; i++)
+		add(arg, page->job[i]->id);
+	return 0;
+}
+
 static int by_tags(struct client *c, const Tf__JobState *state, size_t states,
 		   struct selection *out, struct err *e)
 {
-	Tf__Request r = TF__REQUEST__INIT;
 	Tf__JobList m = TF__JOB_LIST__INIT;
-	bool more = true;
 
 	m.tag = c->args.given[OPTION_TAG].word;
 	m.n_tag = (size_t)c->args.given[OPTION_TAG].count;
 	m.state = (Tf__JobState *)state;
 	m.n_state = states;
 	m.has_all = m.all = states == 0;
-	m.has_before = 1;
-	r.body_case = TF__REQUEST__BODY_JOB_LIST;
-	r.job_list = &m;
-	while (more) {
-		Tf__Reply *reply;
-
-		TRY(client_ask(c, &r, TF__REPLY__BODY_JOBS, &reply, e));
-		for (size_t i = 0; i < reply->jobs->n_job; i++)
-			add(out, reply->jobs->job[i]->id);
-		more = reply->jobs->more && reply->jobs->has_next;
-		m.before = reply->jobs->next;
-		tf__reply__free_unpacked(reply, NULL);
-	}
+	TRY(client_list_jobs(c, &m, UINT64_MAX, add_page, out, e));
 	/* the oldest first, as they were submitted */
 	for (size_t i = 0; i < out->count / 2; i++) {
 		uint64_t id = out->id[i];

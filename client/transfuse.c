@@ -192,6 +192,62 @@ int line_news(struct transfuse *t, uint64_t job, uint64_t since, uint32_t timeou
 	return err_set(e, TF_EINTERNAL, "the daemon answered with no job");
 }
 
+static int send_page(struct transfuse *t, Tf__JobList *m, uint64_t most, uint64_t *id,
+		     struct err *e)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+
+	m->has_limit = 1;
+	m->limit = most < PAGE ? (uint32_t)most : PAGE;
+	r.body_case = TF__REQUEST__BODY_JOB_LIST;
+	r.job_list = m;
+	return connection_send(t->connection, &r, id, e);
+}
+
+/* Takes the page that was asked for, and asks for the next one when there is one: *id is 0 when
+ * not. */
+static int next_page(struct transfuse *t, Tf__JobList *m, uint64_t *most, uint64_t *id,
+		     Tf__Reply **out, struct err *e)
+{
+	const Tf__Jobs *page;
+
+	do {
+		if (*out)
+			tf__reply__free_unpacked(*out, NULL);
+		TRY(connection_receive(t->connection, ASK_MS, out, e));
+	} while ((*out)->id != *id);
+	*id = 0;
+	TRY(line_check(*out, TF__REPLY__BODY_JOBS, e));
+	page = (*out)->jobs;
+	*most -= page->n_job < *most ? page->n_job : *most;
+	if (!page->more || !page->has_next || *most == 0)
+		return 0;
+	m->has_before = 1;
+	m->before = page->next;
+	return send_page(t, m, *most, id, e);
+}
+
+int line_list_jobs(struct transfuse *t, Tf__JobList *m, uint64_t most, line_jobs_fn fn, void *arg,
+		   struct err *e)
+{
+	uint64_t id = 0;
+	int rc;
+
+	FAIL_IF(!t->connection, e, TF_ENODAEMON, "there is no connection to a daemon");
+	rc = send_page(t, m, most, &id, e);
+	while (rc == 0 && id) {
+		Tf__Reply *page = NULL;
+
+		rc = next_page(t, m, &most, &id, &page, e);
+		if (rc == 0)
+			rc = fn(arg, page->jobs);
+		if (page)
+			tf__reply__free_unpacked(page, NULL);
+	}
+	connection_forget(t->connection, id);
+	return rc;
+}
+
 /* ---- programs */
 
 /* Begins a call: the last one's error is forgotten. */
@@ -350,37 +406,33 @@ int transfuse_cancel(struct transfuse *t, const uint64_t *job, size_t count)
 	return rc;
 }
 
+struct told {
+	int (*fn)(void *arg, const struct transfuse_job *job);
+	void *arg;
+};
+
+static int tell_page(void *arg, const Tf__Jobs *page)
+{
+	const struct told *to = arg;
+	int rc = 0;
+
+	for (size_t i = 0; rc == 0 && i < page->n_job; i++) {
+		struct transfuse_job j;
+
+		tell(page->job[i], &j);
+		rc = to->fn(to->arg, &j);
+	}
+	return rc;
+}
+
 int transfuse_list(struct transfuse *t, int all, uint64_t before, size_t most,
 		   int (*fn)(void *arg, const struct transfuse_job *job), void *arg)
 {
-	struct err *e = begin(t);
-	size_t told = 0;
-	bool more = true;
+	struct told to = { fn, arg };
+	Tf__JobList m = TF__JOB_LIST__INIT;
 
-	while (more && (most == 0 || told < most)) {
-		Tf__Request r = TF__REQUEST__INIT;
-		Tf__JobList m = TF__JOB_LIST__INIT;
-		Tf__Reply *reply = NULL;
-		int rc = 0;
-
-		m.has_all = m.has_before = m.has_limit = 1;
-		m.all = all != 0;
-		m.before = before;
-		m.limit = most && most - told < PAGE ? (uint32_t)(most - told) : PAGE;
-		r.body_case = TF__REQUEST__BODY_JOB_LIST;
-		r.job_list = &m;
-		TRY(line_ask(t, &r, TF__REPLY__BODY_JOBS, ASK_MS, &reply, e));
-		more = reply->jobs->more && reply->jobs->n_job > 0;
-		for (size_t i = 0; rc == 0 && i < reply->jobs->n_job; i++, told++) {
-			struct transfuse_job j;
-
-			tell(reply->jobs->job[i], &j);
-			before = j.id;
-			rc = fn(arg, &j);
-		}
-		tf__reply__free_unpacked(reply, NULL);
-		if (rc != 0)
-			return rc;
-	}
-	return 0;
+	m.has_all = m.has_before = 1;
+	m.all = all != 0;
+	m.before = before;
+	return line_list_jobs(t, &m, most ? most : UINT64_MAX, tell_page, &to, begin(t));
 }

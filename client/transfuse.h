@@ -88,8 +88,8 @@ struct transfuse_job {
  * TRANSFUSE_TIMEOUT when it has not ended; how it ended is no error. */
 int transfuse_wait(struct transfuse *t, uint64_t job, int64_t timeout_ms,
 		   struct transfuse_job *out);
-/* Stops jobs, at most 256 at once: queued ones at once, running ones as soon as they may. One that
- * has ended already stays as it is. */
+/* Stops jobs, up to 10,000 in a call: queued ones at once, running ones as soon as they may. One
+ * that has ended already stays as it is. */
 int transfuse_cancel(struct transfuse *t, const uint64_t *job, size_t count);
 /* Calls fn for jobs, newest first: those that have not ended, or all. before: only those with a
  * lower number (0: from the newest). most 0: no limit. A return other than 0 ends the list and is

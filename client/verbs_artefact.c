@@ -20,50 +20,65 @@ static char *summary_of(const Tf__Artefact *a)
 	return buf_detach(&out);
 }
 
-static void print_artefacts(const Tf__Artefacts *list, const char *what)
+static void add_artefact(struct table *t, const Tf__Artefact *a)
 {
-	static const char *const head[] = { "name", "state", "size", "age", "user", "facts" };
-	struct table t;
+	char size[FORMAT_MAX], age[FORMAT_MAX], *facts = summary_of(a);
 
-	if (list->n_artefact == 0) {
-		printf("no %ss yet\n", what);
-		return;
-	}
-	table_init(&t, "llrrll", head);
-	for (size_t i = 0; i < list->n_artefact; i++) {
-		const Tf__Artefact *a = list->artefact[i];
-		char size[FORMAT_MAX], age[FORMAT_MAX], *facts = summary_of(a);
-
-		format_bytes(a->bytes, size);
-		format_age(a->has_created ? a->created : 0, age);
-		table_add(&t, (const char *[]){ a->name, a->state, a->has_bytes ? size : NULL, age,
-						a->user, *facts ? facts : " " });
-		xfree(facts);
-	}
-	table_print(&t);
+	format_bytes(a->bytes, size);
+	format_age(a->has_created ? a->created : 0, age);
+	table_add(t, (const char *[]){ a->name, a->state, a->has_bytes ? size : NULL, age, a->user,
+				       *facts ? facts : " " });
+	xfree(facts);
 }
 
-static int list(struct client *c, Tf__ArtefactKind kind, struct err *e)
+/* All of a kind, in pages: rows for people in t, or JSON in o. */
+static int take_artefacts(struct client *c, Tf__ArtefactKind kind, struct table *t, json_t *o,
+			  struct err *e)
 {
 	Tf__Request r = TF__REQUEST__INIT;
 	Tf__ArtefactList m = TF__ARTEFACT_LIST__INIT;
-	Tf__Reply *reply;
+	int rc;
 
 	m.kind = kind;
 	r.body_case = TF__REQUEST__BODY_ARTEFACT_LIST;
 	r.artefact_list = &m;
-	TRY(client_ask(c, &r, TF__REPLY__BODY_ARTEFACTS, &reply, e));
-	if (args_has(&c->args, OPTION_JSON)) {
-		json_t *o = json_array();
+	do {
+		Tf__Reply *reply;
 
+		rc = client_ask(c, &r, TF__REPLY__BODY_ARTEFACTS, &reply, e);
+		xfree(m.from);
+		if (rc < 0)
+			return rc;
 		for (size_t i = 0; i < reply->artefacts->n_artefact; i++)
-			json_array_append_new(o, json_of_artefact(reply->artefacts->artefact[i]));
-		json_print(o);
-	} else {
-		print_artefacts(reply->artefacts, artefact_kind_name(kind));
-	}
-	tf__reply__free_unpacked(reply, NULL);
-	return STATUS_DONE;
+			if (t)
+				add_artefact(t, reply->artefacts->artefact[i]);
+			else
+				json_array_append_new(
+					o, json_of_artefact(reply->artefacts->artefact[i]));
+		m.from = xstrdup(reply->artefacts->next);
+		tf__reply__free_unpacked(reply, NULL);
+	} while (m.from);
+	return 0;
+}
+
+static int list(struct client *c, Tf__ArtefactKind kind, struct err *e)
+{
+	static const char *const head[] = { "name", "state", "size", "age", "user", "facts" };
+	json_t *o = args_has(&c->args, OPTION_JSON) ? json_array() : NULL;
+	struct table t;
+	int rc;
+
+	table_init(&t, "llrrll", head);
+	rc = take_artefacts(c, kind, o ? NULL : &t, o, e);
+	if (rc == 0 && o)
+		json_print(json_incref(o));
+	else if (rc == 0 && t.rows == 1)
+		printf("no %ss yet\n", artefact_kind_name(kind));
+	else if (rc == 0)
+		table_print(&t);
+	table_release(&t);
+	json_decref(o);
+	return rc;
 }
 
 /* ---- the one of the first operand */

@@ -10,7 +10,6 @@
 #include <string.h>
 
 #define LOG_WAIT_MS 10000
-#define JOBS_AT_A_TIME 1000
 
 int verb_noop(struct client *c, struct err *e)
 {
@@ -65,7 +64,6 @@ struct job_list {
 	struct buf json;       /* the array so far: "[{...},{...}" */
 	json_t *counts;        /* user -> state -> number */
 	size_t found;
-	int64_t left;
 };
 
 static void count_job(json_t *counts, const Tf__Job *j)
@@ -81,8 +79,10 @@ static void count_job(json_t *counts, const Tf__Job *j)
 			    json_integer(1 + json_integer_value(json_object_get(row, state))));
 }
 
-static void take_jobs(struct job_list *l, const Tf__Jobs *jobs)
+static int take_jobs(void *arg, const Tf__Jobs *jobs)
 {
+	struct job_list *l = arg;
+
 	for (size_t i = 0; i < jobs->n_job; i++) {
 		if (l->form == JOBS_COUNTS)
 			count_job(l->counts, jobs->job[i]);
@@ -92,46 +92,6 @@ static void take_jobs(struct job_list *l, const Tf__Jobs *jobs)
 			json_item_job(&l->json, jobs->job[i]);
 	}
 	l->found += jobs->n_job;
-	l->left -= (int64_t)jobs->n_job;
-}
-
-static int send_page(struct client *c, Tf__JobList *m, int64_t left, struct err *e)
-{
-	Tf__Request r = TF__REQUEST__INIT;
-	uint64_t id;
-
-	r.body_case = TF__REQUEST__BODY_JOB_LIST;
-	r.job_list = m;
-	m->has_limit = 1;
-	m->limit = left < JOBS_AT_A_TIME ? (uint32_t)left : JOBS_AT_A_TIME;
-	return connection_send(c->connection, &r, &id, e);
-}
-
-/* Page by page: the daemon makes the next one while this one is looked at. */
-static int ask_jobs(struct client *c, Tf__JobList *m, struct job_list *l, struct err *e)
-{
-	bool more = true;
-
-	TRY(client_connect(c, e));
-	TRY(send_page(c, m, l->left, e));
-	while (more) {
-		Tf__Reply *reply;
-		int rc;
-
-		TRY(client_note(c, connection_receive(c->connection, ASK_MS, &reply, e)));
-		rc = client_check(c, reply, TF__REPLY__BODY_JOBS, e);
-		more = rc == 0 && reply->jobs->more && reply->jobs->has_next &&
-		       l->left > (int64_t)reply->jobs->n_job;
-		if (more) {
-			m->has_before = 1;
-			m->before = reply->jobs->next;
-			rc = send_page(c, m, l->left - (int64_t)reply->jobs->n_job, e);
-		}
-		if (rc == 0)
-			take_jobs(l, reply->jobs);
-		tf__reply__free_unpacked(reply, NULL);
-		TRY(rc);
-	}
 	return 0;
 }
 
@@ -210,8 +170,9 @@ int verb_jobs(struct client *c, struct err *e)
 {
 	static const char *const head[] = { "id", "kind", "name", "user", "state", "place",
 					    "start", "slot", "progress", "eta", "age", "reason" };
-	struct job_list l = { .json = BUF_INIT, .counts = json_object(), .left = INT64_MAX };
+	struct job_list l = { .json = BUF_INIT, .counts = json_object() };
 	Tf__JobList m = TF__JOB_LIST__INIT;
+	int64_t limit = INT64_MAX;
 	int rc;
 
 	l.form = args_has(&c->args, OPTION_COUNTS) ? JOBS_COUNTS
@@ -219,9 +180,9 @@ int verb_jobs(struct client *c, struct err *e)
 						   : JOBS_ROWS;
 	table_init(&l.table, "rllllrllrrrl", head);
 	buf_text(&l.json, "[");
-	rc = read_filters(&c->args, &m, &l.left, e);
+	rc = read_filters(&c->args, &m, &limit, e);
 	if (rc == 0)
-		rc = ask_jobs(c, &m, &l, e);
+		rc = client_list_jobs(c, &m, limit, take_jobs, &l, e);
 	if (rc == 0 && l.form == JOBS_COUNTS && args_has(&c->args, OPTION_JSON))
 		json_print(json_incref(l.counts));
 	else if (rc == 0)

@@ -587,10 +587,12 @@ void audit_tick(struct daemon *d); /* each second: sync */
 /* ---- reply.c ---- */
 /* Puts the reply (its version and id are filled in) into the outbox. */
 void reply_put(struct daemon *d, struct request *r, Tf__Reply *reply);
-/* Append to the packed fields of a message Jobs or Artefacts; a reply whose body is packed already.
- */
-void reply_pack_job(struct buf *jobs, const Tf__Job *job);
-void reply_pack_artefact(struct buf *artefacts, const Tf__Artefact *artefact);
+/* A body that is packed piece by piece: an item of a list (field 1 of Jobs, Artefacts), whatever
+ * else is in the message, the reply with it. Items have REPLY_LIST_BYTES together; the rest of a
+ * message is for what goes along. */
+#define REPLY_LIST_BYTES (LIMIT_MESSAGE_BYTES - (256u << 10))
+void reply_pack_item(struct buf *list, const ProtobufCMessage *item);
+void reply_pack_rest(struct buf *list, const ProtobufCMessage *rest);
 void reply_put_packed(struct daemon *d, struct request *r, unsigned field, const struct buf *body);
 void reply_ok(struct daemon *d, struct request *r);
 void reply_error(struct daemon *d, struct request *r, int code, const char *text);

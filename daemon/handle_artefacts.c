@@ -10,30 +10,46 @@
 
 #define SAMPLES_MAX 1000
 
+/* A list goes to the client in pages, each of which looks at so many artefacts of whatever kind. */
 struct list {
-	struct buf packed; /* fields `artefact` of a message Artefacts */
-	struct err *e;
+	struct buf packed; /* fields of a message Artefacts */
+	int kind;          /* 0: all */
+	size_t looked;
+	char *next; /* where another page begins; NULL: there is none */
 };
 
 static int list_artefact(void *arg, const Tf__Artefact *a)
 {
 	struct list *l = arg;
 
-	FAIL_IF(l->packed.len > LIMIT_MESSAGE_BYTES - (256u << 10), l->e, TF_ELIMIT,
-		"the list is over the limit of a message: delete some artefacts");
-	reply_pack_artefact(&l->packed, a);
+	if (l->looked == LIMIT_ARTEFACTS_LOOKED ||
+	    l->packed.len + tf__artefact__get_packed_size(a) > REPLY_LIST_BYTES) {
+		l->next = xstrdup(a->id);
+		return 1;
+	}
+	l->looked++;
+	if (l->kind == 0 || (int)a->kind == l->kind)
+		reply_pack_item(&l->packed, &a->base);
 	return 0;
 }
 
 int handle_artefact_list(struct daemon *d, struct request *r)
 {
-	struct list l = { BUF_INIT, &r->err };
-	int rc = artefacts_each(d->state, (int)r->message->artefact_list->kind, list_artefact, &l,
-				&r->err);
+	const Tf__ArtefactList *m = r->message->artefact_list;
+	struct list l = { .packed = BUF_INIT, .kind = (int)m->kind };
+	Tf__Artefacts rest = TF__ARTEFACTS__INIT;
+	const char *from = m->from ? m->from : "";
+	int rc;
 
+	FAIL_IF(strlen(from) > LIMIT_PATH_BYTES / 2, &r->err, TF_EINVALID,
+		"from is %zu bytes long, expected the id of an artefact", strlen(from));
+	rc = artefacts_each_from(d->state, from, list_artefact, &l, &r->err);
+	rest.next = l.next;
+	reply_pack_rest(&l.packed, &rest.base);
 	if (rc == 0)
 		reply_put_packed(d, r, TF__REPLY__BODY_ARTEFACTS, &l.packed);
 	buf_release(&l.packed);
+	xfree(l.next);
 	return rc;
 }
 
@@ -71,7 +87,7 @@ int handle_artefact_show(struct daemon *d, struct request *r)
 	a.fact = fact;
 	if (checkpoints_fact(d, &a, &steps, &text))
 		fact[a.n_fact++] = &steps;
-	reply_pack_artefact(&packed, &a);
+	reply_pack_item(&packed, &a.base);
 	reply_put_packed(d, r, TF__REPLY__BODY_ARTEFACTS, &packed);
 	buf_release(&packed);
 	buf_release(&text);

@@ -9,8 +9,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#define LIST_BYTES_MAX (LIMIT_MESSAGE_BYTES - (256u << 10))
-
 /* ---------------------------------------------------------------- submit */
 
 /* What can never run here is refused now. */
@@ -238,7 +236,7 @@ struct list {
 	uint64_t last; /* job looked at */
 	bool more;
 	Tf__JobRefusal **refused; /* NULL: none; see refusals_release */
-	size_t refusals;
+	size_t refusals, refused_bytes;
 };
 
 static int list_job(void *arg, Tf__JobRecord *r)
@@ -246,7 +244,7 @@ static int list_job(void *arg, Tf__JobRecord *r)
 	struct list *l = arg;
 	struct job_view view;
 
-	if (l->count >= l->limit || l->packed.len > LIST_BYTES_MAX ||
+	if (l->count >= l->limit || l->packed.len + l->refused_bytes > REPLY_LIST_BYTES ||
 	    l->passed >= LIMIT_JOBS_PASSED) {
 		l->more = true;
 		return 1;
@@ -257,7 +255,7 @@ static int list_job(void *arg, Tf__JobRecord *r)
 		return 0;
 	}
 	job_view(l->d, r, &view);
-	reply_pack_job(&l->packed, &view.job);
+	reply_pack_item(&l->packed, &view.job.base);
 	l->count++;
 	return 0;
 }
@@ -270,8 +268,7 @@ static void reply_list(struct daemon *d, struct request *r, struct list *l)
 	rest.next = l->last;
 	rest.n_refused = l->refusals;
 	rest.refused = l->refused;
-	buf_reserve(&l->packed, tf__jobs__get_packed_size(&rest));
-	l->packed.len += tf__jobs__pack(&rest, (uint8_t *)l->packed.data + l->packed.len);
+	reply_pack_rest(&l->packed, &rest.base);
 	reply_put_packed(d, r, TF__REPLY__BODY_JOBS, &l->packed);
 	buf_release(&l->packed);
 }
@@ -332,6 +329,12 @@ int handle_log_read(struct daemon *d, struct request *r)
 
 /* ---------------------------------------------------------------- cancel */
 
+#define REFUSAL_BYTES 300      /* of a sentence: LIMIT_JOB_REFS of them fit a message */
+#define REFUSAL_HEAD_BYTES 4   /* of one in a message, besides itself */
+
+_Static_assert(LIMIT_JOB_REFS * (REFUSAL_BYTES + REFUSAL_HEAD_BYTES + 32) < REPLY_LIST_BYTES,
+	       "an answer has room for what is refused");
+
 int job_may_change(const struct request *r, const Tf__Job *j, struct err *e)
 {
 	char what[32];
@@ -357,6 +360,16 @@ static int cancel_one(struct daemon *d, const struct request *r, uint64_t id, st
 	return 0;
 }
 
+/* Where a text ends that has so many bytes at most, and no part of a character. */
+static size_t text_end(const char *text, size_t most)
+{
+	size_t n = strnlen(text, most + 1);
+
+	for (n = n > most ? most : n; text[n] && ((uint8_t)text[n] & 0xC0) == 0x80; n--)
+		;
+	return n;
+}
+
 static void refusal_add(struct list *l, uint64_t job, const struct err *e)
 {
 	Tf__JobRefusal *refusal = xmalloc(sizeof *refusal);
@@ -364,7 +377,8 @@ static void refusal_add(struct list *l, uint64_t job, const struct err *e)
 	tf__job_refusal__init(refusal);
 	refusal->job = job;
 	refusal->code = e->code;
-	refusal->text = xstrdup(e->text);
+	refusal->text = xstrndup(e->text, text_end(e->text, REFUSAL_BYTES));
+	l->refused_bytes += tf__job_refusal__get_packed_size(refusal) + REFUSAL_HEAD_BYTES;
 	l->refused = xrealloc(l->refused, l->refusals + 1, sizeof *l->refused);
 	l->refused[l->refusals++] = refusal;
 }

@@ -74,22 +74,18 @@ static void put_field(struct buf *b, unsigned field, size_t len)
 	put_varint(b, len);
 }
 
-void reply_pack_job(struct buf *jobs, const Tf__Job *job)
+void reply_pack_rest(struct buf *list, const ProtobufCMessage *rest)
 {
-	size_t len = tf__job__get_packed_size(job);
+	size_t len = protobuf_c_message_get_packed_size(rest);
 
-	put_field(jobs, 1, len);
-	buf_reserve(jobs, len);
-	jobs->len += tf__job__pack(job, (uint8_t *)jobs->data + jobs->len);
+	buf_reserve(list, len);
+	list->len += protobuf_c_message_pack(rest, (uint8_t *)list->data + list->len);
 }
 
-void reply_pack_artefact(struct buf *artefacts, const Tf__Artefact *artefact)
+void reply_pack_item(struct buf *list, const ProtobufCMessage *item)
 {
-	size_t len = tf__artefact__get_packed_size(artefact);
-
-	put_field(artefacts, 1, len);
-	buf_reserve(artefacts, len);
-	artefacts->len += tf__artefact__pack(artefact, (uint8_t *)artefacts->data + artefacts->len);
+	put_field(list, 1, protobuf_c_message_get_packed_size(item));
+	reply_pack_rest(list, item);
 }
 
 void reply_put_packed(struct daemon *d, struct request *r, unsigned field, const struct buf *body)

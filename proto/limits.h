@@ -56,6 +56,7 @@
 #define LIMIT_UPLOADS 256u                    /* open at once */
 #define LIMIT_UPLOAD_BYTES (1ull << 42)
 #define LIMIT_ARTEFACTS 100000u
+#define LIMIT_ARTEFACTS_LOOKED 4096u           /* at, for one reply */
 #define LIMIT_USAGE_LISTED 10000u             /* sums of usage in one reply */
 #define LIMIT_GC_LISTED 1000u                 /* things to let go in one reply */
 #define LIMIT_RETRIES 10u

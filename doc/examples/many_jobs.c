@@ -55,23 +55,53 @@ static int few(struct transfuse *t)
 	return lines != 5;
 }
 
-static int many(struct transfuse *t, int count)
+static int count_one(void *arg, const struct transfuse_job *job)
+{
+	(void)job;
+	++*(size_t *)arg;
+	return 0;
+}
+
+static int only_one(void *arg, const struct transfuse_job *job)
+{
+	*(uint64_t *)arg = job->id;
+	return 1; /* what a list is ended with is what it returns */
+}
+
+static size_t part(size_t left)
+{
+	return left < TRANSFUSE_BATCH_MOST ? left : TRANSFUSE_BATCH_MOST;
+}
+
+static int many(struct transfuse *t, size_t count, uint64_t *job)
 {
 	const char *batch[TRANSFUSE_BATCH_MOST];
-	uint64_t job[TRANSFUSE_BATCH_MOST];
+	uint64_t newest = 0;
+	size_t listed = 0;
 
 	for (int i = 0; i < TRANSFUSE_BATCH_MOST; i++)
 		batch[i] = "{\"noop\": {}}";
-	for (int sent = 0; sent < count;) {
-		size_t n = count - sent < TRANSFUSE_BATCH_MOST ? (size_t)(count - sent)
-							       : TRANSFUSE_BATCH_MOST;
-
-		if (transfuse_submit_batch(t, batch, n, job) < 0)
+	for (size_t i = 0; i < count; i += part(count - i))
+		if (transfuse_submit_batch(t, batch, part(count - i), job + i) < 0)
 			return failed(t, "batch");
-		sent += (int)n;
-	}
-	printf("%d more jobs, the last is %" PRIu64 "\n", count, job[0]);
-	return 0;
+	if (transfuse_list(t, 1, 0, 0, only_one, &newest) != 1 ||
+	    transfuse_list(t, 1, 0, count, count_one, &listed) < 0)
+		return failed(t, "list");
+	printf("%zu more jobs, the newest is %" PRIu64 "; %zu of them are listed\n", count, newest,
+	       listed);
+	for (size_t i = 0; i < count; i += part(count - i))
+		if (transfuse_cancel(t, job + i, part(count - i)) < 0)
+			return failed(t, "cancel");
+	return newest != job[count - 1] || listed != count;
+}
+
+static int given(struct transfuse *t, long count)
+{
+	uint64_t *job = count > 0 ? calloc((size_t)count, sizeof *job) : NULL;
+	int status = job ? many(t, (size_t)count, job) : 1;
+
+	free(job);
+	return status;
 }
 
 int main(int argc, char **argv)
@@ -84,7 +114,7 @@ int main(int argc, char **argv)
 	else
 		status = few(t);
 	if (status == 0 && argc > 1)
-		status = many(t, atoi(argv[1]));
+		status = given(t, atol(argv[1]));
 	transfuse_close(t);
 	return status;
 }

@@ -25,6 +25,8 @@ daemon=$!
 for i in $(seq 100); do "$cli" ping >/dev/null 2>&1 && break; sleep 0.1; done
 check 'a program submits, waits, cancels, lists' answers 0 'a wrong spec: NoopSpec has no field' \
 	"$TF_BUILD/tests/client/many_jobs"
+check 'and lists thousands, page after page' answers 0 '2500 more jobs, the newest is 2510; 2500 of them are listed' \
+	"$TF_BUILD/tests/client/many_jobs" 2500
 "$cli" drain >/dev/null
 lines 1200 >"$folder/jobs"
 check 'a file of jobs' answers 0 '1200 jobs are submitted: ' "$cli" submit --batch "$folder/jobs"

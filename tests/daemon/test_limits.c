@@ -253,6 +253,45 @@ static void too_many_jobs_to_cancel(void **state)
 	xfree(m.job);
 }
 
+/* What was changed and what was not fill an answer each: it has the refusals and what else fits. */
+static void a_long_answer_about_jobs(void **state)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__JobRefs m = TF__JOB_REFS__INIT;
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	Tf__NoopSpec noop = TF__NOOP_SPEC__INIT;
+	char tag[LIMIT_TAGS][LIMIT_NAME_BYTES + 1], *tags[LIMIT_TAGS];
+	Tf__Reply *reply = NULL;
+	uint64_t large, running;
+
+	(void)state;
+	running = harness_noop(&h, "wait");
+	harness_until(&h, running, TF__JOB_STATE__RUNNING);
+	for (unsigned i = 0; i < LIMIT_TAGS; i++) {
+		memset(tag[i], 'a' + (int)i, LIMIT_NAME_BYTES);
+		tag[i][LIMIT_NAME_BYTES] = 0;
+		tags[i] = tag[i];
+	}
+	spec.kind = TF__JOB_KIND__NOOP;
+	spec.spec_case = TF__JOB_SPEC__SPEC_NOOP;
+	spec.noop = &noop;
+	spec.n_tag = LIMIT_TAGS;
+	spec.tag = tags;
+	assert_ok(harness_submit(h.line, &spec, NULL, false, &large, &e), &e);
+	m.n_job = LIMIT_JOB_REFS;
+	m.job = xcalloc(m.n_job, sizeof *m.job);
+	for (unsigned i = 0; i < LIMIT_JOB_REFS; i++)
+		m.job[i] = i % 2 ? large : running;
+	r.body_case = TF__REQUEST__BODY_JOB_HOLD;
+	r.job_hold = &m;
+	assert_ok(call(&r, &reply), &e);
+	assert_int_equal(reply->jobs->n_refused, LIMIT_JOB_REFS / 2);
+	assert_in_range(reply->jobs->n_job, 1000, LIMIT_JOB_REFS / 2 - 1);
+	assert_true(reply->jobs->more);
+	tf__reply__free_unpacked(reply, NULL);
+	xfree(m.job);
+}
+
 static int import(const char *dataset, uint64_t *id)
 {
 	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
@@ -520,6 +559,104 @@ static void fill_artefacts(struct state *s)
 	}
 }
 
+/* How many answers a list of all datasets takes; each of so many is in one, in their order. */
+static unsigned pages_of_artefacts(unsigned expected)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__ArtefactList m = TF__ARTEFACT_LIST__INIT;
+	unsigned pages = 0, found = 0;
+	char last[LIMIT_NAME_BYTES] = "";
+
+	m.kind = TF__ARTEFACT_KIND__DATASET;
+	r.body_case = TF__REQUEST__BODY_ARTEFACT_LIST;
+	r.artefact_list = &m;
+	do {
+		Tf__Reply *reply = NULL;
+
+		assert_ok(call(&r, &reply), &e);
+		for (size_t i = 0; i < reply->artefacts->n_artefact; i++) {
+			assert_true(strcmp(last, reply->artefacts->artefact[i]->id) < 0);
+			snprintf(last, sizeof last, "%s", reply->artefacts->artefact[i]->id);
+		}
+		found += (unsigned)reply->artefacts->n_artefact;
+		pages++;
+		xfree(m.from);
+		m.from = xstrdup(reply->artefacts->next);
+		tf__reply__free_unpacked(reply, NULL);
+	} while (m.from);
+	assert_int_equal(found, expected);
+	return pages;
+}
+
+/* How many lines the command line prints for all datasets. */
+static unsigned lines_of_artefacts(void)
+{
+	const char *build = getenv("TF_BUILD");
+	char *command = xasprintf("TRANSFUSE_STATE=%s %s/transfuse data list | wc -l", h.state,
+				  build ? build : ".");
+	FILE *f = popen(command, "r");
+	unsigned lines = 0;
+
+	assert_non_null(f);
+	assert_int_equal(fscanf(f, "%u", &lines), 1);
+	assert_int_equal(pclose(f), 0);
+	xfree(command);
+	return lines;
+}
+
+static void artefacts_are_listed_in_pages(void **state)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__ArtefactList m = TF__ARTEFACT_LIST__INIT;
+
+	(void)state;
+	with_store(fill_artefacts);
+	assert_int_equal(pages_of_artefacts(LIMIT_ARTEFACTS),
+			 (LIMIT_ARTEFACTS + LIMIT_ARTEFACTS_LOOKED - 1) / LIMIT_ARTEFACTS_LOOKED);
+	assert_int_equal(lines_of_artefacts(), 1 + LIMIT_ARTEFACTS);
+	m.kind = TF__ARTEFACT_KIND__DATASET;
+	m.from = xcalloc(1, 1000);
+	memset(m.from, 'x', 999);
+	r.body_case = TF__REQUEST__BODY_ARTEFACT_LIST;
+	r.artefact_list = &m;
+	assert_int_equal(call(&r, NULL), TF_EINVALID);
+	xfree(m.from);
+}
+
+#define LARGE_ARTEFACTS 10
+#define LARGE_FACTS 16 /* together a quarter of a message */
+
+static void fill_large_artefacts(struct state *s)
+{
+	Tf__KeyValue fact = TF__KEY_VALUE__INIT, *facts[LARGE_FACTS];
+
+	fact.key = (char *)"large";
+	fact.value = xcalloc(1, LIMIT_TEXT_BYTES + 1);
+	memset(fact.value, 'x', LIMIT_TEXT_BYTES);
+	for (unsigned i = 0; i < LARGE_FACTS; i++)
+		facts[i] = &fact;
+	for (unsigned i = 0; i < LARGE_ARTEFACTS; i++) {
+		Tf__Artefact a = TF__ARTEFACT__INIT;
+		char name[32];
+
+		snprintf(name, sizeof name, "set-%u", i);
+		a.kind = TF__ARTEFACT_KIND__DATASET;
+		a.name = a.id = name;
+		a.state = (char *)ARTEFACT_READY;
+		a.n_fact = LARGE_FACTS;
+		a.fact = facts;
+		assert_ok(artefact_put(s, &a, &e), &e);
+	}
+	xfree(fact.value);
+}
+
+static void large_artefacts_fill_pages(void **state)
+{
+	(void)state;
+	with_store(fill_large_artefacts);
+	assert_int_equal(pages_of_artefacts(LARGE_ARTEFACTS), (LARGE_ARTEFACTS + 2) / 3);
+}
+
 static void artefacts_are_bounded(void **state)
 {
 	Tf__Request r = TF__REQUEST__INIT;
@@ -628,6 +765,7 @@ int main(void)
 		WITH_HARNESS(a_list_passes_over_so_many, start),
 		WITH_HARNESS(a_list_is_filtered, start),
 		WITH_HARNESS(too_many_jobs_to_cancel, start),
+		WITH_HARNESS(a_long_answer_about_jobs, start),
 		WITH_HARNESS(files_are_listed_up_to_a_bound, start),
 		WITH_HARNESS(a_log_is_cut, start),
 		WITH_HARNESS(more_slots_than_the_bound, start),
@@ -636,6 +774,8 @@ int main(void)
 		WITH_HARNESS(sums_of_usage_are_bounded, start),
 		WITH_HARNESS(old_use_is_forgotten, start),
 		WITH_HARNESS(artefacts_are_bounded, start),
+		WITH_HARNESS(artefacts_are_listed_in_pages, start),
+		WITH_HARNESS(large_artefacts_fill_pages, start),
 		WITH_HARNESS(queued_jobs_are_bounded, start),
 		WITH_HARNESS(readers_are_bounded, start),
 		WITH_HARNESS(a_damaged_dataset_is_named, start),
