@@ -14,4 +14,14 @@
 int library_open(const char *file, const char *const *names, size_t count, void **functions,
 		 struct err *e);
 
+/* A user lists the functions that it calls, FUNCTIONS(F), and makes of the list the first members
+ * of a struct and the names to look for. (C++: kernels/cuda/library.cuh) */
+#ifndef __cplusplus
+#define LIBRARY_POINTER(name) __typeof__(name) *name;
+#endif
+#define LIBRARY_NAME(name) #name,
+/* The file of a library's major version, as the loader knows it. */
+#define LIBRARY_FILE(name, major) LIBRARY_FILE_(name, major)
+#define LIBRARY_FILE_(name, major) name ".so." #major
+
 #endif

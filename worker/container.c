@@ -6,12 +6,14 @@
 
 #include "lib/bound.h"
 #include "lib/files.h"
+#include "lib/library.h"
 #include "lib/mem.h"
 #include "proto/limits.h"
 #include "worker/image.h"
 
 #include <archive.h>
 #include <archive_entry.h>
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -23,6 +25,27 @@
 
 #define DEPTH_MAX 32
 #define READ_BYTES (256u << 10)
+
+/* libarchive is opened with the first tar: it brings a dozen libraries, which cost a worker's
+ * start a millisecond. */
+#define LIBRARY LIBRARY_FILE("libarchive", 13)
+#define FUNCTIONS(F) \
+	F(archive_entry_filetype) \
+	F(archive_entry_hardlink) \
+	F(archive_entry_pathname) \
+	F(archive_entry_size) \
+	F(archive_entry_sparse_count) \
+	F(archive_error_string) \
+	F(archive_filter_bytes) \
+	F(archive_read_free) \
+	F(archive_read_new) \
+	F(archive_read_next_header) \
+	F(archive_read_open_filename) \
+	F(archive_read_support_format_tar)
+
+struct tar_library {
+	FUNCTIONS(LIBRARY_POINTER)
+};
 
 enum entry_kind entry_kind_of(const char *name)
 {
@@ -120,47 +143,55 @@ static int open_folder(struct container *c, struct err *e)
 
 /* ---- tars ---- */
 
-static int index_tar(struct container *c, struct archive *a, struct err *e)
+static int index_tar(struct container *c, const struct tar_library *lib, struct archive *a,
+		     struct err *e)
 {
 	struct archive_entry *entry;
 	int64_t size = file_size(c->path);
 	int rc;
 
-	while ((rc = archive_read_next_header(a, &entry)) == ARCHIVE_OK || rc == ARCHIVE_WARN) {
-		const char *name = archive_entry_pathname(entry);
-		int64_t offset = archive_filter_bytes(a, 0), bytes = archive_entry_size(entry);
+	while ((rc = lib->archive_read_next_header(a, &entry)) == ARCHIVE_OK ||
+	       rc == ARCHIVE_WARN) {
+		const char *name = lib->archive_entry_pathname(entry);
+		int64_t offset = lib->archive_filter_bytes(a, 0);
+		int64_t bytes = lib->archive_entry_size(entry);
 
 		while (name && strncmp(name, "./", 2) == 0)
 			name += 2;
-		if (archive_entry_filetype(entry) != AE_IFREG || archive_entry_hardlink(entry) ||
-		    !name || !path_is_plain(name))
+		if (lib->archive_entry_filetype(entry) != AE_IFREG ||
+		    lib->archive_entry_hardlink(entry) || !name || !path_is_plain(name))
 			continue;
 		FAIL_IF(offset < 0 || bytes < 0 || bytes > size - offset, e, TF_EINVALID,
 			"%s: the tar ends within '%.200s'", c->path, name);
-		FAIL_IF(archive_entry_sparse_count(entry) > 0, e, TF_EINVALID,
+		FAIL_IF(lib->archive_entry_sparse_count(entry) > 0, e, TF_EINVALID,
 			"%s: '%.200s' is stored sparse, expected a plain tar", c->path, name);
 		TRY(add(c, name, (uint64_t)offset, (uint64_t)bytes, e));
 	}
 	FAIL_IF(rc != ARCHIVE_EOF, e, TF_EINVALID, "%s: a damaged tar: %s", c->path,
-		archive_error_string(a) ? archive_error_string(a) : "unreadable");
+		lib->archive_error_string(a) ? lib->archive_error_string(a) : "unreadable");
 	return 0;
 }
 
 static int open_tar(struct container *c, struct err *e)
 {
-	struct archive *a = archive_read_new();
+	static const char *const names[] = { FUNCTIONS(LIBRARY_NAME) };
+	struct tar_library functions, *lib = &functions;
+	struct archive *a;
 	int rc = 0;
 
+	static_assert(sizeof functions == sizeof names, "a name a pointer");
+	TRY(library_open(LIBRARY, names, ARRAY_LEN(names), (void **)lib, e));
+	a = lib->archive_read_new();
 	CHECK(a);
 	c->tar = open(c->path, O_RDONLY | O_CLOEXEC);
 	if (c->tar < 0)
 		rc = err_errno(e, "%s", c->path);
-	archive_read_support_format_tar(a);
-	if (rc == 0 && archive_read_open_filename(a, c->path, READ_BYTES) != ARCHIVE_OK)
-		rc = err_set(e, TF_EINVALID, "%s: %s", c->path, archive_error_string(a));
+	lib->archive_read_support_format_tar(a);
+	if (rc == 0 && lib->archive_read_open_filename(a, c->path, READ_BYTES) != ARCHIVE_OK)
+		rc = err_set(e, TF_EINVALID, "%s: %s", c->path, lib->archive_error_string(a));
 	if (rc == 0)
-		rc = index_tar(c, a, e);
-	archive_read_free(a);
+		rc = index_tar(c, lib, a, e);
+	lib->archive_read_free(a);
 	return rc;
 }
 

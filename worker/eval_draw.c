@@ -172,7 +172,7 @@ static int write_sheet(struct evaluation *ev, struct drawing *d, struct err *e)
 {
 	size_t bytes = draw_bytes(ev->o.vae, &ev->o.dims), right = 0;
 	struct sheet_cell *cell = xcalloc(d->n, sizeof *cell);
-	char *path = job_path(ev->job->results, "sheet.png");
+	char *path = job_result_path(ev->job, "sheet.png");
 	const struct png_text text[] = { { "model", ev->o.name } };
 	struct sheet sheet = { ev->info->width, ev->info->height, NULL, cell, d->n };
 	char title[200];

@@ -171,7 +171,7 @@ static int write_dump(struct evaluation *ev, struct dump *d, struct err *e)
 {
 	const int64_t rows[2] = { d->sequences, d->dims->T };
 	const int64_t pictures[4] = { d->images, d->dims->h, d->dims->w, d->dims->c };
-	char *path = job_path(ev->job->results, "dump.safetensors");
+	char *path = job_result_path(ev->job, "dump.safetensors");
 	struct st_writer w;
 	int rc;
 

@@ -82,7 +82,7 @@ static int write_picture(const struct generation *g, const struct place *p, cons
 	snprintf(seed, sizeof seed, "%" PRIu64, s->seed);
 	snprintf(index, sizeof index, "%zu", p->sample);
 	picture_name(p, name);
-	path = job_path(g->job->results, "%s", name);
+	path = job_result_path(g->job, "%s", name);
 	rc = png_encode(&picture, text, ARRAY_LEN(text), &png, e);
 	if (rc == 0)
 		rc = file_put(path, png.data, png.len, 0644, e);
@@ -203,7 +203,7 @@ static int write_manifest(struct output *out, struct err *e)
 			  "seed", (json_int_t)s->seed, "steps", (json_int_t)s->steps, "sampler",
 			  s->sampler, "guidance", s->guidance, "temperature", s->temperature,
 			  "top_p", s->top_p, "samples", out->list);
-	char *path = job_path(out->g->job->results, "manifest.json");
+	char *path = job_result_path(out->g->job, "manifest.json");
 	char *text;
 	int rc;
 
@@ -218,7 +218,7 @@ static int write_manifest(struct output *out, struct err *e)
 
 static int write_texts(struct output *out, struct err *e)
 {
-	char *path = job_path(out->g->job->results, "texts.jsonl");
+	char *path = job_result_path(out->g->job, "texts.jsonl");
 	int rc = out->texts ? file_put(path, out->lines.data, out->lines.len, 0600, e) : 0;
 
 	xfree(path);

@@ -37,10 +37,10 @@ static int write_spec(const struct job *job, struct err *e)
 }
 
 /* Those that are not there: so the daemon need not wait for the disk. Their names are synced at the
- * end, if anything is in them. */
+ * end, if there are results. */
 static int make_folders(const struct job *job, struct err *e)
 {
-	const char *folder[] = { job->folder, job->attempt_folder, job->results };
+	const char *folder[] = { job->folder, job->attempt_folder };
 
 	for (size_t i = 0; i < ARRAY_LEN(folder); i++)
 		if (mkdir(folder[i], 0700) < 0 && errno != EEXIST)
@@ -146,6 +146,20 @@ char *job_path(const char *folder, const char *fmt, ...)
 	CHECK(n >= 0 && (size_t)n < sizeof name);
 	buf_printf(&path, "%s/%s", folder, name);
 	return buf_detach(&path);
+}
+
+char *job_result_path(const struct job *job, const char *fmt, ...)
+{
+	char name[256];
+	va_list ap;
+	int n;
+
+	va_start(ap, fmt);
+	n = vsnprintf(name, sizeof name, fmt, ap);
+	va_end(ap);
+	CHECK(n >= 0 && (size_t)n < sizeof name);
+	mkdir(job->results, 0700); /* where it fails, so does what is opened there, and says why */
+	return job_path(job->results, "%s", name);
 }
 
 int job_hash_file(const char *path, char hex[33], struct err *e)

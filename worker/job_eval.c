@@ -61,7 +61,7 @@ void eval_line(struct eval_lines *l, json_t *object)
 int eval_lines_write(struct eval_lines *l, const struct evaluation *ev, const char *name,
 		     struct err *e)
 {
-	char *path = job_path(ev->job->results, "%s", name);
+	char *path = job_result_path(ev->job, "%s", name);
 	int rc = file_write(path, l->text.len ? l->text.data : "", l->text.len, 0600, e);
 
 	buf_release(&l->text);
@@ -89,7 +89,7 @@ static int open_data(struct evaluation *ev, struct err *e)
 
 static int write_report(struct evaluation *ev, struct err *e)
 {
-	char *path = job_path(ev->job->results, "report.json");
+	char *path = job_result_path(ev->job, "report.json");
 	char *text = json_dumps(ev->report, JSON_INDENT(2) | JSON_PRESERVE_ORDER);
 	int rc;
 

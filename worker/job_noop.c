@@ -25,7 +25,7 @@ static int fail_as_asked(const char *how, struct err *e)
 
 static int write_echo(const struct job *job, const char *echo, struct err *e)
 {
-	char *path = job_path(job->results, "echo.txt");
+	char *path = job_result_path(job, "echo.txt");
 	int rc = file_write(path, echo, strlen(echo), 0600, e);
 
 	xfree(path);

@@ -161,7 +161,7 @@ static int write_samples(struct training *t, const struct captions *c,
 	const float **latent = xcalloc(n, sizeof *latent);
 	struct sheet_cell *cell = xcalloc(n, sizeof *cell);
 	uint8_t *rgb = xcalloc(n, bytes);
-	char *path = job_path(t->job->results, "samples-%08" PRIu64 ".png", t->step);
+	char *path = job_result_path(t->job, "samples-%08" PRIu64 ".png", t->step);
 	char title[100];
 	struct sheet sheet = { draw_width(t->vae, &t->dims), draw_height(t->vae, &t->dims), title,
 			       cell, n };

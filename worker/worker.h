@@ -44,7 +44,7 @@ struct job {
 	const Tf__Assignment *assignment; /* inputs with paths, source files, map_bytes */
 	const char *folder;               /* jobs/<id>: log, metrics.jsonl */
 	const char *attempt_folder;       /* scratch of this attempt; outcome.pb */
-	const char *results;              /* <folder>/results, exists */
+	const char *results;              /* <folder>/results; see job_result_path */
 	const char *output;               /* where a new artefact is made, exists; NULL: none */
 	const char *device;               /* "cpu", "ref", "cuda:0" */
 	int threads;                      /* 0: all of the process's */
@@ -65,7 +65,7 @@ struct job {
 /* ---- job.c: what every kind of job needs ---- */
 
 /* Makes a job of an Assignment (borrowed; it must outlive the job). link may be NULL. Makes
- * results/. */
+ * the folders but results/. */
 int job_init(struct job *job, const Tf__Assignment *assignment, struct link *link, struct err *e);
 /* Closes metrics, and kernels that are not kept. */
 void job_release(struct job *job);
@@ -121,6 +121,9 @@ void job_fact(struct job *job, const char *key, const char *fmt, ...)
 
 /* ---- paths: each returns a string the caller frees ---- */
 char *job_path(const char *folder, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* The same for a result: makes results/ first, so that a job without any has no such folder. */
+char *job_result_path(const struct job *job, const char *fmt, ...)
+	__attribute__((format(printf, 2, 3)));
 /* XXH3-128 of a file's content as 32 hex digits: what artefacts are named by. */
 int job_hash_file(const char *path, char hex[33], struct err *e);
 

@@ -100,11 +100,11 @@ static void primitive_release(struct primitive *p)
 	dnnl_memory_t memory[] = { p->x, p->out, p->bias, p->filter, p->filter_user, p->scratch,
 				   p->reorder_scratch };
 
-	dnnl_primitive_destroy(p->conv);
-	dnnl_primitive_destroy(p->reorder);
+	onednn.dnnl_primitive_destroy(p->conv);
+	onednn.dnnl_primitive_destroy(p->reorder);
 	for (size_t i = 0; i < ARRAY_LEN(memory); i++)
 		if (memory[i])
-			dnnl_memory_destroy(memory[i]);
+			onednn.dnnl_memory_destroy(memory[i]);
 }
 
 void cpu_conv_close(struct kernels *k)
@@ -170,7 +170,7 @@ static dnnl_primitive_desc_t describe(struct kernels *k, const struct key *q,
 		c.weights_desc.data_type = l->x.data_type;
 	CPU_DNNL(dnnl_primitive_desc_create(&hint, &c, attr, state_of(k)->engine, NULL));
 	if (q->pass == FORWARD) {
-		dnnl_primitive_attr_destroy(attr);
+		onednn.dnnl_primitive_attr_destroy(attr);
 		return hint;
 	}
 	if (q->pass == DATA)
@@ -182,8 +182,8 @@ static dnnl_primitive_desc_t describe(struct kernels *k, const struct key *q,
 			&c, dnnl_convolution_direct, &l->x, &l->filter, bias, &l->out, stride,
 			before, after));
 	CPU_DNNL(dnnl_primitive_desc_create(&desc, &c, attr, state_of(k)->engine, hint));
-	dnnl_primitive_desc_destroy(hint);
-	dnnl_primitive_attr_destroy(attr);
+	onednn.dnnl_primitive_desc_destroy(hint);
+	onednn.dnnl_primitive_attr_destroy(attr);
 	return desc;
 }
 
@@ -199,8 +199,8 @@ static dnnl_memory_t scratch_of(struct kernels *k, struct primitive *p,
 				const_dnnl_primitive_desc_t desc)
 {
 	const dnnl_memory_desc_t *s =
-		dnnl_primitive_desc_query_md(desc, dnnl_query_scratchpad_md, 0);
-	size_t bytes = dnnl_memory_desc_get_size(s);
+		onednn.dnnl_primitive_desc_query_md(desc, dnnl_query_scratchpad_md, 0);
+	size_t bytes = onednn.dnnl_memory_desc_get_size(s);
 
 	if (bytes > p->scratch_bytes)
 		p->scratch_bytes = bytes;
@@ -219,7 +219,7 @@ static void make_reorder(struct kernels *k, struct primitive *p, const struct la
 		CPU_DNNL(dnnl_post_ops_create(&sum));
 		CPU_DNNL(dnnl_post_ops_append_sum(sum, 1.0f));
 		CPU_DNNL(dnnl_primitive_attr_set_post_ops(attr, sum));
-		dnnl_post_ops_destroy(sum);
+		onednn.dnnl_post_ops_destroy(sum);
 		CPU_DNNL(dnnl_reorder_primitive_desc_create(&desc, own, state_of(k)->engine,
 							    &l->filter_user, state_of(k)->engine,
 							    attr));
@@ -230,8 +230,8 @@ static void make_reorder(struct kernels *k, struct primitive *p, const struct la
 	}
 	CPU_DNNL(dnnl_primitive_create(&p->reorder, desc));
 	p->reorder_scratch = scratch_of(k, p, desc);
-	dnnl_primitive_desc_destroy(desc);
-	dnnl_primitive_attr_destroy(attr);
+	onednn.dnnl_primitive_desc_destroy(desc);
+	onednn.dnnl_primitive_attr_destroy(attr);
 }
 
 static void make_primitive(struct kernels *k, struct primitive *p, const struct key *q)
@@ -243,9 +243,9 @@ static void make_primitive(struct kernels *k, struct primitive *p, const struct 
 
 	*p = (struct primitive){ .key = *q };
 	desc = describe(k, q, &l);
-	own = dnnl_primitive_desc_query_md(desc, which, 0);
+	own = onednn.dnnl_primitive_desc_query_md(desc, which, 0);
 	CPU_DNNL(dnnl_primitive_create(&p->conv, desc));
-	p->filter_bytes = dnnl_memory_desc_get_size(own);
+	p->filter_bytes = onednn.dnnl_memory_desc_get_size(own);
 	p->x = memory_of(k, &l.x);
 	p->out = memory_of(k, &l.out);
 	p->filter = memory_of(k, own);
@@ -254,7 +254,7 @@ static void make_primitive(struct kernels *k, struct primitive *p, const struct 
 		p->bias = memory_of(k, &l.bias);
 	p->scratch = scratch_of(k, p, desc);
 	make_reorder(k, p, &l, own);
-	dnnl_primitive_desc_destroy(desc);
+	onednn.dnnl_primitive_desc_destroy(desc);
 }
 
 static struct primitive *primitive_for(struct kernels *k, const struct key *q)

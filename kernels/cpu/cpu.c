@@ -7,6 +7,7 @@
 #include "kernels/cpu/loops/loops.h"
 #include "lib/mem.h"
 
+#include <assert.h>
 #include <omp.h>
 #include <sched.h>
 #include <stdio.h>
@@ -91,7 +92,7 @@ static int cpus_allowed(void)
 
 static const char *isa_words(void)
 {
-	switch (dnnl_get_effective_cpu_isa()) {
+	switch (onednn.dnnl_get_effective_cpu_isa()) {
 	case dnnl_cpu_isa_avx512_core_bf16: return "AVX-512 with bf16";
 	case dnnl_cpu_isa_avx512_core_vnni:
 	case dnnl_cpu_isa_avx512_core: return "AVX-512";
@@ -113,12 +114,27 @@ static bool bf16_pays(void)
 #endif
 }
 
+struct onednn onednn;
+
+static int open_onednn(struct err *e)
+{
+	static const char *const names[] = { ONEDNN_FUNCTIONS(LIBRARY_NAME) };
+
+	static_assert(sizeof onednn == sizeof names, "a name a pointer");
+	if (onednn.dnnl_version) /* the last one: all were found */
+		return 0;
+	return library_open(LIBRARY_FILE("libdnnl", DNNL_VERSION_MAJOR), names, ARRAY_LEN(names),
+			    (void **)&onednn, e);
+}
+
 int cpu_open(int threads, struct kernels **out, struct err *e)
 {
-	const dnnl_version_t *version = dnnl_version();
+	const dnnl_version_t *version;
 	struct cpu_state *state;
 	struct kernels *k;
 
+	TRY(open_onednn(e));
+	version = onednn.dnnl_version();
 	install_reference(&cpu_ops);
 	install_loops(&cpu_ops);
 	install_dnnl(&cpu_ops);
@@ -128,7 +144,7 @@ int cpu_open(int threads, struct kernels **out, struct err *e)
 	k->ops = &cpu_ops;
 	k->backend = "cpu";
 	k->threads = threads ? threads : cpus_allowed();
-	k->has_bf16 = dnnl_get_effective_cpu_isa() == dnnl_cpu_isa_avx512_core_bf16;
+	k->has_bf16 = onednn.dnnl_get_effective_cpu_isa() == dnnl_cpu_isa_avx512_core_bf16;
 	k->prefers_bf16 = k->has_bf16 && bf16_pays();
 	omp_set_num_threads(k->threads);
 	omp_set_dynamic(0);
@@ -148,8 +164,8 @@ void cpu_close(struct kernels *k)
 	for (int i = 0; i < state->products; i++)
 		cpu_product_release(&state->product[i]);
 	cpu_conv_close(k);
-	dnnl_stream_destroy(state->stream);
-	dnnl_engine_destroy(state->engine);
+	onednn.dnnl_stream_destroy(state->stream);
+	onednn.dnnl_engine_destroy(state->engine);
 	xfree(state);
 	xfree(k);
 }

@@ -7,11 +7,52 @@
 #include "kernels/ref/ref.h"
 
 #include <oneapi/dnnl/dnnl.h>
+#include "lib/library.h"
 
 /* Not all of these exist: cpu.c installs those that do. */
 #define K(ret, name, args) ret cpu_##name args;
 #include "kernels/kernels.def"
 #undef K
+
+/* oneDNN is opened when kernels of the CPU first are: loading it takes a millisecond or two, which
+ * a job that computes nothing, or on a GPU, need not pay. */
+#define ONEDNN_FUNCTIONS(F) \
+	F(dnnl_convolution_backward_data_desc_init) \
+	F(dnnl_convolution_backward_weights_desc_init) \
+	F(dnnl_convolution_forward_desc_init) \
+	F(dnnl_engine_create) \
+	F(dnnl_engine_destroy) \
+	F(dnnl_get_effective_cpu_isa) \
+	F(dnnl_matmul_desc_init) \
+	F(dnnl_memory_create) \
+	F(dnnl_memory_desc_get_size) \
+	F(dnnl_memory_desc_init_by_strides) \
+	F(dnnl_memory_desc_init_by_tag) \
+	F(dnnl_memory_destroy) \
+	F(dnnl_memory_set_data_handle) \
+	F(dnnl_post_ops_append_sum) \
+	F(dnnl_post_ops_create) \
+	F(dnnl_post_ops_destroy) \
+	F(dnnl_primitive_attr_create) \
+	F(dnnl_primitive_attr_destroy) \
+	F(dnnl_primitive_attr_set_post_ops) \
+	F(dnnl_primitive_attr_set_scratchpad_mode) \
+	F(dnnl_primitive_create) \
+	F(dnnl_primitive_desc_create) \
+	F(dnnl_primitive_desc_destroy) \
+	F(dnnl_primitive_desc_query_md) \
+	F(dnnl_primitive_destroy) \
+	F(dnnl_primitive_execute) \
+	F(dnnl_reorder_primitive_desc_create) \
+	F(dnnl_stream_create) \
+	F(dnnl_stream_destroy) \
+	F(dnnl_stream_wait) \
+	F(dnnl_version)
+
+struct onednn {
+	ONEDNN_FUNCTIONS(LIBRARY_POINTER)
+};
+extern struct onednn onednn;
 
 #define CPU_PRODUCTS_MAX 512   /* different matrix products kept ready */
 
@@ -37,7 +78,7 @@ struct cpu_state {
 void cpu_product_release(struct cpu_product *p);
 
 /* A failing oneDNN call is a bug of ours: shapes were checked before. */
-#define CPU_DNNL(call) do { dnnl_status_t status_ = (call); \
+#define CPU_DNNL(call) do { dnnl_status_t status_ = onednn.call; \
 	if (status_ != dnnl_success) BUG("%s: oneDNN status %d", #call, (int)status_); } while (0)
 
 #endif

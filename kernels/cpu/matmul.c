@@ -68,12 +68,12 @@ static void build(struct cpu_state *s, struct cpu_product *p)
 
 void cpu_product_release(struct cpu_product *p)
 {
-	dnnl_primitive_destroy(p->primitive);
-	dnnl_memory_destroy(p->a);
-	dnnl_memory_destroy(p->b);
-	dnnl_memory_destroy(p->c);
+	onednn.dnnl_primitive_destroy(p->primitive);
+	onednn.dnnl_memory_destroy(p->a);
+	onednn.dnnl_memory_destroy(p->b);
+	onednn.dnnl_memory_destroy(p->c);
 	if (p->bias)
-		dnnl_memory_destroy(p->bias_memory);
+		onednn.dnnl_memory_destroy(p->bias_memory);
 }
 
 static bool same(const struct cpu_product *a, const struct cpu_product *b)

@@ -11,9 +11,5 @@ extern "C" {
 }
 
 #define LIBRARY_POINTER(name) decltype(&::name) name;
-#define LIBRARY_NAME(name) #name,
-/* The file of a library's major version, as the loader knows it. */
-#define LIBRARY_FILE(name, major) LIBRARY_FILE_(name, major)
-#define LIBRARY_FILE_(name, major) name ".so." #major
 
 #endif

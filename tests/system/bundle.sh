@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # The scripts of the GPU bundle, with programs that only pretend: what run-tests counts, what run-bench prints.
-# And that the worker starts without the libraries that a GPU needs.
+# And that the worker starts without the libraries that a GPU needs, or few jobs do.
 . "$TF_SOURCE/tests/tap.sh"
 here=$(mktemp -d)
 trap 'rm -rf "$here"' EXIT
@@ -49,5 +49,7 @@ check 'a row that fails says why' sh -c "sh '$here/run-bench' --only train | gre
 check 'and is the exit status' sh -c "! sh '$here/run-bench' --only train >/dev/null"
 check 'the worker starts without the libraries of a GPU' \
 	sh -c "ldd '$TF_BUILD/transfuse-worker' >'$here/needed' && ! grep -E 'libcu(da|dart|blas|dnn)' '$here/needed'"
+check 'and without those that few jobs need' \
+	sh -c "! grep -E 'lib(dnnl|archive|xml2)' '$here/needed'"
 check 'another option is refused' sh -c "! sh '$here/run-bench' --only more 2>/dev/null"
 finish
