@@ -8,10 +8,17 @@
 #include "kernels/kernels.h"
 
 #define RUN_TENSORS_MAX 32
+#define PERF_BATCH 4 /* passes that are timed together */
+
+/* Normals of a case, of which every run of it gets the same; in the order of the draws. */
+struct inputs {
+	void *values[RUN_TENSORS_MAX];
+};
 
 /* One run of a case on one backend. */
 struct run {
 	struct kernels *k;
+	struct inputs *inputs;                /* kept for further runs of the case; NULL: not */
 	uint64_t seed;
 	enum dtype act;                       /* the type of activations in this run */
 	const int64_t *dim;                   /* the case's numbers for this shape */
@@ -35,13 +42,15 @@ struct op_case {
 	double loose;                         /* tolerance is this many times the usual one */
 	int64_t shape[4][CHECK_DIMS];         /* odd shapes first; a row of zeros ends */
 	int64_t big[4][CHECK_DIMS];           /* for speed; ends like shape */
+	int fills;                            /* this number of shape is there to fill a GPU:
+					       * a CPU gets at most 3; 0: none is */
 };
 
 /* cases.c, cases_rows.c, cases_images.c */
 extern const struct op_case op_cases[], row_cases[], image_cases[];
 extern const int op_cases_count, row_cases_count, image_cases_count;
 
-/* Inputs: standard normals; integers in [least, most]; everything freed by run_release. */
+/* run.c. Inputs: standard normals; integers in [least, most]; everything freed by run_release. */
 struct tensor run_input(struct run *r, enum dtype type, int rank, const int64_t *dim);
 struct tensor run_input1(struct run *r, enum dtype type, int64_t n);
 struct tensor run_input2(struct run *r, enum dtype type, int64_t a, int64_t b);
@@ -58,6 +67,7 @@ struct tensor run_changes(struct run *r, struct tensor input);
 /* Whether the operation is to run (again); measures the passes after the first. */
 bool run_again(struct run *r);
 void run_release(struct run *r);
+void inputs_release(struct inputs *inputs);
 
 /* Finite differences of every backward operation; TAP. Returns the failures. k: memory of the
  * host. */
