@@ -7,7 +7,9 @@
 #include "lib/mem.h"
 #include "proto/wire.h"
 
+#include <dirent.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -233,13 +235,22 @@ void harness_kill(struct harness *h, int number)
 /* Workers that a test left behind: those whose working folder is below ours. */
 static void kill_workers(const struct harness *h)
 {
-	char *command = xasprintf("for p in /proc/[0-9]*; do case \"$(readlink $p/cwd)\" in %s/*) "
-				  "kill -9 ${p#/proc/};; esac; done 2>/dev/null",
-				  h->folder);
+	size_t len = strlen(h->folder);
+	DIR *processes = opendir("/proc");
+	struct dirent *p;
 
-	if (system(command) < 0)
-		print_message("workers may be left\n");
-	xfree(command);
+	assert_non_null(processes);
+	while ((p = readdir(processes)) != NULL) {
+		pid_t pid = (pid_t)atoi(p->d_name); /* 0: no process */
+		char link[300], cwd[PATH_MAX];
+		ssize_t n;
+
+		snprintf(link, sizeof link, "/proc/%s/cwd", p->d_name);
+		n = pid > 0 ? readlink(link, cwd, sizeof cwd) : 0;
+		if (n > (ssize_t)len && memcmp(cwd, h->folder, len) == 0 && cwd[len] == '/')
+			kill(pid, SIGKILL);
+	}
+	closedir(processes);
 }
 
 void harness_stop(struct harness *h)
