@@ -11,7 +11,8 @@
  *   gc-listed            LIMIT_GC_LISTED            1000 old files, 8 of them in reserve
  *   import-files         LIMIT_IMPORT_FILES         16 M files in one folder or tar
  *   shards               LIMIT_SHARDS               65,536 files of a dataset
- *   corpus-bytes         LIMIT_CORPUS_BYTES         1 GiB of text in memory */
+ *   corpus-bytes         LIMIT_CORPUS_BYTES         1 GiB of text in memory
+ *   heartbeat-ms         HEARTBEAT_MS               5 s between signs of life of a connection */
 #ifndef LIB_BOUND_H
 #define LIB_BOUND_H
 

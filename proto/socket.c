@@ -5,6 +5,7 @@
  * connected before the DEALER connects, and its high-water marks are off, so an unread event
  * costs memory only until it is read. */
 #include "config.h"
+#include "lib/bound.h"
 #include "lib/mem.h"
 #include "proto/wire.h"
 
@@ -64,15 +65,19 @@ static int set_int(void *s, int option, int value)
 	return zmq_setsockopt(s, option, &value, sizeof value);
 }
 
+/* A peer that stopped reading or went without a word is gone after five times this. */
+#define HEARTBEAT_MS 5000
+
 static int set_common(void *s, struct err *e)
 {
 	int64_t largest = LIMIT_FRAME_BYTES;
+	int beat = (int)bound("heartbeat-ms", HEARTBEAT_MS);
 
 	if (zmq_setsockopt(s, ZMQ_MAXMSGSIZE, &largest, sizeof largest) < 0 ||
 	    set_int(s, ZMQ_LINGER, 0) < 0 || set_int(s, ZMQ_HANDSHAKE_IVL, 5000) < 0 ||
-	    set_int(s, ZMQ_HEARTBEAT_IVL, 5000) < 0 ||
-	    set_int(s, ZMQ_HEARTBEAT_TIMEOUT, 20000) < 0 ||
-	    set_int(s, ZMQ_HEARTBEAT_TTL, 30000) < 0)
+	    set_int(s, ZMQ_HEARTBEAT_IVL, beat) < 0 ||
+	    set_int(s, ZMQ_HEARTBEAT_TIMEOUT, 4 * beat) < 0 ||
+	    set_int(s, ZMQ_HEARTBEAT_TTL, 6 * beat) < 0)
 		return err_set(e, TF_EINTERNAL, "socket options: %s", zmq_strerror(errno));
 	return 0;
 }

@@ -198,7 +198,8 @@ struct connection *harness_line(struct harness *h, const struct key_pair *keys)
 {
 	struct connection_options o = { .keys = *keys,
 					.connect_ms = CALL_MS,
-					.reconnect_ms = CALL_MS };
+					.reconnect_ms = h->reconnect_ms ? h->reconnect_ms
+									: CALL_MS };
 	char *path = harness_path(h, "keys/server.pub"), *endpoint = NULL, server[KEY_CHARS + 1];
 	struct connection *c = NULL;
 	struct err e = ERR_INIT;

@@ -20,6 +20,7 @@ struct harness {
 	const char *extra[8];    /* further options, NULL-ended */
 	const char *fault;       /* TF_FAULT of the daemon; NULL: none */
 	const char *bound;       /* TF_BOUND of it; NULL: none */
+	int64_t reconnect_ms;    /* patience of lines to it when it is gone; 0: a minute */
 	char *environment[4];    /* further "NAME=value" of it, NULL-ended; owned by the test */
 };
 

@@ -24,14 +24,26 @@ static struct harness h;
 static struct key_pair member;
 static struct err e;
 
-static int start(void **state)
+static int start_with(void **state, const char *bound)
 {
 	harness_prepared(state);
 	h.extra[0] = "--root";
 	h.extra[1] = h.state; /* any folder */
+	h.bound = bound;
 	harness_start(&h);
 	harness_enrol(&h, "bob", "member", &member);
 	return 0;
+}
+
+static int start(void **state)
+{
+	return start_with(state, NULL);
+}
+
+/* A connection that is out of step is closed when its heartbeats stay away. */
+static int start_impatient(void **state)
+{
+	return start_with(state, "heartbeat-ms:1000");
 }
 
 /* Whether one of the newest entries is "user action outcome" with these words in its text. */
@@ -477,7 +489,7 @@ int main(void)
 		WITH_HARNESS(a_worker_of_another_attempt, start),
 		WITH_HARNESS(paths_and_links, start),
 		WITH_HARNESS(a_message_over_the_limit, start),
-		WITH_HARNESS(frames_are_looked_at, start),
+		WITH_HARNESS(frames_are_looked_at, start_impatient),
 	};
 
 	return cmocka_run_group_tests_name("security", tests, NULL, NULL);

@@ -23,6 +23,7 @@ static void begin(struct harness *h, const char *slots, const char *fault)
 	h->worker = program;
 	h->slots = slots;
 	h->fault = fault;
+	h->reconnect_ms = fault ? 1000 : 0; /* it dies of it */
 	harness_start(h);
 }
 
