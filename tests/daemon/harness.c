@@ -233,8 +233,7 @@ void harness_kill(struct harness *h, int number)
 	}
 }
 
-/* Workers that a test left behind: those whose working folder is below ours. */
-static void kill_workers(const struct harness *h)
+void harness_kill_workers(const struct harness *h)
 {
 	size_t len = strlen(h->folder);
 	DIR *processes = opendir("/proc");
@@ -260,7 +259,7 @@ void harness_stop(struct harness *h)
 
 	harness_last = NULL;
 	harness_kill(h, h->pid > 0 ? SIGTERM : 0);
-	kill_workers(h);
+	harness_kill_workers(h);
 	dir_remove(h->folder, &e);
 	xfree(h->folder);
 	xfree(h->state);

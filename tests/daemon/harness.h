@@ -30,6 +30,8 @@ int harness_start_fails(struct harness *h, char *text,
 			size_t room);             /* exit status of one that must not start */
 void harness_kill(struct harness *h, int signal); /* and waits for the end; closes the line */
 void harness_stop(struct harness *h);             /* kills everything, removes the folder */
+/* All that stand in a folder below ours. */
+void harness_kill_workers(const struct harness *h);
 
 /* For the tests of a program that has one harness h and one error e: setups that begin with both
  * anew, without a daemon and with one, and their end. */

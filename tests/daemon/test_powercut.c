@@ -155,17 +155,6 @@ static uint64_t real_job(double seconds)
 	return id;
 }
 
-/* All of them: a warm one still stands in the folder of its first job. */
-static void kill_workers(void)
-{
-	char *command = xasprintf("for p in /proc/[0-9]*; do case \"$(readlink $p/cwd)\" in "
-				  "'%s'/jobs/*) kill -9 ${p#/proc/};; esac; done 2>/dev/null",
-				  h.state);
-
-	assert_true(system(command) >= 0);
-	xfree(command);
-}
-
 /* No daemon takes the outcome: it is synced after a while, and counts. The worker may be gone then;
  * or it is gone before it has one. */
 static void a_real_job_alone(bool with_outcome)
@@ -184,7 +173,7 @@ static void a_real_job_alone(bool with_outcome)
 		said("kept", id, 1);
 	}
 	harness_kill(&h, SIGKILL);
-	kill_workers();
+	harness_kill_workers(&h); /* a warm one still stands in the folder of its first job */
 	if (!with_outcome) {
 		harness_start(&h);
 		for (int tries = 0; harness_attempt(id) < 2; tries++) {
