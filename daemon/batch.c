@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * submit_batch: many jobs that come into being together, or not at all. They are made in a part of
- * the turn's transaction, which is forgotten when one of them is refused; the memory follows. */
+ * the turn's transaction, which is taken back when one of them is refused; the memory follows. A
+ * batch may take many times as long as a submit: after a few jobs of it others' submits have their
+ * turn (server_between). Its jobs' numbers are taken together before. */
 #include "config.h"
 #include "daemon/daemon.h"
 #include "lib/mem.h"
@@ -8,11 +10,14 @@
 
 #include <string.h>
 
+#define PIECE 8 /* jobs, then it is others' turn */
+
 struct batch {
 	uint64_t *job; /* of the members so far */
 	size_t count;
 	uint64_t *made; /* those of them that were not submitted before */
 	size_t new;
+	struct job_numbers numbers;
 };
 
 static void append(uint64_t **list, size_t *count, uint64_t id)
@@ -62,7 +67,7 @@ static int add_member(struct daemon *d, const struct request *r, const ProtobufC
 	rc = m->dry_run ? err_set(e, TF_EINVALID, "dry_run is for the batch, not for one of it")
 			: settle_members(b, m, e);
 	if (rc == 0)
-		rc = submit_one(d, r, m, &s, e);
+		rc = submit_one(d, r, m, &b->numbers, &s, e);
 	if (rc == 0) {
 		b->job[b->count++] = s.job;
 		if (!s.already)
@@ -83,6 +88,9 @@ static int add_members(struct daemon *d, const struct request *r, const Tf__Subm
 			err_prefix(e, "job %zu of %zu", i + 1, m->n_submit);
 			return rc;
 		}
+		FAIL_IF((i + 1) % PIECE == 0 && !server_between(d), e, TF_EUNKNOWN,
+			"the state could not be written: nothing of the batch is in it, see the "
+			"daemon's log");
 	}
 	FAIL_IF(b->new != 0 && b->new != b->count, e, TF_EINVALID,
 		"%zu of the %zu tokens are known: expected all or none", b->count - b->new,
@@ -90,12 +98,16 @@ static int add_members(struct daemon *d, const struct request *r, const Tf__Subm
 	return 0;
 }
 
-/* What was made in memory for jobs that will not be. */
-static void undo(struct daemon *d, const struct batch *b, uint64_t seq_reserved)
+/* The jobs will not be. */
+static int undo(struct daemon *d, const struct batch *b, struct err *e)
 {
-	d->seq_reserved = seq_reserved;
 	for (size_t i = 0; i < b->new; i++)
 		live_remove(&d->live, b->made[i]);
+	if (d->read_only)
+		return 0; /* the part is gone with the store that was open */
+	TRY(state_part_end(d->state, false, e));
+	return b->numbers.first ? jobs_return_ids(d->state, b->numbers.count, b->numbers.first, e)
+				: 0;
 }
 
 static void reply_batch(struct daemon *d, struct request *r, const struct batch *b, bool dry_run)
@@ -116,10 +128,8 @@ static void reply_batch(struct daemon *d, struct request *r, const struct batch 
 int handle_submit_batch(struct daemon *d, struct request *r)
 {
 	const Tf__SubmitBatch *m = r->message->submit_batch;
-	uint64_t seq_reserved = d->seq_reserved;
-	struct batch b = { 0 };
-	bool keep;
-	int rc;
+	struct batch b = { .numbers = { .count = m->n_submit } };
+	int rc, end;
 
 	FAIL_IF(m->n_submit == 0 || m->n_submit > LIMIT_BATCH_JOBS, &r->err, TF_ELIMIT,
 		"%zu jobs in a batch: expected 1 to %u", m->n_submit, LIMIT_BATCH_JOBS);
@@ -127,10 +137,11 @@ int handle_submit_batch(struct daemon *d, struct request *r)
 	b.job = xcalloc(m->n_submit, sizeof *b.job);
 	b.made = xcalloc(m->n_submit, sizeof *b.made);
 	rc = add_members(d, r, m, &b, &r->err);
-	keep = rc == 0 && !m->dry_run;
-	if (!keep)
-		undo(d, &b, seq_reserved);
-	if (state_part_end(d->state, keep, rc == 0 ? &r->err : NULL) < 0 && rc == 0)
+	if (rc == 0 && !m->dry_run)
+		end = state_part_end(d->state, true, &r->err);
+	else
+		end = undo(d, &b, rc == 0 ? &r->err : NULL);
+	if (end < 0 && rc == 0)
 		rc = TF_EUNKNOWN; /* the turn's commit fails too */
 	if (rc == 0)
 		reply_batch(d, r, &b, m->dry_run);

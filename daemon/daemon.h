@@ -281,6 +281,9 @@ struct daemon {
 	struct audit audit;
 	struct notices notices;
 	struct inbox *inbox; /* requests that wait */
+	struct wire_message held; /* of a worker, came while a batch was made */
+	bool holding;
+	int64_t between_ns;  /* of the request being handled, what others took meanwhile */
 	bool flooded;        /* some were refused as their line is full */
 	bool others;         /* while that flood was held back somebody else came */
 	struct outbox outbox;
@@ -541,15 +544,20 @@ void resolved_release(struct resolved *r);
 int resolve_late(struct daemon *d, Tf__SpecRecord *record, uint64_t job, struct err *e);
 
 /* ---- handle_jobs.c ---- */
+struct job_numbers {
+	uint64_t count, first; /* first 0: they are not taken yet */
+	uint64_t used;         /* of them */
+};
 struct submitted {
 	uint64_t job; /* 0: a dry run */
 	bool already; /* the token was known */
 	struct resolved resolved;
 };
 int job_may_change(const struct request *r, const Tf__Job *j, struct err *e);
-/* Checks all of the submit, then makes the job. Resolved is the caller's when it succeeds. */
+/* Checks all of the submit, then makes the job, with the next of the numbers (NULL: the next of
+ * all). Resolved is the caller's when it succeeds. */
 int submit_one(struct daemon *d, const struct request *r, const Tf__Submit *m,
-	       struct submitted *out, struct err *e);
+	       struct job_numbers *numbers, struct submitted *out, struct err *e);
 /* The job uses these from now on: they cannot be deleted before it ends. */
 int submit_put_uses(struct daemon *d, uint64_t id, const Tf__JobSpec *s, Tf__Input *const *input,
 		    size_t inputs, struct err *e);
@@ -571,6 +579,10 @@ void server_zap(struct daemon *d);     /* answers the questions of handshakes */
 /* Reads messages and handles a turn's worth of requests. */
 void server_receive(struct daemon *d);
 void server_hold_back(struct daemon *d); /* waits a little when there is a flood */
+/* While a batch is made, whose part of the transaction is open: other users' plain submits are
+ * handled and committed, at most one of each. False: that failed, and the store was opened again
+ * without the part. */
+bool server_between(struct daemon *d);
 /* Until a request that waits may be handled, 0: now; INT64_MAX: none waits. */
 int64_t server_wait_ms(const struct daemon *d);
 

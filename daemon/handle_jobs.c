@@ -58,6 +58,8 @@ int submit_put_uses(struct daemon *d, uint64_t id, const Tf__JobSpec *s, Tf__Inp
 	char **upload;
 	size_t uploads = spec_uploads(s, &upload);
 
+	if (inputs + uploads == 0)
+		return 0;
 	snprintf(job, sizeof job, "%llu", (unsigned long long)id);
 	for (size_t i = 0; i < inputs; i++)
 		TRY(use_put(d->state, input[i]->id, 'j', job, e));
@@ -107,15 +109,26 @@ static void describe(const struct request *r, const Tf__JobSpec *s, Tf__Job *j)
 	j->demand = s->demand;
 }
 
+static int next_number(struct daemon *d, struct job_numbers *numbers, uint64_t *out, struct err *e)
+{
+	if (!numbers)
+		return jobs_next_id(d->state, 1, out, e);
+	if (numbers->first == 0)
+		TRY(jobs_next_id(d->state, numbers->count, &numbers->first, e));
+	*out = numbers->first + numbers->used++;
+	return 0;
+}
+
 /* Everything was checked: from here on only the disk can fail. */
 static int create(struct daemon *d, const struct request *r, const Tf__Submit *m,
-		  const struct resolved *v, Tf__Job *job, struct err *e)
+		  struct job_numbers *numbers, const struct resolved *v, Tf__Job *job,
+		  struct err *e)
 {
 	Tf__JobRecord record = TF__JOB_RECORD__INIT;
 	Tf__SpecRecord spec = TF__SPEC_RECORD__INIT;
 	int rc;
 
-	TRY(jobs_next_id(d->state, &job->id, e));
+	TRY(next_number(d, numbers, &job->id, e));
 	rc = artefact_reserve(d, m->spec, job->id, r, false, &record.artefact, e);
 	if (rc == 0)
 		rc = submit_put_made_from(d, record.artefact, v->input, v->inputs, e);
@@ -174,7 +187,7 @@ static int submitted_before(struct daemon *d, const struct request *r, uint64_t 
 }
 
 int submit_one(struct daemon *d, const struct request *r, const Tf__Submit *m,
-	       struct submitted *out, struct err *e)
+	       struct job_numbers *numbers, struct submitted *out, struct err *e)
 {
 	Tf__Job job = TF__JOB__INIT;
 	char *none = NULL;
@@ -203,7 +216,7 @@ int submit_one(struct daemon *d, const struct request *r, const Tf__Submit *m,
 	if (rc == 0)
 		rc = artefact_reserve(d, m->spec, 0, r, true, &none, e);
 	if (rc == 0 && !m->dry_run)
-		rc = create(d, r, m, &out->resolved, &job, e);
+		rc = create(d, r, m, numbers, &out->resolved, &job, e);
 	out->job = job.id;
 	if (rc < 0)
 		resolved_release(&out->resolved);
@@ -218,7 +231,7 @@ int handle_submit(struct daemon *d, struct request *r)
 
 	FAIL_IF(m->n_after_member, &r->err, TF_EINVALID,
 		"after_member is for the jobs of a batch, expected none");
-	TRY(submit_one(d, r, m, &s, &r->err));
+	TRY(submit_one(d, r, m, NULL, &s, &r->err));
 	reply_submitted(d, r, &s);
 	resolved_release(&s.resolved);
 	return 0;

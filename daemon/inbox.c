@@ -58,15 +58,6 @@ void inbox_expect(struct inbox *b, const char *user, int64_t now)
 	line_of(b, user)->seen = now;
 }
 
-/* A zmq_msg_t is moved, not copied. */
-static void move(struct wire_message *to, struct wire_message *from)
-{
-	*to = *from;
-	zmq_msg_init(&to->body);
-	zmq_msg_move(&to->body, &from->body);
-	zmq_msg_close(&from->body);
-}
-
 int inbox_put(struct inbox *b, const char *user, const struct inbox_bounds *bounds,
 	      struct wire_message *m, int64_t now, struct err *e)
 {
@@ -82,7 +73,7 @@ int inbox_put(struct inbox *b, const char *user, const struct inbox_bounds *boun
 		"(option user_pending_mib)",
 		user, (unsigned long long)l->bytes, (unsigned long long)bounds->bytes >> 20);
 	one = xmalloc(sizeof *one);
-	move(&one->message, m);
+	wire_message_move(&one->message, m);
 	one->next = NULL;
 	*l->last = one;
 	l->last = &one->next;
@@ -100,7 +91,7 @@ static void pop(struct line *l, struct wire_message *out)
 		l->last = &l->first;
 	l->count--;
 	l->bytes -= zmq_msg_size(&one->message.body);
-	move(out, &one->message);
+	wire_message_move(out, &one->message);
 	xfree(one);
 }
 
@@ -123,6 +114,16 @@ static int64_t delay(const struct line *l, bool shared, int64_t now)
 	return most > 0 ? most : 0;
 }
 
+static void take_first(struct line *l, const struct inbox_bounds *bounds, struct wire_message *out,
+		       int64_t now)
+{
+	pop(l, out);
+	if (l->rate_until < now)
+		l->rate_until = now;
+	if (bounds->per_second > 0)
+		l->rate_until += 1000000000 / bounds->per_second;
+}
+
 bool inbox_take(struct inbox *b, const struct inbox_bounds *bounds, struct wire_message *out,
 		int64_t now)
 {
@@ -136,31 +137,47 @@ bool inbox_take(struct inbox *b, const struct inbox_bounds *bounds, struct wire_
 			continue;
 		b->next = at + 1;
 		b->taken = l;
-		pop(l, out);
-		if (l->rate_until < now)
-			l->rate_until = now;
-		if (bounds->per_second > 0)
-			l->rate_until += 1000000000 / bounds->per_second;
+		take_first(l, bounds, out, now);
 		return true;
 	}
 	return false;
 }
 
 /* What was used while nobody else was about counts no longer: at most the last request does. */
-void inbox_charge(struct inbox *b, int64_t took, int64_t now)
+static void charge(struct line *l, int64_t took, int64_t now)
 {
-	struct line *l = b->taken;
-	int64_t cost = INBOX_SHARE * (took + (l && l->first ? INBOX_REQUEST_NS : 0));
+	int64_t cost = INBOX_SHARE * (took + (l->first ? INBOX_REQUEST_NS : 0));
 	int64_t burst = INBOX_SHARE * INBOX_QUANTUM_NS;
 
-	if (!l)
-		return;
 	if (l->time_until < now)
 		l->time_until = now;
 	l->time_until += cost;
 	if (l->time_until > now + burst + cost)
 		l->time_until = now + burst + cost;
 	l->resting = l->time_until > now + burst;
+}
+
+void inbox_charge(struct inbox *b, int64_t took, int64_t now)
+{
+	if (b->taken)
+		charge(b->taken, took, now);
+}
+
+bool inbox_take_beside(struct inbox *b, const struct inbox_bounds *bounds,
+		       bool (*fits)(const struct wire_message *m), size_t *at,
+		       struct wire_message *out, int64_t took, int64_t now)
+{
+	while (*at < b->lines) {
+		struct line *l = b->line[(*at)++];
+
+		if (l == b->taken || !l->first || delay(l, true, now) > 0 ||
+		    !fits(&l->first->message))
+			continue;
+		take_first(l, bounds, out, now);
+		charge(l, took, now);
+		return true;
+	}
+	return false;
 }
 
 size_t inbox_ready(const struct inbox *b, int64_t now)

@@ -46,6 +46,12 @@ bool inbox_take(struct inbox *b, const struct inbox_bounds *bounds, struct wire_
 		int64_t now);
 /* Handling what was taken last took so long. */
 void inbox_charge(struct inbox *b, int64_t took, int64_t now);
+/* While that is handled: takes out the first request of another user, if it may be handled now and
+ * fits, and charges it to them in advance: `took`. A user is given once a round, which begins with
+ * *at 0. */
+bool inbox_take_beside(struct inbox *b, const struct inbox_bounds *bounds,
+		       bool (*fits)(const struct wire_message *m), size_t *at,
+		       struct wire_message *out, int64_t took, int64_t now);
 /* Whether several users are about. */
 bool inbox_is_shared(const struct inbox *b, int64_t now);
 /* How many wait of users that may go on now: there is no need to read more. */

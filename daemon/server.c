@@ -23,6 +23,8 @@
 #define TURN_ALONE_NS 2000000   /* requests are handled so long, then the commit comes */
 #define TURN_SHARED_NS 500000   /* while several users are about */
 #define READ_MESSAGES 512       /* in a turn */
+#define READ_BETWEEN 16         /* after a piece of a batch */
+#define BETWEEN_NS 50000        /* what a submit is taken to cost then */
 #define READ_FLOODED 4          /* in a turn after one with refusals, which begins */
 #define FLOODED_NS 500000       /* so much later, unless others come */
 #define LAST_WORDS_MS 1000      /* so long the last answers may take to leave */
@@ -302,14 +304,20 @@ static void drop(struct daemon *d, struct wire_message *m, bool whole, const str
 	audit_note(d, &r, "message", e->code, e->text);
 }
 
-/* Into the line of its user. Workers' are handled at once, for they are ours. */
+/* Into the line of its user. Workers' are handled at once, for they are ours; `between`, the first
+ * is held, and nothing more is to be read, for they come in order. */
 static void take_in(struct daemon *d, const struct inbox_bounds *bounds, struct wire_message *m,
-		    int64_t now)
+		    bool between, int64_t now)
 {
 	Tf__UserRecord *user = NULL;
 	struct err e = ERR_INIT;
 
 	if (d->state && worker_by_key(d, m->user)) {
+		if (between) {
+			wire_message_move(&d->held, m);
+			d->holding = true;
+			return;
+		}
 		take(d, m);
 	} else {
 		bool known = d->state && user_get(d->state, m->user, &user, NULL) == 0;
@@ -340,6 +348,21 @@ void server_hold_back(struct daemon *d)
 		    ppoll(&news, 1, &(struct timespec){ .tv_nsec = FLOODED_NS }, NULL) > 0;
 }
 
+/* False: nothing came. */
+static bool read_message(struct daemon *d, const struct inbox_bounds *bounds, bool between,
+			 int64_t now)
+{
+	struct wire_message m;
+	struct err e = ERR_INIT;
+	int rc = wire_receive(d->router, true, &m, &e);
+
+	if (rc < 0)
+		drop(d, &m, false, &e);
+	else if (rc > 0)
+		take_in(d, bounds, &m, between, now);
+	return rc != 0;
+}
+
 /* What is not read stays with its sender, once ZeroMQ's queues are full. Who sends on although
  * their line is full slows down the reading, so that refusing does not take all of the time. */
 static void read_messages(struct daemon *d, const struct inbox_bounds *bounds, int64_t now)
@@ -352,26 +375,72 @@ static void read_messages(struct daemon *d, const struct inbox_bounds *bounds, i
 	if (d->flooded)
 		most = d->others ? flood : READ_FLOODED;
 	d->flooded = false;
-	for (size_t i = 0; i < most && flood > 0; i++) {
-		struct wire_message m;
-		struct err e = ERR_INIT;
-		int rc = wire_receive(d->router, true, &m, &e);
-
-		if (rc == 0)
-			break;
-		if (rc < 0)
-			drop(d, &m, false, &e);
-		else
-			take_in(d, bounds, &m, now);
-		flood -= d->flooded;
+	if (d->holding) {
+		d->holding = false;
+		take_in(d, bounds, &d->held, false, now);
 	}
+	for (size_t i = 0; i < most && flood > 0 && read_message(d, bounds, false, now); i++)
+		flood -= d->flooded;
+}
+
+static struct inbox_bounds bounds_of(const struct daemon *d)
+{
+	return (struct inbox_bounds){ LIMIT_USER_PENDING,
+				      (uint64_t)d->options.user_pending_mib << 20,
+				      d->options.user_requests_per_second };
+}
+
+/* Whether it can meet nothing of a batch that is half made: a submit that makes no artefact and
+ * waits for no job. */
+static bool is_plain(const struct wire_message *m)
+{
+	zmq_msg_t *body = (zmq_msg_t *)&m->body;
+	struct err e = ERR_INIT;
+	Tf__Request *r = NULL;
+	const Tf__JobSpec *s;
+	uint64_t id;
+	bool plain;
+
+	if (wire_unpack_request(zmq_msg_data(body), zmq_msg_size(body), &r, &id, &e) < 0)
+		return false;
+	s = r->body_case == TF__REQUEST__BODY_SUBMIT ? r->submit->spec : NULL;
+	plain = s && !r->as_user && !(s->n_after || s->n_after_any || s->n_after_failed) &&
+		(s->kind == TF__JOB_KIND__GENERATE || s->kind == TF__JOB_KIND__EVAL ||
+		 s->kind == TF__JOB_KIND__NOOP);
+	tf__request__free_unpacked(r, NULL);
+	return plain;
+}
+
+bool server_between(struct daemon *d)
+{
+	struct inbox_bounds bounds = bounds_of(d);
+	int64_t began = clock_mono_ns();
+	struct wire_message m;
+	bool served = false;
+	size_t at = 0;
+
+	if (!inbox_is_shared(d->inbox, began))
+		return true;
+	server_zap(d);
+	for (int i = 0; i < READ_BETWEEN && !d->holding; i++)
+		if (!read_message(d, &bounds, true, began))
+			break;
+	state_part_aside(d->state, true);
+	while (inbox_take_beside(d->inbox, &bounds, is_plain, &at, &m, BETWEEN_NS, began)) {
+		take(d, &m);
+		wire_message_close(&m);
+		served = true;
+	}
+	if (served && d->doomed.count == 0 && state_can_commit(d->state) && !loop_commit(d))
+		return false;
+	state_part_aside(d->state, false);
+	d->between_ns += clock_mono_ns() - began;
+	return true;
 }
 
 void server_receive(struct daemon *d)
 {
-	struct inbox_bounds bounds = { LIMIT_USER_PENDING,
-				       (uint64_t)d->options.user_pending_mib << 20,
-				       d->options.user_requests_per_second };
+	struct inbox_bounds bounds = bounds_of(d);
 	int64_t now = clock_mono_ns(), end;
 	struct wire_message m;
 
@@ -382,16 +451,17 @@ void server_receive(struct daemon *d)
 	while (now < end && inbox_take(d->inbox, &bounds, &m, now)) {
 		int64_t began = now;
 
+		d->between_ns = 0;
 		take(d, &m);
 		wire_message_close(&m);
 		now = clock_mono_ns();
-		inbox_charge(d->inbox, now - began, now);
+		inbox_charge(d->inbox, now - began - d->between_ns, now);
 	}
 }
 
 int64_t server_wait_ms(const struct daemon *d)
 {
-	int64_t wait = inbox_wait_ns(d->inbox, clock_mono_ns());
+	int64_t wait = d->holding ? 0 : inbox_wait_ns(d->inbox, clock_mono_ns());
 
 	return wait > 0 && wait < INT64_MAX ? wait / 1000000 + 1 : wait;
 }
@@ -445,6 +515,10 @@ int server_open(struct daemon *d, struct err *e)
 void server_close(struct daemon *d)
 {
 	int linger = LAST_WORDS_MS;
+
+	if (d->holding)
+		wire_message_close(&d->held);
+	d->holding = false;
 
 	if (d->router) {
 		zmq_setsockopt(d->router, ZMQ_LINGER, &linger, sizeof linger);

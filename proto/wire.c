@@ -260,6 +260,14 @@ int wire_receive(void *socket, bool router, struct wire_message *m, struct err *
 	return rc;
 }
 
+void wire_message_move(struct wire_message *to, struct wire_message *from)
+{
+	*to = *from;
+	zmq_msg_init(&to->body);
+	zmq_msg_move(&to->body, &from->body);
+	zmq_msg_close(&from->body);
+}
+
 void wire_message_close(struct wire_message *m)
 {
 	zmq_msg_close(&m->body);

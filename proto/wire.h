@@ -59,6 +59,7 @@ struct wire_message {
 int wire_receive(void *socket, bool router, struct wire_message *m, struct err *e);
 /* ZeroMQ's address of a peer, made readable: an IP, or "uid 1000 pid 77" of a local process. */
 void wire_address(char *address, size_t room);
+void wire_message_move(struct wire_message *to, struct wire_message *from); /* no copy is made */
 void wire_message_close(struct wire_message *m);
 
 /* ---- sockets */

@@ -13,14 +13,22 @@ bool job_state_active(Tf__JobState state)
 	       state == TF__JOB_STATE__STOPPING;
 }
 
-int jobs_next_id(struct state *s, uint64_t *out, struct err *e)
+int jobs_next_id(struct state *s, uint64_t count, uint64_t *first, struct err *e)
 {
 	uint64_t last;
 
 	TRY(state_number(s, "last-job", &last, e));
-	TRY(state_set_number(s, "last-job", last + 1, e));
-	*out = last + 1;
+	TRY(state_set_number(s, "last-job", last + count, e));
+	*first = last + 1;
 	return 0;
+}
+
+int jobs_return_ids(struct state *s, uint64_t count, uint64_t first, struct err *e)
+{
+	uint64_t last;
+
+	TRY(state_number(s, "last-job", &last, e));
+	return last == first + count - 1 ? state_set_number(s, "last-job", first - 1, e) : 0;
 }
 
 /* What must hold of a record, before it is put and after it is got. */

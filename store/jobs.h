@@ -13,8 +13,10 @@
 /* Starting, running or stopping: the job has an attempt. */
 bool job_state_active(Tf__JobState state);
 
-/* The next job's number; counted in the transaction that is open. */
-int jobs_next_id(struct state *s, uint64_t *out, struct err *e);
+/* The first of the next `count` jobs' numbers; counted in the transaction that is open. */
+int jobs_next_id(struct state *s, uint64_t count, uint64_t *first, struct err *e);
+/* There will be no jobs of these numbers: others get them if none were given since. */
+int jobs_return_ids(struct state *s, uint64_t count, uint64_t first, struct err *e);
 /* Puts a record after checking it. */
 int job_put(struct state *s, Tf__JobRecord *record, struct err *e);
 /* TF_ENOTFOUND "no job N". The caller frees *out with record_free. */

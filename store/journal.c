@@ -27,6 +27,7 @@ struct journal {
 	uint64_t epoch, place; /* of the next record */
 	size_t at;             /* where it comes */
 	struct buf noted;      /* it, beginning with room for its head */
+	struct buf part;       /* changes that are not yet of it */
 };
 
 static void note_nothing(struct journal *j)
@@ -69,6 +70,7 @@ void journal_close(struct journal *j)
 	if (j->fd >= 0)
 		close(j->fd);
 	buf_release(&j->noted);
+	buf_release(&j->part);
 	xfree(j->path);
 	xfree(j);
 }
@@ -167,17 +169,18 @@ static void put_number(char *to, int bytes, uint64_t number)
 		to[i] = (char)(uint8_t)number;
 }
 
-void journal_note(struct journal *j, unsigned table, const void *key, size_t key_len,
+void journal_note(struct journal *j, bool part, unsigned table, const void *key, size_t key_len,
 		  const void *value, size_t len)
 {
 	char head[CHANGE_BYTES] = { (char)table, !value };
+	struct buf *to = part ? &j->part : &j->noted;
 
 	put_number(head + 2, 2, key_len);
 	put_number(head + 4, 4, len);
-	buf_append(&j->noted, head, sizeof head);
-	buf_append(&j->noted, key, key_len);
+	buf_append(to, head, sizeof head);
+	buf_append(to, key, key_len);
 	if (len)
-		buf_append(&j->noted, value, len);
+		buf_append(to, value, len);
 }
 
 size_t journal_noted(const struct journal *j)
@@ -185,9 +188,18 @@ size_t journal_noted(const struct journal *j)
 	return j->noted.len - HEAD_BYTES;
 }
 
-void journal_forget(struct journal *j, size_t after)
+void journal_forget(struct journal *j)
 {
-	j->noted.len = HEAD_BYTES + after;
+	j->noted.len = HEAD_BYTES;
+}
+
+void journal_part_end(struct journal *j, bool keep)
+{
+	if (keep && j->part.len)
+		buf_append(&j->noted, j->part.data, j->part.len);
+	if (j->part.room > NOTED_KEPT_BYTES)
+		buf_release(&j->part);
+	buf_clear(&j->part);
 }
 
 bool journal_fits(const struct journal *j)

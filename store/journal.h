@@ -36,12 +36,13 @@ void journal_begin(struct journal *j, uint64_t epoch);
 uint64_t journal_new_epoch(void); /* never 0 */
 bool journal_empty(const struct journal *j); /* nothing was written in this epoch */
 
-/* Notes a change for the next write. */
-void journal_note(struct journal *j, unsigned table, const void *key, size_t key_len,
+/* Notes a change for the next write; of a part: for the write after its end. */
+void journal_note(struct journal *j, bool part, unsigned table, const void *key, size_t key_len,
 		  const void *value, size_t len);
-size_t journal_noted(const struct journal *j); /* bytes */
-/* Forgets what was noted after there were so many bytes. */
-void journal_forget(struct journal *j, size_t after);
+size_t journal_noted(const struct journal *j); /* bytes for the next write */
+void journal_forget(struct journal *j);        /* them */
+/* What was noted of the part goes to the rest, or is forgotten. */
+void journal_part_end(struct journal *j, bool keep);
 /* Whether what was noted has room. */
 bool journal_fits(const struct journal *j);
 /* Writes what was noted as one record; returns when it is on disk. */

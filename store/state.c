@@ -10,6 +10,7 @@
 #include "lib/mem.h"
 #include "proto/limits.h"
 #include "store/journal.h"
+#include "store/undo.h"
 
 #include <lmdb.h>
 #include <errno.h>
@@ -31,9 +32,10 @@ struct state {
 	MDB_dbi table[STATE_TABLES];
 	MDB_txn *read;  /* kept reset between turns */
 	bool reading;   /* `read` is live */
-	MDB_txn *write; /* NULL: all is in the environment; within a part: the part's */
-	MDB_txn *whole; /* NULL: no part is open */
-	size_t before;  /* noted for the journal when the part began */
+	MDB_txn *write; /* NULL: all is in the environment */
+	bool part;      /* one is open */
+	bool aside;     /* it is, and changes are not of it */
+	struct undo undo; /* of the part */
 	bool spoiled;   /* a change failed: do not commit */
 	bool failed;    /* a commit failed: to be closed */
 	bool must_fold; /* the journal may not be on disk as it was read: nothing is added to it */
@@ -301,10 +303,8 @@ void state_close(struct state *s)
 	if (!s)
 		return;
 	reader_rest(s);
-	if (s->write && !s->whole && !s->failed && !state_changed(s) && fold(s, NULL) < 0)
+	if (s->write && !s->part && !s->failed && !state_changed(s) && fold(s, NULL) < 0)
 		give_up(s); /* the journal has it */
-	if (s->whole)
-		state_part_end(s, false, NULL);
 	if (s->write)
 		mdb_txn_abort(s->write);
 	if (s->read)
@@ -312,6 +312,7 @@ void state_close(struct state *s)
 	if (s->env)
 		mdb_env_close(s->env);
 	journal_close(s->journal);
+	undo_release(&s->undo);
 	xfree(s->folder);
 	xfree_(s);
 }
@@ -335,6 +336,39 @@ int state_get(struct state *s, enum state_table table, const void *key, size_t k
 	return 0;
 }
 
+static bool in_part(const struct state *s)
+{
+	return s->part && !s->aside;
+}
+
+/* What is new, as most of a part is, is found to be so by the put itself. */
+static int put(struct state *s, enum state_table table, MDB_val *k, MDB_val *v)
+{
+	MDB_val old = *v;
+	int rc;
+
+	if (!in_part(s))
+		return mdb_put(s->write, s->table[table], k, v, 0);
+	rc = mdb_put(s->write, s->table[table], k, &old, MDB_NOOVERWRITE);
+	if (rc && rc != MDB_KEYEXIST)
+		return rc;
+	undo_note(&s->undo, table, k->mv_data, k->mv_size, rc ? old.mv_data : NULL,
+		  rc ? old.mv_size : 0);
+	return rc ? mdb_put(s->write, s->table[table], k, v, 0) : 0;
+}
+
+static int delete(struct state *s, enum state_table table, MDB_val *k)
+{
+	MDB_val old;
+	int rc = in_part(s) ? mdb_get(s->write, s->table[table], k, &old) : 0;
+
+	if (rc)
+		return rc;
+	if (in_part(s))
+		undo_note(&s->undo, table, k->mv_data, k->mv_size, old.mv_data, old.mv_size);
+	return mdb_del(s->write, s->table[table], k, NULL);
+}
+
 int state_put(struct state *s, enum state_table table, const void *key, size_t key_len,
 	      const void *data, size_t len, struct err *e)
 {
@@ -343,12 +377,12 @@ int state_put(struct state *s, enum state_table table, const void *key, size_t k
 
 	CHECK(key_len > 0 && key_len <= 511);
 	TRY(writer(s, e));
-	rc = fault_hit("store-put") ? MDB_MAP_FULL : mdb_put(s->write, s->table[table], &k, &v, 0);
+	rc = fault_hit("store-put") ? MDB_MAP_FULL : put(s, table, &k, &v);
 	if (rc) {
 		s->spoiled = true;
 		return mdb_error(e, s, table_names[table], rc);
 	}
-	journal_note(s->journal, table, key, key_len, len ? data : "", len);
+	journal_note(s->journal, in_part(s), table, key, key_len, len ? data : "", len);
 	return 0;
 }
 
@@ -359,14 +393,14 @@ int state_delete(struct state *s, enum state_table table, const void *key, size_
 	int rc;
 
 	TRY(writer(s, e));
-	rc = mdb_del(s->write, s->table[table], &k, NULL);
+	rc = delete(s, table, &k);
 	if (rc == MDB_NOTFOUND)
 		return 0;
 	if (rc) {
 		s->spoiled = true;
 		return mdb_error(e, s, table_names[table], rc);
 	}
-	journal_note(s->journal, table, key, key_len, NULL, 0);
+	journal_note(s->journal, in_part(s), table, key, key_len, NULL, 0);
 	return 0;
 }
 
@@ -434,39 +468,36 @@ bool state_folded(const struct state *s)
 
 int state_part_begin(struct state *s, struct err *e)
 {
-	MDB_txn *part = NULL;
-	int rc;
-
-	CHECK(!s->whole);
+	CHECK(!s->part);
 	TRY(writer(s, e));
-	rc = mdb_txn_begin(s->env, s->write, 0, &part);
-	if (rc)
-		return mdb_error(e, s, "begin of a part", rc);
-	s->whole = s->write;
-	s->write = part;
-	s->before = journal_noted(s->journal);
+	s->part = true;
 	return 0;
 }
 
+void state_part_aside(struct state *s, bool aside)
+{
+	CHECK(s->part);
+	s->aside = aside;
+}
+
+/* After a failed change nothing need be taken back: the transaction goes as a whole. */
 int state_part_end(struct state *s, bool keep, struct err *e)
 {
-	MDB_txn *part = s->write;
 	int rc = 0;
 
-	CHECK(s->whole);
-	s->write = s->whole;
-	s->whole = NULL;
-	if (keep)
-		rc = mdb_txn_commit(part);
-	else
-		mdb_txn_abort(part);
-	if (!keep)
-		journal_forget(s->journal, s->before);
-	if (rc) {
-		s->spoiled = true;
-		return mdb_error(e, s, "a part", rc);
-	}
-	return 0;
+	CHECK(s->part && !s->aside);
+	s->part = false;
+	if (!keep && !s->spoiled)
+		rc = undo_each(&s->undo, apply, s, e);
+	undo_clear(&s->undo);
+	journal_part_end(s->journal, keep);
+	s->spoiled |= rc < 0;
+	return rc;
+}
+
+bool state_can_commit(const struct state *s)
+{
+	return !s->part || (s->aside && !s->must_fold && journal_fits(s->journal));
 }
 
 static int commit(struct state *s, bool folding, struct err *e)
@@ -474,7 +505,8 @@ static int commit(struct state *s, bool folding, struct err *e)
 	bool changed = state_changed(s);
 	int rc = 0;
 
-	CHECK(!s->whole);
+	CHECK(!folding || !s->part);
+	CHECK(state_can_commit(s));
 	if (changed && (s->spoiled || fault_hit("store-commit")))
 		rc = err_set(e, TF_EIO, "%s: commit: a change before it failed", s->folder);
 	if (rc == 0 && (folding || s->must_fold || !journal_fits(s->journal)))
@@ -503,14 +535,13 @@ int state_fold(struct state *s, struct err *e)
 void state_abort(struct state *s)
 {
 	reader_rest(s);
-	if (s->whole)
-		state_part_end(s, false, NULL);
+	CHECK(!s->part);
 	if (!s->write || !state_changed(s))
 		return;
 	mdb_txn_abort(s->write);
 	s->write = NULL;
 	s->spoiled = false;
-	journal_forget(s->journal, 0);
+	journal_forget(s->journal);
 	if (!journal_empty(s->journal) && redo(s, NULL) < 0)
 		give_up(s);
 }
@@ -539,8 +570,13 @@ int state_number(struct state *s, const char *name, uint64_t *out, struct err *e
 
 int state_set_number(struct state *s, const char *name, uint64_t value, struct err *e)
 {
+	bool aside = s->aside;
 	uint8_t data[8];
+	int rc;
 
 	state_key(value, data);
-	return state_put(s, STATE_META, name, strlen(name), data, sizeof data, e);
+	s->aside = true;
+	rc = state_put(s, STATE_META, name, strlen(name), data, sizeof data, e);
+	s->aside = aside;
+	return rc;
 }

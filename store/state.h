@@ -75,10 +75,14 @@ int state_each(struct state *s, enum state_table table, const void *from, size_t
 uint64_t state_count(struct state *s, enum state_table table);
 
 bool state_changed(const struct state *s); /* something waits to be committed */
-/* A part of the changes that is kept or forgotten as a whole, before the commit. One at a time;
- * what state_get gave before its end is void after it. */
+/* A part of the changes that is kept or taken back as a whole, before the commit. One at a time;
+ * what state_get gave before its end is void after it. Numbers (state_set_number) are of no part.
+ * While it is set aside, changes are of none; they may be committed if state_can_commit, and must
+ * not be of its records. */
 int state_part_begin(struct state *s, struct err *e);
+void state_part_aside(struct state *s, bool aside);
 int state_part_end(struct state *s, bool keep, struct err *e);
+bool state_can_commit(const struct state *s);
 /* Makes all changes since the last commit durable, or none: after an error nothing of them is in
  * the store that state_open gives next, or all is ("outcome unknown"), and this one must be closed.
  */

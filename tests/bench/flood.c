@@ -22,7 +22,7 @@
 #define ROUND_MS 400
 #define SUBMITS_MAX 10000
 #define ROUNDS_MAX 100
-#define BATCH 100
+#define BATCH_MAX 1000
 
 static struct harness h;
 static struct key_pair flooder;
@@ -52,6 +52,7 @@ static Tf__NoopSpec noop = TF__NOOP_SPEC__INIT;
 static Tf__JobSpec spec = TF__JOB_SPEC__INIT;
 static Tf__Submit one = TF__SUBMIT__INIT;
 static uint64_t token[2];
+static size_t batch_jobs;
 
 static void ask_submit(Tf__Request *r)
 {
@@ -63,15 +64,15 @@ static void ask_submit(Tf__Request *r)
 static void ask_batch(Tf__Request *r)
 {
 	static Tf__SubmitBatch batch = TF__SUBMIT_BATCH__INIT;
-	static ProtobufCBinaryData packed[BATCH];
+	static ProtobufCBinaryData packed[BATCH_MAX];
 
-	for (size_t i = 0; i < BATCH; i++) {
+	for (size_t i = 0; i < batch_jobs; i++) {
 		token[0]++;
 		if (!packed[i].data)
 			packed[i].data = xmalloc(tf__submit__get_packed_size(&one) + 64);
 		packed[i].len = tf__submit__pack(&one, packed[i].data);
 	}
-	batch.n_submit = BATCH;
+	batch.n_submit = batch_jobs;
 	batch.submit = packed;
 	r->body_case = TF__REQUEST__BODY_SUBMIT_BATCH;
 	r->submit_batch = &batch;
@@ -91,12 +92,14 @@ static const struct kind {
 	const char *name;
 	void (*ask)(Tf__Request *r);
 	uint64_t open; /* unanswered requests of each of its connections */
+	size_t batch;  /* jobs in each */
 } kinds[] = {
-	{ "submits, 2 x 64 open", ask_submit, 64 },
-	{ "submits, 2 x 1000 open", ask_submit, 1000 },
-	{ "submits without end", ask_submit, UINT64_MAX },
-	{ "batches of 100", ask_batch, 2 },
-	{ "lists of 1000 jobs", ask_list, 2 },
+	{ "submits, 2 x 64 open", ask_submit, 64, 0 },
+	{ "submits, 2 x 1000 open", ask_submit, 1000, 0 },
+	{ "submits without end", ask_submit, UINT64_MAX, 0 },
+	{ "batches of 100", ask_batch, 2, 100 },
+	{ "batches of 1000", ask_batch, 2, BATCH_MAX },
+	{ "lists of 1000 jobs", ask_list, 2, 0 },
 };
 
 static void *flood_socket(void *context)
@@ -120,6 +123,7 @@ static void flood(const struct kind *k)
 	uint64_t open[2] = { 0 };
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	batch_jobs = k->batch;
 	r.version = TF_PROTOCOL_VERSION;
 	token[1] = (uint64_t)clock_mono_ns();
 	for (int i = 0; i < 2; i++)

@@ -18,6 +18,8 @@
 #define FLOOD_LINES 8
 #define FLOOD_EACH 60
 #define POLITE 16
+#define FLOOD_OPEN 1000 /* on each of two connections */
+#define ROUNDS 31
 
 static struct harness h;
 static struct key_pair flo;
@@ -91,6 +93,72 @@ static void many_connections_are_one_user(void **state)
 			receive_job(flood[i]); /* they come too */
 		zmq_close(flood[i]);
 	}
+	zmq_close(polite);
+	zmq_ctx_term(context);
+	harness_stop(&h);
+}
+
+/* Takes what answers came and sends more, until so many are open. */
+struct flood {
+	void *socket;
+	uint64_t open, next;
+};
+
+static void flood_on(struct flood *f, uint64_t most)
+{
+	Tf__Reply *reply;
+
+	while ((reply = harness_receive(f->socket, 0)) != NULL) {
+		assert_int_equal(reply->code, 0);
+		tf__reply__free_unpacked(reply, NULL);
+		f->open--;
+	}
+	harness_send_noops(f->socket, "done", f->next, most - f->open);
+	f->next += most - f->open;
+	f->open = most;
+}
+
+static int by_size(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+	return (x > y) - (x < y);
+}
+
+/* One user has thousands of requests open all the time, another sends one submit after the other.
+ * The numbers of the jobs tell how many of the first come before each: as good as none while the
+ * other is served, and what is theirs until the other asks again. A daemon that takes them as they
+ * come has all that wait before each. No clock is looked at: a slow machine is slow for both. */
+static void a_submit_is_not_behind_a_flood(void **state)
+{
+	void *context = zmq_ctx_new(), *polite;
+	struct flood flood[2];
+	uint64_t last = 0, before[ROUNDS];
+
+	(void)state;
+	start(NULL, NULL);
+	assert_ok(harness_drain(h.line, false, false, &e), &e);
+	polite = harness_socket(&h, context, NULL);
+	for (int i = 0; i < 2; i++)
+		flood[i] = (struct flood){ harness_socket(&h, context, &flo), 0, 1 };
+	for (uint64_t i = 0; i <= ROUNDS; i++) {
+		uint64_t id;
+
+		for (int k = 0; k < 2; k++)
+			flood_on(&flood[k], FLOOD_OPEN);
+		harness_send_noops(polite, "done", 1 + i, 1);
+		id = receive_job(polite);
+		if (i > 0)
+			before[i - 1] = id - last - 1;
+		last = id;
+	}
+	qsort(before, ROUNDS, sizeof *before, by_size);
+	print_message("# %llu jobs of the flood before one of the other's, at most %llu\n",
+		      (unsigned long long)before[ROUNDS / 2],
+		      (unsigned long long)before[ROUNDS - 1]);
+	assert_true(before[ROUNDS / 2] < FLOOD_OPEN / 4);
+	for (int i = 0; i < 2; i++)
+		zmq_close(flood[i].socket);
 	zmq_close(polite);
 	zmq_ctx_term(context);
 	harness_stop(&h);
@@ -302,6 +370,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(many_connections_are_one_user),
+		cmocka_unit_test(a_submit_is_not_behind_a_flood),
 		cmocka_unit_test(the_rate_of_a_user_is_bounded),
 		cmocka_unit_test(what_waits_of_a_user_is_bounded),
 		cmocka_unit_test(connections_are_bounded),

@@ -108,6 +108,57 @@ static void a_flood_leaves_most_of_the_time(void **state)
 	inbox_free(b);
 }
 
+static bool is_capital(const struct wire_message *m)
+{
+	return m->route[0] < 'a';
+}
+
+static char beside(struct inbox *b, size_t *at, int64_t now)
+{
+	struct wire_message m;
+
+	if (!inbox_take_beside(b, &wide, is_capital, at, &m, 1000, now))
+		return 0;
+	wire_message_close(&m);
+	return (char)m.route[0];
+}
+
+/* While a long request of one is handled: what fits of the others, one each a round, in the order
+ * in which they sent it, and within their share; the long one is charged to whose it is. */
+static void others_come_beside(void **state)
+{
+	struct inbox *b = inbox_new();
+	struct err e = ERR_INIT;
+	size_t at = 0;
+
+	(void)state;
+	for (int i = 0; i < 3; i++)
+		assert_ok(put(b, "flo", &wide, 'F', 0, &e), &e);
+	assert_int_equal(take(b, &wide, 0), 'F');
+	assert_ok(put(b, "pat", &wide, 'P', 0, &e), &e);
+	assert_ok(put(b, "pat", &wide, 'p', 0, &e), &e);
+	assert_ok(put(b, "pat", &wide, 'P', 0, &e), &e);
+	assert_ok(put(b, "rob", &wide, 'R', 0, &e), &e);
+	assert_int_equal(beside(b, &at, 0), 'P');
+	assert_int_equal(beside(b, &at, 0), 'R');
+	assert_int_equal(beside(b, &at, 0), 0);
+	at = 0;
+	assert_int_equal(beside(b, &at, 0), 0); /* what does not fit is before it */
+	for (int i = 0; i < 100; i++)
+		assert_ok(put(b, "sam", &wide, 'S', 0, &e), &e);
+	for (int i = 0; i < 100; i++) {
+		at = 0;
+		if (!beside(b, &at, 0))
+			break;
+		assert_true(i < 50); /* 61 us each, of 0.5 ms */
+	}
+	inbox_charge(b, 5000000, 0);
+	assert_int_equal(take(b, &wide, 0), 'p');
+	assert_int_equal(take(b, &wide, 0), 'P');
+	assert_int_equal(take(b, &wide, 0), 0);
+	inbox_free(b);
+}
+
 /* Nobody else is about: nothing is held back; after it, the other waits no longer than usual. */
 static void alone_there_is_no_share(void **state)
 {
@@ -173,6 +224,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(users_are_served_in_turn),
 		cmocka_unit_test(a_flood_leaves_most_of_the_time),
+		cmocka_unit_test(others_come_beside),
 		cmocka_unit_test(alone_there_is_no_share),
 		cmocka_unit_test(rate_count_and_bytes_are_bounded),
 	};

@@ -5,6 +5,7 @@
 #include "lib/buf.h"
 #include "lib/clock.h"
 #include "lib/mem.h"
+#include "proto/wire.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -163,6 +164,145 @@ static void a_batch_has_a_limit(void **state)
 	b.first = 5;
 	add_member(&b, "done", -1);
 	assert_int_equal(send_batch(&b, false, &reply), TF_ELIMIT);
+	members_release(&b);
+}
+
+/* ---------------------------------------------------------------- others meanwhile */
+
+#define POLITE 4
+
+static uint64_t seq_of(uint64_t id)
+{
+	Tf__Reply *shown = harness_show(&h, id);
+	uint64_t seq = shown->jobs->job[0]->seq;
+
+	tf__reply__free_unpacked(shown, NULL);
+	return seq;
+}
+
+static bool is_there(uint64_t id)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__JobRef m = TF__JOB_REF__INIT;
+	Tf__Reply *reply = NULL;
+	int rc;
+
+	m.job = id;
+	r.body_case = TF__REQUEST__BODY_JOB_SHOW;
+	r.job_show = &m;
+	rc = harness_call(h.line, &r, &reply, NULL);
+	if (reply)
+		tf__reply__free_unpacked(reply, NULL);
+	assert_true(rc == 0 || rc == TF_ENOTFOUND);
+	return rc == 0;
+}
+
+static void send_members(void *socket, struct members *b, uint64_t id)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__SubmitBatch m = TF__SUBMIT_BATCH__INIT;
+
+	m.n_submit = b->count;
+	m.submit = b->packed;
+	r.version = TF_PROTOCOL_VERSION;
+	r.id = id;
+	r.body_case = TF__REQUEST__BODY_SUBMIT_BATCH;
+	r.submit_batch = &m;
+	harness_send(socket, &r);
+}
+
+static uint64_t receive_job(void *socket)
+{
+	Tf__Reply *reply = harness_receive(socket, LIMIT_WAIT_MS);
+	uint64_t id;
+
+	assert_non_null(reply);
+	assert_int_equal(reply->code, 0);
+	id = reply->submitted->job;
+	tf__reply__free_unpacked(reply, NULL);
+	return id;
+}
+
+/* The daemon stands still while one user sends a batch and another a few submits, of which it
+ * handles at most one before the batch. Returns the batch's answer and the others' jobs. */
+static Tf__Reply *batch_and_others(struct members *b, uint64_t other[POLITE])
+{
+	void *context = zmq_ctx_new(), *one, *polite = harness_socket(&h, context, NULL);
+	struct key_pair flo;
+	Tf__Reply *reply;
+
+	harness_enrol(&h, "flo", "member", &flo);
+	assert_ok(harness_drain(h.line, false, false, &e), &e);
+	one = harness_socket(&h, context, &flo);
+	harness_send_noops(one, "done", 1, 1); /* they are connected then */
+	harness_send_noops(polite, "done", 1, 1);
+	receive_job(one);
+	receive_job(polite);
+	kill(h.pid, SIGSTOP);
+	send_members(one, b, 2);
+	harness_send_noops(polite, "done", 2, POLITE);
+	clock_sleep_ms(100);
+	kill(h.pid, SIGCONT);
+	for (int i = 0; i < POLITE; i++)
+		other[i] = receive_job(polite);
+	reply = harness_receive(one, LIMIT_WAIT_MS);
+	assert_non_null(reply);
+	zmq_close(one);
+	zmq_close(polite);
+	zmq_ctx_term(context);
+	return reply;
+}
+
+/* The order of changes tells that they were made while the batch was. */
+static void a_batch_lets_others_in(void **state)
+{
+	struct members b = { .first = 6 };
+	uint64_t other[POLITE], first, last;
+	Tf__Reply *reply;
+
+	(void)state;
+	while (b.count < LIMIT_BATCH_JOBS)
+		add_member(&b, "done", -1);
+	reply = batch_and_others(&b, other);
+	assert_int_equal(reply->code, 0);
+	first = reply->submitted_batch->job[0];
+	last = reply->submitted_batch->job[LIMIT_BATCH_JOBS - 1];
+	assert_int_equal(last - first, LIMIT_BATCH_JOBS - 1);
+	assert_true(other[POLITE - 1] > last);
+	assert_true(seq_of(other[POLITE - 1]) < seq_of(last));
+	assert_true(seq_of(other[POLITE - 1]) > seq_of(first));
+	tf__reply__free_unpacked(reply, NULL);
+	harness_kill(&h, SIGKILL);
+	harness_start(&h);
+	assert_true(is_there(first) && is_there(last) && is_there(other[POLITE - 1]));
+	assert_true(harness_noop(&h, "done") > other[POLITE - 1]);
+	members_release(&b);
+}
+
+/* What was let in stays when the batch's last job is refused; nothing stays of the batch. */
+static void a_refused_batch_leaves_others(void **state)
+{
+	struct members b = { .first = 7 };
+	uint64_t other[POLITE], id;
+	Tf__Reply *reply;
+
+	(void)state;
+	while (b.count < LIMIT_BATCH_JOBS - 1)
+		add_member(&b, "done", -1);
+	add_member(&b, "a/b", -1); /* no name */
+	reply = batch_and_others(&b, other);
+	assert_int_equal(reply->code, TF_EINVALID);
+	assert_non_null(strstr(reply->text, "job 1000 of 1000"));
+	tf__reply__free_unpacked(reply, NULL);
+	for (int again = 0; again < 2; again++) {
+		for (int i = 0; i < POLITE; i++)
+			assert_true(is_there(other[i]));
+		for (id = other[0] + 1; id < other[POLITE - 1]; id++)
+			assert_int_equal(is_there(id), id == other[1] || id == other[2]);
+		harness_kill(&h, SIGKILL);
+		harness_start(&h);
+	}
+	assert_int_equal(harness_noop(&h, "done"), other[POLITE - 1] + 1);
 	members_release(&b);
 }
 
@@ -608,6 +748,8 @@ int main(void)
 		WITH_HARNESS(a_batch_with_one_wrong_job_leaves_nothing, harness_started),
 		WITH_HARNESS(tokens_are_known_all_or_none, harness_started),
 		WITH_HARNESS(a_batch_has_a_limit, harness_started),
+		WITH_HARNESS(a_batch_lets_others_in, harness_started),
+		WITH_HARNESS(a_refused_batch_leaves_others, harness_started),
 		WITH_HARNESS(jobs_wait_for_every_kind_of_end, harness_started),
 		WITH_HARNESS(held_jobs_stay_until_they_are_released, harness_started),
 		WITH_HARNESS(an_ended_job_is_put_back, harness_started),

@@ -298,9 +298,6 @@ static void forgotten_changes_are_not_in_the_journal(void **state)
 	assert_ok(state_set_number(store, "b", 2, &e), &e);
 	state_abort(store);
 	assert_false(state_changed(store));
-	assert_ok(state_part_begin(store, &e), &e);
-	assert_ok(state_set_number(store, "b", 3, &e), &e);
-	assert_ok(state_part_end(store, false, &e), &e);
 	put_number("c", 4);
 	killed = killed_now();
 	assert_int_equal(number_in(killed, "a"), 1);
@@ -308,6 +305,96 @@ static void forgotten_changes_are_not_in_the_journal(void **state)
 	assert_int_equal(number_in(killed, "c"), 4);
 	assert_int_equal(number_in(killed, "z"), 0);
 	xfree(killed);
+}
+
+/* A change like those of records. */
+static void put_record(const char *name, uint8_t value)
+{
+	uint8_t data[8] = { 0, 0, 0, 0, 0, 0, 0, value };
+
+	assert_ok(state_put(store, STATE_META, name, strlen(name), data, sizeof data, &e), &e);
+}
+
+static uint64_t number_now(const char *name)
+{
+	uint64_t value;
+
+	assert_ok(state_number(store, name, &value, &e), &e);
+	return value;
+}
+
+/* One of each: changed twice, deleted, new. */
+static void change_in_part(void)
+{
+	assert_ok(state_part_begin(store, &e), &e);
+	put_record("a", 2);
+	put_record("a", 3);
+	assert_ok(state_delete(store, STATE_META, "b", 1, &e), &e);
+	assert_ok(state_delete(store, STATE_META, "none", 4, &e), &e);
+	put_record("c", 4);
+}
+
+static void is_as_before(const char *where)
+{
+	assert_int_equal(where ? number_in(where, "a") : number_now("a"), 1);
+	assert_int_equal(where ? number_in(where, "b") : number_now("b"), 1);
+	assert_int_equal(where ? number_in(where, "c") : number_now("c"), 0);
+}
+
+/* What is committed in between has nothing of it, nor has a process that is killed then. */
+static void a_part_is_kept_or_taken_back(void **state)
+{
+	char *killed;
+
+	(void)state;
+	put_number("a", 1);
+	put_number("b", 1);
+	change_in_part();
+	assert_false(state_can_commit(store));
+	state_part_aside(store, true);
+	assert_true(state_can_commit(store));
+	put_number("d", 5);
+	killed = killed_now();
+	is_as_before(killed);
+	assert_int_equal(number_in(killed, "d"), 5);
+	xfree(killed);
+	state_part_aside(store, false);
+	assert_int_equal(number_now("a"), 3);
+	assert_ok(state_part_end(store, false, &e), &e);
+	is_as_before(NULL);
+	put_number("d", 6);
+	killed = killed_now();
+	is_as_before(killed);
+	xfree(killed);
+	change_in_part();
+	assert_ok(state_set_number(store, "of no part", 7, &e), &e);
+	assert_ok(state_part_end(store, true, &e), &e);
+	assert_ok(state_commit(store, &e), &e);
+	killed = killed_now();
+	assert_int_equal(number_in(killed, "a"), 3);
+	assert_int_equal(number_in(killed, "b"), 0);
+	assert_int_equal(number_in(killed, "c"), 4);
+	assert_int_equal(number_in(killed, "of no part"), 7);
+	xfree(killed);
+}
+
+/* A fold would take the part along. */
+static void a_part_is_not_folded(void **state)
+{
+	char *big = xcalloc(1, LIMIT_JOURNAL_BYTES);
+
+	(void)state;
+	put_number("a", 1);
+	assert_ok(state_part_begin(store, &e), &e);
+	put_record("a", 2);
+	state_part_aside(store, true);
+	assert_ok(state_put(store, STATE_META, "big", 3, big, LIMIT_JOURNAL_BYTES, &e), &e);
+	assert_false(state_can_commit(store));
+	state_part_aside(store, false);
+	assert_ok(state_part_end(store, false, &e), &e);
+	assert_ok(state_commit(store, &e), &e);
+	assert_int_equal(folded_number("a"), 1);
+	xfree(big);
 }
 
 /* More than it holds, by many commits and by one. */
@@ -382,10 +469,10 @@ static void job_numbers_never_come_again(void **state)
 	uint64_t a, b;
 
 	(void)state;
-	assert_ok(jobs_next_id(store, &a, &e), &e);
+	assert_ok(jobs_next_id(store, 1, &a, &e), &e);
 	assert_ok(state_commit(store, &e), &e);
 	reopen();
-	assert_ok(jobs_next_id(store, &b, &e), &e);
+	assert_ok(jobs_next_id(store, 1, &b, &e), &e);
 	assert_int_equal(b, a + 1);
 }
 
@@ -495,6 +582,9 @@ int main(void)
 						close_store),
 		cmocka_unit_test_setup_teardown(forgotten_changes_are_not_in_the_journal,
 						open_store, close_store),
+		cmocka_unit_test_setup_teardown(a_part_is_kept_or_taken_back, open_store,
+						close_store),
+		cmocka_unit_test_setup_teardown(a_part_is_not_folded, open_store, close_store),
 		cmocka_unit_test_setup_teardown(a_full_journal_is_folded, open_store, close_store),
 		cmocka_unit_test_setup_teardown(indexes_follow_the_records, open_store,
 						close_store),
