@@ -129,8 +129,8 @@ static int apply(void *arg, unsigned table, const void *key, size_t key_len, con
 	MDB_val k = { key_len, (void *)key }, v = { len, (void *)value };
 	int rc;
 
-	FAIL_IF(table >= STATE_TABLES, e, TF_ECORRUPT, "%s: the journal has a table %u", s->folder,
-		table);
+	FAIL_IF(table >= STATE_TABLES, e, TF_EVERSION,
+		"%s: written by a newer program (its journal has a table %u)", s->folder, table);
 	TRY(writer(s, e));
 	rc = value ? mdb_put(s->write, s->table[table], &k, &v, 0)
 		   : mdb_del(s->write, s->table[table], &k, NULL);
@@ -165,16 +165,64 @@ static int fold(struct state *s, struct err *e)
 	return 0;
 }
 
-static void give_up(struct state *s)
+static void drop_write(struct state *s)
 {
-	s->failed = true;
 	if (s->write)
 		mdb_txn_abort(s->write);
 	s->write = NULL;
 }
 
+static void give_up(struct state *s)
+{
+	s->failed = true;
+	drop_write(s);
+}
+
+static int redo_and_fold(struct state *s, struct err *e)
+{
+	drop_write(s);
+	TRY(redo(s, e));
+	return s->must_fold || !journal_empty(s->journal) ? fold(s, e) : 0;
+}
+
+/* What was acknowledged had room when it was put; folding it may take a few pages more than the
+ * map has. */
+static int fold_beyond(struct state *s, uint64_t map_bytes, struct err *e)
+{
+	int rc;
+
+	drop_write(s);
+	reader_rest(s);
+	rc = mdb_env_set_mapsize(s->env, map_bytes + FOLD_BYTES);
+	if (rc)
+		return mdb_error(e, s, "a larger map", rc);
+	TRY(redo_and_fold(s, e));
+	reader_rest(s);
+	rc = mdb_env_set_mapsize(s->env, map_bytes);
+	return rc ? mdb_error(e, s, "the map", rc) : 0;
+}
+
+/* What the journal has goes into the environment. When the disk does not take it, it stays in the
+ * journal, and can be read all the same. */
+static int settle(struct state *s, uint64_t map_bytes, struct err *e)
+{
+	struct err why = ERR_INIT;
+	int rc = redo_and_fold(s, &why);
+
+	if (rc == TF_ENOSPACE && map_bytes > 0) {
+		err_clear(&why);
+		rc = fold_beyond(s, map_bytes, &why);
+	}
+	if (rc == TF_ENOSPACE || rc == TF_EIO) {
+		drop_write(s);
+		s->must_fold = true;
+		return redo(s, e);
+	}
+	return rc < 0 ? err_set(e, rc, "%s", why.text) : 0;
+}
+
 /* The environment's files must be found after a power cut, which its own syncs do not see to. */
-static int open_tables(struct state *s, struct err *e)
+static int open_tables(struct state *s, uint64_t map_bytes, struct err *e)
 {
 	uint64_t version;
 	int rc;
@@ -196,8 +244,7 @@ static int open_tables(struct state *s, struct err *e)
 	s->write = NULL;
 	if (rc)
 		return mdb_error(e, s, "tables", rc);
-	TRY(redo(s, e));
-	s->must_fold |= !journal_empty(s->journal);
+	TRY(settle(s, map_bytes, e));
 	return check_version(s, &version, e);
 }
 
@@ -225,61 +272,53 @@ static int find_tables(struct state *s, struct err *e)
 	return 0;
 }
 
-enum opening { OPEN_READING, OPEN_FOLDED, OPEN_UNFOLDED };
+static int open_environment(struct state *s, uint64_t map_bytes, struct err *e)
+{
+	unsigned flags = MDB_NOTLS | (s->reading_only ? MDB_RDONLY : 0);
+	int rc = mdb_env_create(&s->env);
 
-static int open_state(const char *folder, uint64_t map_bytes, enum opening how, struct state **out,
+	if (!rc)
+		rc = mdb_env_set_maxdbs(s->env, STATE_TABLES);
+	if (!rc && map_bytes)
+		rc = mdb_env_set_mapsize(s->env, map_bytes);
+	if (!rc)
+		rc = mdb_env_open(s->env, s->folder, flags, 0600);
+	if (rc)
+		return mdb_error(e, s, "open", rc);
+	state_reader_check(s);
+	return 0;
+}
+
+static int open_state(const char *folder, uint64_t map_bytes, bool reading, struct state **out,
 		      struct err *e)
 {
 	struct state *s = xcalloc(1, sizeof *s);
-	bool reading = how == OPEN_READING;
-	int rc, code;
+	int rc;
 
 	s->folder = xstrdup(folder);
 	s->reading_only = reading;
-	code = reading ? 0 : dir_make(folder, 0700, e);
-	rc = code ? 0 : mdb_env_create(&s->env);
-	if (!code && !rc)
-		rc = mdb_env_set_maxdbs(s->env, STATE_TABLES);
-	if (!code && !rc && map_bytes)
-		rc = mdb_env_set_mapsize(s->env, map_bytes);
-	if (!code && !rc)
-		rc = mdb_env_open(s->env, folder, MDB_NOTLS | (reading ? MDB_RDONLY : 0), 0600);
-	if (!code && rc)
-		code = mdb_error(e, s, "open", rc);
-	if (!code)
-		state_reader_check(s);
-	if (!code)
-		code = reading ? find_tables(s, e) : open_tables(s, e);
-	if (!code && how == OPEN_FOLDED && s->must_fold)
-		code = fold(s, e);
-	if (code) {
+	rc = reading ? 0 : dir_make(folder, 0700, e);
+	if (rc == 0)
+		rc = open_environment(s, map_bytes, e);
+	if (rc == 0)
+		rc = reading ? find_tables(s, e) : open_tables(s, map_bytes, e);
+	if (rc < 0) {
 		s->failed = true;
 		state_close(s);
-		return code;
+		return rc;
 	}
 	*out = s;
 	return 0;
 }
 
-/* What was acknowledged had room when it was put; folding it may take a few pages more. When the
- * disk does not take it, it can be read all the same. */
 int state_open(const char *folder, uint64_t map_bytes, struct state **out, struct err *e)
 {
-	int rc = open_state(folder, map_bytes, OPEN_FOLDED, out, e);
-
-	if (rc == TF_ENOSPACE && map_bytes > 0 &&
-	    open_state(folder, map_bytes + FOLD_BYTES, OPEN_FOLDED, out, NULL) == 0) {
-		state_close(*out);
-		rc = open_state(folder, map_bytes, OPEN_FOLDED, out, e);
-	}
-	if (rc == TF_ENOSPACE || rc == TF_EIO)
-		rc = open_state(folder, map_bytes, OPEN_UNFOLDED, out, e);
-	return rc;
+	return open_state(folder, map_bytes, false, out, e);
 }
 
 int state_open_reading(const char *folder, struct state **out, struct err *e)
 {
-	return open_state(folder, 0, OPEN_READING, out, e);
+	return open_state(folder, 0, true, out, e);
 }
 
 int state_copy(struct state *s, const char *folder, struct err *e)

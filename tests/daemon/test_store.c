@@ -7,12 +7,14 @@
 #include "proto/limits.h"
 #include "store/catalogue.h"
 #include "store/jobs.h"
+#include "store/journal.h"
 #include "store/users.h"
 
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -423,6 +425,106 @@ static void a_full_journal_is_folded(void **state)
 	xfree(big);
 }
 
+#define SMALL_MAP_BYTES (2u << 20)
+
+/* Values of so many bytes until one is refused; all that were acknowledged are there then. */
+static void fill_with(size_t bytes)
+{
+	char *value = xcalloc(1, bytes), key[16];
+	uint64_t taken = 0, found;
+	int rc = 0;
+
+	state_close(store);
+	assert_ok(state_open(folder, SMALL_MAP_BYTES, &store, &e), &e);
+	while (rc == 0) {
+		snprintf(key, sizeof key, "key %05llu", (unsigned long long)taken);
+		rc = state_put(store, STATE_META, key, strlen(key), value, bytes, NULL);
+		if (rc == 0)
+			rc = state_set_number(store, "taken", taken + 1, NULL);
+		if (rc == 0)
+			rc = state_commit(store, NULL);
+		taken += rc == 0;
+	}
+	assert_int_equal(rc, TF_ENOSPACE);
+	state_close(store);
+	store = NULL;
+	assert_ok(state_open(folder, SMALL_MAP_BYTES, &store, &e), &e);
+	assert_ok(state_number(store, "taken", &found, &e), &e);
+	assert_int_equal(found, taken);
+	assert_true(state_folded(store));
+	assert_true(taken * bytes > SMALL_MAP_BYTES / 4);
+	xfree(value);
+}
+
+/* Whatever the map is filled with, what was acknowledged comes out of the journal. */
+static void a_map_filled_to_the_edge_is_opened(void **state)
+{
+	static const size_t bytes[] = { 1500, 3000, 9000, 40000 };
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_LEN(bytes); i++) {
+		fill_with(bytes[i]);
+		close_store(NULL);
+		assert_int_equal(open_store(NULL), 0);
+	}
+}
+
+/* An environment of which nothing more than the journal's size can be written. */
+static void a_full_disk_can_be_read_from(void **state)
+{
+	char *killed, *big = xcalloc(1, LIMIT_JOURNAL_BYTES / 2);
+	struct rlimit old, full;
+	struct state *other = NULL;
+	uint64_t value;
+
+	(void)state;
+	signal(SIGXFSZ, SIG_IGN);
+	assert_int_equal(getrlimit(RLIMIT_FSIZE, &old), 0);
+	full = (struct rlimit){ LIMIT_JOURNAL_BYTES, old.rlim_max };
+	for (char key = 'a'; key < 'e'; key++)
+		assert_ok(state_put(store, STATE_META, &key, 1, big, LIMIT_JOURNAL_BYTES / 2, &e),
+			  &e);
+	assert_ok(state_fold(store, &e), &e);
+	assert_ok(state_put(store, STATE_META, "e", 1, big, LIMIT_JOURNAL_BYTES / 2, &e), &e);
+	put_number("a", 7);
+	assert_false(state_folded(store));
+	killed = killed_now();
+	assert_int_equal(setrlimit(RLIMIT_FSIZE, &full), 0);
+	assert_ok(state_open(killed, MAP_BYTES, &other, &e), &e);
+	assert_ok(state_number(other, "a", &value, &e), &e);
+	assert_int_equal(value, 7);
+	assert_ok(state_set_number(other, "a", 8, &e), &e);
+	assert_true(state_commit(other, NULL) < 0);
+	state_close(other);
+	assert_int_equal(setrlimit(RLIMIT_FSIZE, &old), 0);
+	assert_int_equal(number_in(killed, "a"), 7);
+	xfree(killed);
+	xfree(big);
+}
+
+/* A newer program's journal may speak of tables that are not known here. */
+static void a_newer_journal_is_refused(void **state)
+{
+	char *killed;
+	struct journal *j = NULL;
+	struct state *other = NULL;
+	uint64_t epoch;
+
+	(void)state;
+	put_number("a", 1);
+	assert_ok(state_fold(store, &e), &e);
+	assert_ok(state_number(store, "journal", &epoch, &e), &e);
+	killed = killed_now();
+	assert_ok(journal_open(killed, &j, &e), &e);
+	assert_ok(journal_read(j, epoch, NULL, NULL, &e), &e);
+	journal_note(j, STATE_TABLES, "key", 3, "value", 5);
+	assert_ok(journal_write(j, &e), &e);
+	journal_close(j);
+	assert_int_equal(state_open(killed, MAP_BYTES, &other, &e), TF_EVERSION);
+	assert_non_null(strstr(e.text, "newer program"));
+	xfree(killed);
+}
+
 struct seen {
 	uint64_t id[16];
 	size_t count;
@@ -586,6 +688,12 @@ int main(void)
 						close_store),
 		cmocka_unit_test_setup_teardown(a_part_is_not_folded, open_store, close_store),
 		cmocka_unit_test_setup_teardown(a_full_journal_is_folded, open_store, close_store),
+		cmocka_unit_test_setup_teardown(a_map_filled_to_the_edge_is_opened, open_store,
+						close_store),
+		cmocka_unit_test_setup_teardown(a_full_disk_can_be_read_from, open_store,
+						close_store),
+		cmocka_unit_test_setup_teardown(a_newer_journal_is_refused, open_store,
+						close_store),
 		cmocka_unit_test_setup_teardown(indexes_follow_the_records, open_store,
 						close_store),
 		cmocka_unit_test_setup_teardown(job_numbers_never_come_again, open_store,
