@@ -56,14 +56,11 @@ int job_put(struct state *s, Tf__JobRecord *record, struct err *e)
 	return state_put(s, STATE_TOKENS, record->token.data, JOB_TOKEN_BYTES, key, sizeof key, e);
 }
 
-static int unpack_job(struct state_value value, uint64_t id, Tf__JobRecord **out, struct err *e)
+static int check_job(const Tf__JobRecord *r, uint64_t id, struct err *e)
 {
-	TRY(record_unpack(value, &tf__job_record__descriptor, out, e));
-	if ((*out)->job->id == id && record_is_whole(*out))
-		return 0;
-	record_free(*out);
-	return err_set(e, TF_ECORRUPT, "store: the record of job %llu contradicts itself",
-		       (unsigned long long)id);
+	FAIL_IF(r->job->id != id || !record_is_whole(r), e, TF_ECORRUPT,
+		"store: the record of job %llu contradicts itself", (unsigned long long)id);
+	return 0;
 }
 
 int job_get(struct state *s, uint64_t id, Tf__JobRecord **out, struct err *e)
@@ -76,7 +73,11 @@ int job_get(struct state *s, uint64_t id, Tf__JobRecord **out, struct err *e)
 	rc = state_get(s, STATE_JOBS, key, sizeof key, &v, e);
 	FAIL_IF(rc == TF_ENOTFOUND, e, TF_ENOTFOUND, "no job %llu", (unsigned long long)id);
 	TRY(rc);
-	return unpack_job(v, id, out, e);
+	TRY(record_unpack(v, &tf__job_record__descriptor, out, e));
+	rc = check_job(*out, id, e);
+	if (rc < 0)
+		record_free(*out);
+	return rc;
 }
 
 int job_spec_put(struct state *s, uint64_t id, Tf__SpecRecord *record, struct err *e)
@@ -116,17 +117,20 @@ struct walk {
 	attempt_fn attempt;
 	void *arg;
 	struct err *e;
+	struct record_room room;
 };
 
 static int walk_job(void *arg, struct state_value key, struct state_value value)
 {
 	struct walk *w = arg;
 	Tf__JobRecord *r = NULL;
-	int rc;
+	int rc = record_unpack_in(&w->room, value, &tf__job_record__descriptor, &r, w->e);
 
-	TRY(unpack_job(value, state_key_number(key.data), &r, w->e));
-	rc = w->job(w->arg, r);
-	record_free(r);
+	if (rc == 0)
+		rc = check_job(r, state_key_number(key.data), w->e);
+	if (rc == 0)
+		rc = w->job(w->arg, r);
+	record_room_clear(&w->room, r ? &r->base : NULL);
 	return rc;
 }
 

@@ -566,6 +566,42 @@ static void indexes_follow_the_records(void **state)
 	assert_int_equal(job_by_token(store, token, &id, &e), TF_ENOTFOUND);
 }
 
+static int measure(void *arg, Tf__JobRecord *r)
+{
+	struct seen *s = arg;
+	size_t len = strlen(r->job->reason);
+
+	assert_true(r->job->reason[len - 1] == (char)('a' + r->job->id));
+	s->id[s->count++] = len;
+	return 0;
+}
+
+/* Small ones share the walk's memory, large ones do not fit in. */
+static void a_walk_meets_records_of_all_sizes(void **state)
+{
+	static const size_t len[] = { 10, 40000, 100, 7000, 8000, 1 };
+	static char reason[40001];
+	struct seen seen = { .count = 0 };
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_LEN(len); i++) {
+		Tf__JobRecord *r = NULL;
+
+		put_job(i + 1, TF__JOB_STATE__QUEUED);
+		assert_ok(job_get(store, i + 1, &r, &e), &e);
+		memset(reason, (char)('a' + i + 1), len[i]);
+		reason[len[i]] = 0;
+		xfree(r->job->reason);
+		r->job->reason = xstrdup(reason);
+		assert_ok(job_put(store, r, &e), &e);
+		record_free(r);
+	}
+	assert_ok(jobs_each_live(store, 0, true, measure, &seen, &e), &e);
+	assert_int_equal(seen.count, ARRAY_LEN(len));
+	for (size_t i = 0; i < ARRAY_LEN(len); i++)
+		assert_int_equal(seen.id[i], len[i]);
+}
+
 static void job_numbers_never_come_again(void **state)
 {
 	uint64_t a, b;
@@ -695,6 +731,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(a_newer_journal_is_refused, open_store,
 						close_store),
 		cmocka_unit_test_setup_teardown(indexes_follow_the_records, open_store,
+						close_store),
+		cmocka_unit_test_setup_teardown(a_walk_meets_records_of_all_sizes, open_store,
 						close_store),
 		cmocka_unit_test_setup_teardown(job_numbers_never_come_again, open_store,
 						close_store),
