@@ -56,23 +56,77 @@ void cuda_advance_tokens(struct kernels *k, const struct token_rows *t)
 }
 
 /* ---- drawing: tokens are weighed in whole numbers, so that sums are exact in any order, and found
- * by their place in the order likeliest first, digit by digit of the logit's bits. Most logits
+ * by their place in the order likeliest first, digit by digit of the logit's bits. A cluster of
+ * blocks shares a row where there are clusters; each block reads the others' sums. Most logits
  * share their first digit: lanes with the same one add up first, and each warp has sums of its own.
  */
 #define THREADS 1024
 #define WARPS (THREADS / 32)
+#define CLUSTER 8                    /* blocks of a row */
 #define DIGITS 256
 #define LIKELIEST 1099511627776.0f   /* 2^40: the weight of the likeliest token */
 
 typedef unsigned long long weight_t;
 
-/* One row's logits (in shared memory where they fit) and what turns them into weights. */
+/* The block's part of a row's logits and what turns them into weights. */
 template <typename T> struct lot {
 	const T *logits;
-	weight_t *sums; /* [WARPS][DIGITS], shared memory */
-	int vocab;
+	weight_t (*warp)[DIGITS]; /* sums of the warps, in shared memory */
+	weight_t (*mine)[DIGITS]; /* the block's, of this call and the one before: peers read them */
+	int calls;
+	int first, count;  /* of the part: the first token, how many */
 	float most, temperature;
 };
+
+/* Blocks of the cluster, this one among them. */
+static __device__ __forceinline__ unsigned peers(void)
+{
+	unsigned n = 1;
+
+#if __CUDA_ARCH__ >= 900
+	asm("mov.u32 %0, %cluster_nctarank;" : "=r"(n));
+#endif
+	return n;
+}
+
+static __device__ __forceinline__ unsigned rank_of_peer(void)
+{
+	unsigned rank = 0;
+
+#if __CUDA_ARCH__ >= 900
+	asm("mov.u32 %0, %cluster_ctarank;" : "=r"(rank));
+#endif
+	return rank;
+}
+
+/* Afterwards all have come here, and see what the others wrote before. */
+static __device__ __forceinline__ void meet_peers(void)
+{
+#if __CUDA_ARCH__ >= 900
+	asm volatile("barrier.cluster.arrive.release.aligned;\n\t"
+		     "barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#else
+	__syncthreads();
+#endif
+}
+
+/* What a peer has at that place of its shared memory. */
+static __device__ __forceinline__ weight_t read_peer(const weight_t *p, unsigned rank)
+{
+	weight_t v;
+
+#if __CUDA_ARCH__ >= 900
+	asm volatile("{\n\t.reg .u32 at;\n\t"
+		     "mapa.shared::cluster.u32 at, %1, %2;\n\t"
+		     "ld.shared::cluster.u64 %0, [at];\n\t}"
+		     : "=l"(v)
+		     : "r"((uint32_t)__cvta_generic_to_shared(p)), "r"(rank)
+		     : "memory");
+#else
+	v = *p;
+#endif
+	return v;
+}
 
 /* Keeps the order of floats. */
 static __device__ __forceinline__ uint32_t key_of(float x)
@@ -93,21 +147,32 @@ static __device__ __forceinline__ weight_t weight_of(const lot<T> &l, float logi
 	return (weight_t)(expf((logit - l.most) / l.temperature) * LIKELIEST);
 }
 
-/* The sum of all weights, the same in every thread. */
-template <typename T> static __device__ weight_t total_of(const lot<T> &l)
+/* The row's highest logit. */
+template <typename T> static __device__ float most_of(const lot<T> &l)
 {
-	__shared__ weight_t part[WARPS];
+	__shared__ weight_t most;
+	float x = -INFINITY;
+	uint32_t key = 0;
+
+	for (int i = (int)threadIdx.x; i < l.count; i += THREADS)
+		x = fmaxf(x, to_float(l.logits[i]));
+	x = block_max(x);
+	if (threadIdx.x == 0)
+		most = key_of(x);
+	meet_peers();
+	for (unsigned i = 0; i < peers(); i++)
+		key = max(key, (uint32_t)read_peer(&most, i));
+	return logit_of(key);
+}
+
+/* The sum of all digits, the same in every thread. */
+static __device__ weight_t total_of(const weight_t digit[DIGITS])
+{
 	weight_t sum = 0;
 
-	for (int i = (int)threadIdx.x; i < l.vocab; i += THREADS)
-		sum += weight_of(l, to_float(l.logits[i]));
+	for (int d = (int)threadIdx.x % 32; d < DIGITS; d += 32)
+		sum += digit[d];
 	for (int i = 16; i > 0; i /= 2)
-		sum += __shfl_xor_sync(0xffffffffu, sum, i);
-	if (threadIdx.x % 32 == 0)
-		part[threadIdx.x / 32] = sum;
-	__syncthreads();
-	sum = part[threadIdx.x % WARPS];
-	for (int i = WARPS / 2; i > 0; i /= 2)
 		sum += __shfl_xor_sync(0xffffffffu, sum, i);
 	return sum;
 }
@@ -151,21 +216,22 @@ static __device__ void find_digit(const weight_t digit[DIGITS], weight_t target,
 	}
 }
 
-/* digit[d] = sum of the weights whose key begins as f's and goes on with d. */
+/* digit[d] = sum of the row's weights whose key begins as f's and goes on with d. */
 template <typename T>
-static __device__ void add_digits(const lot<T> &l, weight_t digit[DIGITS], uint32_t key,
-				  uint32_t above, int shift)
+static __device__ void add_digits(lot<T> &l, weight_t digit[DIGITS], uint32_t key, uint32_t above,
+				  int shift)
 {
-	weight_t *mine = l.sums + threadIdx.x / 32 * DIGITS, sum = 0;
+	weight_t *of_warp = l.warp[threadIdx.x / 32], *mine = l.mine[l.calls++ % 2], sum = 0;
 	int lane = (int)threadIdx.x % 32;
 
 	for (int d = lane; d < DIGITS; d += 32)
-		mine[d] = 0;
-	for (int first = 0; first < l.vocab; first += THREADS) {
+		of_warp[d] = 0;
+	__syncwarp();
+	for (int first = 0; first < l.count; first += THREADS) {
 		int i = first + (int)threadIdx.x;
-		float x = i < l.vocab ? to_float(l.logits[i]) : -INFINITY;
+		float x = i < l.count ? to_float(l.logits[i]) : -INFINITY;
 		uint32_t k = key_of(x), d = k >> shift & (DIGITS - 1);
-		weight_t w = i < l.vocab && (k & above) == (key & above) ? weight_of(l, x) : 0;
+		weight_t w = i < l.count && (k & above) == (key & above) ? weight_of(l, x) : 0;
 		unsigned there = __ballot_sync(0xffffffffu, w > 0);
 
 		if (w > 0) {
@@ -174,89 +240,98 @@ static __device__ void add_digits(const lot<T> &l, weight_t digit[DIGITS], uint3
 			weight_t high = __reduce_add_sync(same, (unsigned)(w >> 20));
 
 			if (lane == __ffs((int)same) - 1)
-				mine[d] += (high << 20) + low;
+				of_warp[d] += (high << 20) + low;
 		}
 		__syncwarp();
 	}
 	__syncthreads();
 	if (threadIdx.x < DIGITS) {
 		for (int w = 0; w < WARPS; w++)
-			sum += l.sums[w * DIGITS + threadIdx.x];
+			sum += l.warp[w][threadIdx.x];
+		mine[threadIdx.x] = sum;
+	}
+	meet_peers();
+	if (threadIdx.x < DIGITS) {
+		sum = 0;
+		for (unsigned i = 0; i < peers(); i++)
+			sum += read_peer(mine + threadIdx.x, i);
 		digit[threadIdx.x] = sum;
 	}
 	__syncthreads();
 }
 
 /* The key at which the weights, likeliest first, add up to the target (1 .. total). first: the sums
- * of the first digits, which are made where `known` is not set. */
+ * of the first digits. */
 template <typename T>
-static __device__ struct found find_weight(const lot<T> &l, weight_t target, weight_t first[DIGITS],
-					   bool known)
+static __device__ struct found find_weight(lot<T> &l, weight_t target,
+					   const weight_t first[DIGITS])
 {
 	__shared__ weight_t digit[DIGITS];
 	__shared__ struct found f;
+	const int lowest = sizeof(T) == 2 ? 16 : 0; /* bf16 has no bits below */
 	uint32_t above = 0;
+	struct found result;
 
 	if (threadIdx.x == 0) {
 		f.key = 0;
 		f.before = 0;
 	}
 	__syncthreads();
-	for (int shift = 24; shift >= 0; shift -= 8) {
-		weight_t *sums = shift == 24 ? first : digit;
-
-		if (shift < 24 || !known)
-			add_digits(l, sums, f.key, above, shift);
+	for (int shift = 24; shift >= lowest; shift -= 8) {
+		if (shift < 24)
+			add_digits(l, digit, f.key, above, shift);
 		if (threadIdx.x < 32)
-			find_digit(sums, target, &f, shift);
+			find_digit(shift == 24 ? first : digit, target, &f, shift);
 		above |= (uint32_t)(DIGITS - 1) << shift;
 		__syncthreads();
 	}
-	return f;
-}
-
-/* The row in shared memory, or where it is when there is no room: it is read a dozen times. */
-template <typename T>
-static __device__ const T *keep_row(const T *row, int vocab, T *room)
-{
-	const int each = 16 / sizeof(T), whole = (uintptr_t)row % 16 == 0 ? vocab / each : 0;
-
-	if (!room)
-		return row;
-#pragma unroll 4
-	for (int i = (int)threadIdx.x; i < whole; i += THREADS)
-		reinterpret_cast<uint4 *>(room)[i] = reinterpret_cast<const uint4 *>(row)[i];
-	for (int i = whole * each + (int)threadIdx.x; i < vocab; i += THREADS)
-		room[i] = row[i];
-	__syncthreads();
-	return room;
+	result = f;
+	if (lowest && !(result.key >> 31))
+		result.key |= (1u << lowest) - 1;
+	return result;
 }
 
 /* The token that is number `place` (from 1) of those with the key, by index; in thread order. */
 template <typename T>
 static __device__ void put_place(int32_t *out, const lot<T> &l, uint32_t key, weight_t place)
 {
-	__shared__ int warp_count[THREADS / 32];
-	int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
+	__shared__ int warp_count[WARPS];
+	__shared__ weight_t count;
+	int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, all = 0;
+	weight_t before = 0;
 
-	for (int first = 0; first < l.vocab; first += THREADS) {
+	for (int first = 0; first < l.count; first += THREADS) {
 		int i = first + (int)threadIdx.x;
-		bool mine = i < l.vocab && key_of(to_float(l.logits[i])) == key;
-		unsigned here = __ballot_sync(0xffffffffu, mine);
-		weight_t all = (weight_t)__syncthreads_count(mine), rank;
 
-		if (place > all) {
-			place -= all;
+		all += __syncthreads_count(i < l.count && key_of(to_float(l.logits[i])) == key);
+	}
+	if (threadIdx.x == 0)
+		count = (weight_t)all;
+	meet_peers();
+	for (unsigned i = 0; i < rank_of_peer(); i++)
+		before += read_peer(&count, i);
+	meet_peers(); /* none ends while another reads */
+	if (place <= before || place > before + (weight_t)all)
+		return;
+	place -= before;
+	for (int first = 0; first < l.count; first += THREADS) {
+		int i = first + (int)threadIdx.x;
+		bool mine = i < l.count && key_of(to_float(l.logits[i])) == key;
+		unsigned here = __ballot_sync(0xffffffffu, mine);
+		weight_t rank = (weight_t)__popc(here & ((1u << lane) - 1));
+
+		all = __syncthreads_count(mine);
+		if (place > (weight_t)all) {
+			place -= (weight_t)all;
 			continue;
 		}
 		if (lane == 0)
 			warp_count[warp] = __popc(here);
 		__syncthreads();
-		rank = (weight_t)__popc(here & ((1u << lane) - 1));
 		for (int w = 0; w < warp; w++)
 			rank += (weight_t)warp_count[w];
 		if (mine && rank == place - 1)
-			*out = i;
+			*out = l.first + i;
 		return;
 	}
 }
@@ -267,37 +342,37 @@ static __device__ __forceinline__ weight_t divide_up(weight_t a, weight_t b)
 }
 
 template <typename T>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 1)
 	draw_rows(int32_t *out, const T *logits, int64_t width, int vocab, float temperature,
 		  float top_p, uint32_t key0, uint32_t key1, const int64_t *index,
-		  const int32_t *position, bool room)
+		  const int32_t *position)
 {
-	extern __shared__ __align__(16) weight_t sums[];
-	__shared__ weight_t first[DIGITS];
-	lot<T> l = { keep_row(logits + (int64_t)blockIdx.x * width, vocab,
-			      room ? reinterpret_cast<T *>(sums + WARPS * DIGITS) : NULL),
-		     sums, vocab, -INFINITY, temperature };
-	uint64_t at = (uint64_t)index[blockIdx.x];
-	uint32_t c[4] = { (uint32_t)position[blockIdx.x] + 1, 0, (uint32_t)at,
-			  (uint32_t)(at >> 32) };
+	extern __shared__ __align__(16) weight_t sums[][DIGITS];
+	__shared__ weight_t first[DIGITS], mine[2][DIGITS];
+	const int row = (int)(blockIdx.x / peers()), part = (vocab - 1) / (int)peers() + 1;
+	const int from = min(part * (int)rank_of_peer(), vocab);
+	lot<T> l = { logits + row * width + from, sums,      mine, 0, from,
+		     min(part, vocab - from),     -INFINITY, temperature };
+	uint64_t at = (uint64_t)index[row];
+	uint32_t c[4] = { (uint32_t)position[row] + 1, 0, (uint32_t)at, (uint32_t)(at >> 32) };
 	weight_t total, kept, each, target;
 	struct found f;
 
-	for (int i = (int)threadIdx.x; i < vocab; i += THREADS)
-		l.most = fmaxf(l.most, to_float(l.logits[i]));
-	l.most = block_max(l.most);
-	total = total_of(l);
+	l.most = most_of(l);
+	add_digits(l, first, 0, 0, 24);
+	kept = total = total_of(first);
 	target = (weight_t)ceil((double)top_p * (double)total);
-	target = target < 1 ? 1 : target > total ? total : target;
-	f = find_weight(l, target, first, false);
-	each = weight_of(l, logit_of(f.key));
-	kept = f.before + divide_up(target - f.before, each) * each;
+	if (target < total) {
+		f = find_weight(l, target < 1 ? 1 : target, first);
+		each = weight_of(l, logit_of(f.key));
+		kept = f.before + divide_up(target - f.before, each) * each;
+	}
 	philox(c, key0, key1);
 	target = (weight_t)((double)(c[0] >> 8) * 0x1p-24 * (double)kept) + 1;
 	__syncthreads();
-	f = find_weight(l, target, first, true);
+	f = find_weight(l, target, first);
 	each = weight_of(l, logit_of(f.key));
-	put_place(out + blockIdx.x, l, f.key, divide_up(target - f.before, each));
+	put_place(out + row, l, f.key, divide_up(target - f.before, each));
 }
 
 template <typename T>
@@ -305,15 +380,24 @@ static void run_draw(struct cuda_state *s, int32_t *out, struct tensor logits, i
 		     float temperature, float top_p, uint64_t seed, const int64_t *index,
 		     const int32_t *position)
 {
-	size_t sums = WARPS * DIGITS * sizeof(weight_t), row = (size_t)vocab * sizeof(T);
-	bool room = sums + row <= s->shared_most;
-	size_t bytes = room ? sums + row : sums;
+	const unsigned blocks = s->capability >= 90 ? CLUSTER : 1;
+	const size_t sums = WARPS * DIGITS * sizeof(weight_t);
+	cudaLaunchConfig_t shape = {};
+	cudaLaunchAttribute cluster;
 
 	CUDA(cudaFuncSetAttribute(draw_rows<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-				  (int)bytes));
-	draw_rows<<<(unsigned)logits.dim[0], THREADS, bytes, s->stream>>>(
-		out, (const T *)logits.data, logits.dim[1], vocab, temperature, top_p,
-		(uint32_t)seed, philox_key(seed, PHILOX_TEXT), index, position, room);
+				  (int)sums));
+	cluster.id = cudaLaunchAttributeClusterDimension;
+	cluster.val.clusterDim = { blocks, 1, 1 };
+	shape.gridDim = dim3((unsigned)logits.dim[0] * blocks);
+	shape.blockDim = dim3(THREADS);
+	shape.dynamicSmemBytes = sums;
+	shape.stream = s->stream;
+	shape.attrs = &cluster;
+	shape.numAttrs = blocks > 1 ? 1 : 0;
+	CUDA(cudaLaunchKernelEx(&shape, draw_rows<T>, out, (const T *)logits.data, logits.dim[1],
+				vocab, temperature, top_p, (uint32_t)seed,
+				philox_key(seed, PHILOX_TEXT), index, position));
 	LAUNCHED();
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Speed of the operations that a training step is made of, at the shapes of the 0.76B and 1.4B
- * models and the mask of the benchmark (six captioned pictures of 322 positions, then a text): one
- * JSON object a line. Usage: bench_kernels [DEVICE [NAME]] */
+ * Speed of the operations that a training step is made of, and of the layers of a token, at the
+ * shapes of the 0.76B and 1.4B models and the mask of the benchmark (six captioned pictures of 322
+ * positions, then a text): one JSON object a line. Usage: bench_kernels [DEVICE [NAME]] */
 #include "config.h"
 #include "kernels/kernels.h"
 #include "lib/clock.h"
@@ -190,24 +190,32 @@ static void run_product(void *of)
 	k->ops->matmul(k, p->c, p->a, p->ta, p->b, p->tb, none, p->beta);
 }
 
+/* Forward alone where the rows are those of sampling. */
 static void bench_products(int64_t rows, int64_t out, int64_t in)
 {
+	static const char *const what[3] = { "forward", "input gradient", "weight gradient" };
+	const int n = rows <= DRAWN ? 1 : 3;
+	char name[3][96];
+	bool any = false;
+
+	for (int i = 0; i < n; i++) {
+		snprintf(name[i], sizeof name[i], "matmul %s %lld x %lld x %lld", what[i],
+			 (long long)rows, (long long)out, (long long)in);
+		any |= wanted(name[i]);
+	}
+	if (!any)
+		return;
+
 	struct tensor t[4] = { random_tensor(DT_BF16, rows, in), random_tensor(DT_BF16, out, in),
 			       random_tensor(DT_BF16, rows, out), random_tensor(DT_F32, out, in) };
 	struct product_case p[3] = { { t[2], t[0], t[1], false, true, 0 },
 				     { t[0], t[2], t[1], false, false, 0 },
 				     { t[3], t[2], t[0], true, false, 1 } };
-	static const char *const what[3] = { "forward", "input gradient", "weight gradient" };
 
-	for (int i = 0; i < (rows == DRAWN ? 1 : 3); i++) {
-		char name[96];
-
-		snprintf(name, sizeof name, "matmul %s %lld x %lld x %lld", what[i],
-			 (long long)rows, (long long)out, (long long)in);
-		if (wanted(name))
-			report(name, time_of(run_product, &p[i]),
+	for (int i = 0; i < n; i++)
+		if (wanted(name[i]))
+			report(name[i], time_of(run_product, &p[i]),
 			       2.0 * (double)rows * (double)out * (double)in, 0);
-	}
 	release(t, 4);
 }
 
@@ -244,6 +252,9 @@ static struct tensor integers(int64_t n, int first, int each, int step)
 
 static void bench_drawing(int S, int d, int heads, int F)
 {
+	if (!wanted("drawing"))
+		return;
+
 	const int rows = DRAWN, each = DRAWN / S, capacity = CAPTION + 3 + each;
 	struct drawing g = { { tensor_1d(random_memory(d, DT_F32, 1), DT_F32, d),
 			       tensor_1d(random_memory(d, DT_F32, 1), DT_F32, d),
@@ -253,8 +264,6 @@ static void bench_drawing(int S, int d, int heads, int F)
 			       random_tensor(DT_BF16, S * capacity, d) },
 			     { .layers = 1, .heads = heads, .eps = 1e-5f } };
 
-	if (!wanted("drawing"))
-		return;
 	g.layer.keys = tensor_3d(g.layer.keys.data, DT_BF16, S, capacity, d);
 	g.layer.values = tensor_3d(g.layer.values.data, DT_BF16, S, capacity, d);
 	g.c.layer = &g.layer;
@@ -275,6 +284,83 @@ static void bench_drawing(int S, int d, int heads, int F)
 	       2.0 * rows * d * (4.0 * d + 3.0 * F) + 4.0 * rows * d * (capacity - 1), 0);
 	report("drawing, attention", time_of(run_drawing_attention, &g),
 	       4.0 * rows * d * (capacity - 1), 0);
+}
+
+/* ---- the layers of a token, recorded: one row a sequence over keys that are there already */
+#define LAYERS 24
+
+static struct tensor weight(int64_t rows, int64_t columns)
+{
+	return tensor_2d(random_memory(rows * columns, DT_BF16, 1 / sqrtf((float)columns)),
+			 DT_BF16, rows, columns);
+}
+
+static void run_graph(void *of)
+{
+	k->ops->graph_run(k, of);
+}
+
+static struct tensor copy_of(struct tensor t)
+{
+	struct tensor c = t;
+
+	c.data = k->ops->alloc(k, tensor_bytes(&t));
+	CHECK(c.data);
+	k->ops->copy(k, c.data, t.data, tensor_bytes(&t));
+	return c;
+}
+
+/* All alike, each in memory of its own. */
+static void token_layers(struct cached_layer layer[LAYERS], int S, int64_t d, int64_t F,
+			 int64_t capacity)
+{
+	struct tensor norm = tensor_1d(random_memory(d, DT_F32, 1), DT_F32, d);
+	struct cached_layer l = {
+		norm, norm, weight(3 * d, d), weight(d, d), weight(2 * F, d), weight(d, F),
+		tensor_3d(random_memory(S * capacity * d, DT_BF16, 1), DT_BF16, S, capacity, d),
+		tensor_3d(random_memory(S * capacity * d, DT_BF16, 1), DT_BF16, S, capacity, d),
+	};
+
+	layer[0] = l;
+	for (int i = 1; i < LAYERS; i++)
+		layer[i] = (struct cached_layer){ copy_of(norm), copy_of(norm), copy_of(l.qkv),
+						  copy_of(l.attention_out), copy_of(l.gate_up),
+						  copy_of(l.down), copy_of(l.keys),
+						  copy_of(l.values) };
+}
+
+static void bench_tokens(int S, int64_t d, int heads, int64_t F, int keys)
+{
+	const int64_t capacity = keys + 65;
+	struct cached_layer layer[LAYERS];
+	struct cached_layers c = { .layer = layer, .layers = LAYERS, .heads = heads, .eps = 1e-5f };
+	double bytes = (double)(4 * d * d + 3 * d * F + 2 * S * keys * d) * 2;
+	char name[64];
+	void *graph;
+
+	snprintf(name, sizeof name, "tokens, a layer of %lld, batch %d", (long long)d, S);
+	if (!wanted(name) || !k->has_graphs)
+		return;
+	token_layers(layer, S, d, F, capacity);
+	c.norm = layer[0].ff_norm;
+	c.x = random_tensor(DT_BF16, S, d);
+	c.out = c.h = random_tensor(DT_BF16, S, d);
+	c.position = integers(S, keys, 1, 0);
+	c.limit = integers(S, keys, 1, 0);
+	c.at = integers(S, keys, 1, 0);
+	c.cosine = random_tensor(DT_F32, capacity, d / heads / 2);
+	c.sine = random_tensor(DT_F32, capacity, d / heads / 2);
+	c.qkv = random_tensor(DT_BF16, S, 3 * d);
+	c.attention = random_tensor(DT_BF16, S, d);
+	c.gate_up = random_tensor(DT_BF16, S, 2 * F);
+	c.swiglu = random_tensor(DT_BF16, S, F);
+	c.rstd = tensor_1d(random_memory(S, DT_F32, 1), DT_F32, S);
+	k->ops->cached_layers(k, &c);
+	k->ops->graph_begin(k);
+	k->ops->cached_layers(k, &c);
+	graph = k->ops->graph_end(k);
+	report(name, time_of(run_graph, graph) / LAYERS, 0, bytes);
+	k->ops->graph_release(k, graph);
 }
 
 /* ---- bound by memory */
@@ -301,6 +387,9 @@ static void run_norm_backward(void *of)
 
 static void bench_norm(int64_t rows, int64_t d)
 {
+	if (!wanted("add_rmsnorm") && !wanted("rmsnorm_backward"))
+		return;
+
 	struct rows_case c = { { random_tensor(DT_BF16, rows, d), random_tensor(DT_BF16, rows, d),
 				 random_tensor(DT_BF16, rows, d), random_tensor(DT_BF16, rows, d),
 				 tensor_1d(random_memory(rows, DT_F32, 1), DT_F32, rows),
@@ -330,6 +419,9 @@ static void run_swiglu_backward(void *of)
 
 static void bench_swiglu(int64_t rows, int64_t f)
 {
+	if (!wanted("swiglu") && !wanted("swiglu_backward"))
+		return;
+
 	struct rows_case c = { { random_tensor(DT_BF16, rows, f),
 				 random_tensor(DT_BF16, rows, 2 * f),
 				 random_tensor(DT_BF16, rows, 2 * f) } };
@@ -351,6 +443,9 @@ static void run_rope(void *of)
 
 static void bench_rope(int64_t rows, int64_t d)
 {
+	if (!wanted("rope"))
+		return;
+
 	struct rows_case c = { { random_tensor(DT_BF16, rows, 3 * d),
 				 random_tensor(DT_F32, T, d / 48), random_tensor(DT_F32, T, d / 48),
 				 tensor_1d(k->ops->alloc(k, (size_t)rows * 4), DT_I32, rows) } };
@@ -369,6 +464,9 @@ static void run_loss(void *of)
 
 static void bench_loss(int64_t rows, int64_t vocab)
 {
+	if (!wanted("cross_entropy"))
+		return;
+
 	struct rows_case c = { { tensor_1d(random_memory(rows, DT_F32, 1), DT_F32, rows),
 				 random_tensor(DT_BF16, rows, vocab),
 				 tensor_1d(k->ops->alloc(k, (size_t)rows * 4), DT_I32, rows),
@@ -442,6 +540,11 @@ int main(int argc, char **argv)
 	bench_products(DRAWN, 2 * 4096, 1536);
 	bench_products(DRAWN, 1536, 4096);
 	bench_drawing(16, 1536, 24, 4096);
+	bench_products(1, 32768, 1536);
+	bench_products(8, 32768, 1536);
+	bench_tokens(1, 1536, 24, 4096, 1023);
+	bench_tokens(8, 1536, 24, 4096, 1023);
+	bench_tokens(1, 2048, 16, 5632, 1023);
 	bench_norm(rows, 1536);
 	bench_swiglu(rows, 4096);
 	bench_rope(rows, 1536);
