@@ -261,22 +261,32 @@ static void write_config(const struct vae_config *c, struct st_writer *w)
 	}
 }
 
-int vae_save(struct vae *v, const char *path, struct err *e)
+int vae_write(const struct vae *v, const void *values, const char *path, struct err *e)
 {
 	int64_t c = v->config.latent_channels;
 	struct st_writer w;
-	struct st_file f;
-	void *copy;
 	int rc;
 
 	st_writer_init(&w);
 	write_config(&v->config, &w);
-	params_write(&v->params, PARAMS_MASTER, "", &w, &copy);
+	params_declare(&v->params, PARAMS_MASTER, "", values, &w);
 	st_writer_add(&w, "latent.mean", ST_F32, 1, &c, v->mean);
 	st_writer_add(&w, "latent.deviation", ST_F32, 1, &c, v->deviation);
 	rc = st_writer_save(&w, path, e);
 	st_writer_release(&w);
-	xfree(copy);
+	return rc;
+}
+
+int vae_save(struct vae *v, const char *path, struct err *e)
+{
+	size_t bytes = params_bytes(&v->params, PARAMS_MASTER);
+	void *values = xmalloc(bytes);
+	struct st_file f;
+	int rc;
+
+	v->params.k->ops->download(v->params.k, values, v->params.master, bytes);
+	rc = vae_write(v, values, path, e);
+	xfree(values);
 	TRY(rc);
 	TRY(st_open(path, &f, e));
 	hash_of(&f, v->hash);

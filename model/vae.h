@@ -49,6 +49,8 @@ int vae_new(struct kernels *k, const struct vae_config *c, enum dtype act, uint6
 /* Reads a VAE file; every name, shape and number in it is checked. */
 int vae_open(struct kernels *k, const char *path, enum dtype act, struct vae **out, struct err *e);
 int vae_save(struct vae *v, const char *path, struct err *e);
+/* Writes the file with other values, params_bytes of the host's; v stays as it is. Any thread. */
+int vae_write(const struct vae *v, const void *values, const char *path, struct err *e);
 void vae_free(struct vae *v);
 
 const struct vae_config *vae_config_of(const struct vae *v);

@@ -5,40 +5,10 @@
 #include "config.h"
 #include "model/layers.h"
 #include "model/vae_net.h"
-#include "model/vae_train.h"
-#include "lib/log.h"
+#include "model/vae_train_plan.h"
 #include "lib/mem.h"
 
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#define FORMAT "transfused vae training 1"
-
-/* What is read back of each picture: one f32 array each of `batch` numbers. Behind them on the host
- * lie the sums of squares of both nets' gradients. */
-enum figure { L1, KL, GAN, REAL, FAKE, FIGURES };
-enum norm { NORM, JUDGE_NORM, NORMS };
-
-struct vae_train {
-	struct vae *vae;
-	struct kernels *k;
-	struct vae_train_config c;
-	struct params *params;           /* the VAE's */
-	struct params judge;             /* the discriminator's */
-	struct tape *tape, *judge_tape;
-	int image, noise, kl_weight, moments, kl, reconstruction;   /* values of tape */
-	int shown, logits;               /* values of judge_tape */
-	struct tensor target;            /* pictures of a micro-batch, f32 */
-	struct tensor samples;           /* i64, numbers of the posterior's noise */
-	struct tensor weight, gan_weight, judge_weight;     /* f32 [micro], constant */
-	float *figure;                   /* backend, [FIGURES, batch] */
-	float *host;                     /* pictures on the host */
-	int64_t *host_samples;
-	int64_t step;
-	bool spoil;                      /* the next step, for tests */
-};
 
 const struct vae_train_config vae_train_config_small = {
 	.steps = 2500,
@@ -433,107 +403,7 @@ void vae_train_settle(struct vae_train *t, int64_t step, const float *host, stru
 	out->counts = isfinite(norms[NORM]) && judged;
 }
 
-/* ---- state */
-
-static void meta_number(struct st_writer *w, const char *key, int64_t value)
-{
-	char text[32];
-
-	snprintf(text, sizeof text, "%lld", (long long)value);
-	st_writer_meta(w, key, text);
-}
-
-int vae_train_save(struct vae_train *t, uint64_t skipped, const char *path, struct err *e)
-{
-	void *copy[5] = { NULL };
-	char *choices = kernels_choices(t->params->k);
-	struct st_writer w;
-	int rc;
-
-	st_writer_init(&w);
-	st_writer_meta(&w, "format", FORMAT);
-	st_writer_meta(&w, "choices", choices);
-	meta_number(&w, "step", t->step);
-	meta_number(&w, "skipped", (int64_t)skipped);
-	meta_number(&w, "updates", t->params->step - t->params->left_out);
-	meta_number(&w, "judge_updates", t->judge.step - t->judge.left_out);
-	params_write(t->params, PARAMS_M, "m.", &w, &copy[0]);
-	params_write(t->params, PARAMS_V, "v.", &w, &copy[1]);
-	if (t->judge_tape) {
-		params_write(&t->judge, PARAMS_MASTER, "", &w, &copy[2]);
-		params_write(&t->judge, PARAMS_M, "m.", &w, &copy[3]);
-		params_write(&t->judge, PARAMS_V, "v.", &w, &copy[4]);
-	}
-	rc = st_writer_save(&w, path, e);
-	st_writer_release(&w);
-	for (size_t i = 0; i < ARRAY_LEN(copy); i++)
-		xfree(copy[i]);
-	xfree(choices);
-	return rc;
-}
-
-static int read_number(const struct st_file *f, const char *path, const char *key, int64_t *out,
-		       struct err *e)
-{
-	const char *text = st_meta(f, key);
-	char *end;
-
-	FAIL_IF(!text, e, TF_ECORRUPT, "%s: metadata has no %s", path, key);
-	*out = strtoll(text, &end, 10);
-	FAIL_IF(end == text || *end || *out < 0, e, TF_ECORRUPT,
-		"%s: metadata %s is \"%.40s\", expected a count", path, key, text);
-	return 0;
-}
-
-static int read_state(struct vae_train *t, const struct st_file *f, const char *path,
-		      uint64_t *skipped, struct err *e)
-{
-	const char *format = st_meta(f, "format");
-	int64_t step, left_out, updates, judge_updates;
-
-	FAIL_IF(!format || strcmp(format, FORMAT), e, TF_EVERSION,
-		"%s: metadata format is \"%.40s\", expected \"%s\"", path, format ? format : "",
-		FORMAT);
-	TRY(read_number(f, path, "step", &step, e));
-	TRY(read_number(f, path, "skipped", &left_out, e));
-	TRY(read_number(f, path, "updates", &updates, e));
-	TRY(read_number(f, path, "judge_updates", &judge_updates, e));
-	TRY(params_read(t->params, PARAMS_M, "m.", f, path, e));
-	TRY(params_read(t->params, PARAMS_V, "v.", f, path, e));
-	if (t->judge_tape) {
-		TRY(params_read(&t->judge, PARAMS_MASTER, "", f, path, e));
-		TRY(params_read(&t->judge, PARAMS_M, "m.", f, path, e));
-		TRY(params_read(&t->judge, PARAMS_V, "v.", f, path, e));
-	}
-	t->step = step;
-	*skipped = (uint64_t)left_out;
-	t->params->step = updates;
-	t->judge.step = judge_updates;
-	return 0;
-}
-
-/* The algorithms of the steps before, so that the run goes on bit for bit. */
-static void choose_again(struct vae_train *t, const char *choices)
-{
-	struct err e = ERR_INIT;
-
-	if (choices && kernels_choose(t->params->k, choices, &e) < 0)
-		log_warn("the run goes on, but not bit for bit: %s", e.text);
-	err_clear(&e);
-}
-
-int vae_train_load(struct vae_train *t, const char *path, uint64_t *skipped, struct err *e)
-{
-	struct st_file f;
-	int rc;
-
-	TRY(st_open(path, &f, e));
-	rc = read_state(t, &f, path, skipped, e);
-	if (rc == 0)
-		choose_again(t, st_meta(&f, "choices"));
-	st_close(&f);
-	return rc;
-}
+/* ---- measuring */
 
 void vae_statistics_add(struct vae_statistics *s, const float *latents, int64_t pixels)
 {

@@ -61,10 +61,21 @@ void vae_train_settle(struct vae_train *t, int64_t step, const float *figures,
 		      struct vae_losses *out);
 /* Makes the next step's gradients no numbers, for tests of what follows then. */
 void vae_train_spoil(struct vae_train *t);
-/* Optimiser state, discriminator and step (not the VAE's own parameters: vae_save), and how many
- * steps were left out, which is the caller's to count. All steps are settled. After save and load
- * the next steps are the same bit for bit. */
-int vae_train_save(struct vae_train *t, uint64_t skipped, const char *path, struct err *e);
+/* ---- vae_state.c */
+
+/* A copy of the run in the host's memory, so that it can be written while the run goes on. */
+struct vae_copy;
+/* Takes the memory for copies of t, which outlives it. TF_ENOMEM. */
+int vae_copy_new(struct vae_train *t, struct vae_copy **out, struct err *e);
+void vae_copy_free(struct vae_copy *c);
+/* Starts to copy the run as it is behind all work queued so far, without waiting; all steps are
+ * settled. skipped: steps that were left out, which are the caller's to count. */
+void vae_copy_take(struct vae_copy *c, struct vae_train *t, uint64_t skipped);
+/* Waits for the copy to be whole and writes it: the VAE's file, and the state's (optimiser,
+ * discriminator and step). Any thread, while the VAE's statistics stay as they are. */
+int vae_copy_write(struct vae_copy *c, const char *vae_path, const char *path, struct err *e);
+/* Reads the state; the VAE's parameters are read by vae_open. The next steps are then the same bit
+ * for bit. */
 int vae_train_load(struct vae_train *t, const char *path, uint64_t *skipped, struct err *e);
 
 /* The mean and deviation of each latent channel, over any number of latents: pixels are added,

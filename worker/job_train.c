@@ -28,47 +28,34 @@ static struct checkpoint as_checkpoint(struct training *t)
 				     .average = t->average };
 }
 
+static int write_copy(void *copy, uint64_t step, struct err *e)
+{
+	struct training *t = copy;
+
+	CHECK(t->copy->of.step == step);
+	return checkpoint_copy_write(t->copy, t->job->output, &t->facts, e);
+}
+
 static int open_saver(struct training *t, struct err *e)
 {
 	const struct checkpoint c = as_checkpoint(t);
-	const struct saver_options o = { t->job->output, &t->facts, t->x.save.keep_last,
-					 t->x.save.keep_every };
+	const struct saver_options o = { t->job->output, t->x.save.keep_last, t->x.save.keep_every,
+					 write_copy, t };
 
-	return saver_new(&c, &o, &t->saver, e);
+	TRY(checkpoint_copy_new(&c, &t->copy, e));
+	t->saver = saver_new(&o);
+	return 0;
 }
 
 static void save_begin(struct training *t)
 {
 	struct checkpoint c = as_checkpoint(t);
 
+	saver_settle(t->saver, t->job);
 	loader_save(t->loader, &c.loader);
-	saver_begin(t->saver, &c, t->scored_at == t->step ? t->score : NAN);
+	checkpoint_copy_take(t->copy, &c, t->scored_at == t->step ? t->score : NAN);
+	saver_begin(t->saver, t->step);
 	buf_release(&c.loader);
-}
-
-static int save_end(struct training *t, struct err *e)
-{
-	uint64_t step;
-	int64_t took_ms;
-	int rc = saver_end(t->saver, &step, &took_ms, e);
-
-	if (rc == 0) {
-		log_info("step=%" PRIu64 " saved ms=%" PRId64, step, took_ms);
-		return 0;
-	}
-	log_error("step=%" PRIu64 " not saved: %s", step, e->text);
-	job_gauge(t->job, "save_failed", (double)step);
-	return rc;
-}
-
-/* How the checkpoint ended that was being written. A full disk is an event, not the end: the next
- * save may do. */
-static void settle_save(struct training *t)
-{
-	struct err e = ERR_INIT;
-
-	if (t->saver && saver_is_busy(t->saver))
-		save_end(t, &e);
 }
 
 /* ---- beginning and end */
@@ -190,8 +177,9 @@ static int start(struct training *t, struct err *e)
 
 static void release(struct training *t)
 {
-	settle_save(t);
+	saver_settle(t->saver, t->job);
 	saver_free(t->saver);
+	checkpoint_copy_free(t->copy);
 	train_close_steps(t);
 	if (t->pass)
 		pass_free(t->pass);
@@ -240,10 +228,8 @@ static int after_step(struct training *t, struct err *e)
 		TRY(train_measure(t, e));
 	if (draw)
 		TRY(draw_samples(t, e));
-	if (saves) {
-		settle_save(t);
+	if (saves)
 		save_begin(t);
-	}
 	return 0;
 }
 
@@ -254,13 +240,12 @@ static int run(struct training *t, struct err *e)
 	while (t->step < (uint64_t)t->x.train.steps) {
 		if (job_should_stop(t->job)) {
 			TRY(train_settle(t, 0, e));
-			settle_save(t);
 			save_begin(t);
-			settle_save(t);
+			saver_settle(t->saver, t->job);
 			return job_stopped(t->job, e);
 		}
 		if (saver_is_done(t->saver))
-			settle_save(t);
+			saver_settle(t->saver, t->job);
 		TRY(train_settle(t, FLIGHTS_MOST - 1, e));
 		TRY(train_launch(t, e));
 		TRY(after_step(t, e));
@@ -308,10 +293,10 @@ static int finish(struct training *t, struct err *e)
 {
 	uint64_t latest;
 
-	settle_save(t);
+	saver_settle(t->saver, t->job);
 	if (checkpoints_find(t->job->output, "latest", &latest, NULL) < 0 || latest != t->step) {
 		save_begin(t);
-		TRY(save_end(t, e));
+		TRY(saver_tell(t->saver, t->job, e));
 	}
 	return describe(t, e);
 }

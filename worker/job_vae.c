@@ -3,7 +3,8 @@
  * checkpoints appear in it by a rename and hold vae.safetensors, state.safetensors and
  * experiment.yaml; the finished autoencoder is VAE_FILE in the folder itself. A run that finds a
  * checkpoint goes on from it, bit for bit: which pictures a step sees follows from the seed and
- * the step's number. Steps are launched ahead and settle later (flights.h). */
+ * the step's number. Steps are launched ahead and settle later (flights.h), and go on while a
+ * checkpoint is written (saver.h). */
 #include "config.h"
 #include "lib/clock.h"
 #include "lib/fault.h"
@@ -14,6 +15,7 @@
 #include "proto/experiment.h"
 #include "store/checkpoints.h"
 #include "worker/flights.h"
+#include "worker/saver.h"
 #include "worker/vae_data.h"
 #include "worker/worker.h"
 
@@ -37,11 +39,67 @@ struct vae_run {
 	struct vae_train_config c;
 	uint8_t *batch;             /* pictures of a step */
 	struct flights flights;
+	struct saver *saver;
+	struct vae_copy *copy;      /* what it writes, */
+	double copied_score;        /* with this score */
 	struct vae_losses losses;   /* of the step that settled last */
 	double psnr, psnr_training; /* last measured; NaN: not yet */
 	int64_t psnr_step;
 	int64_t started_ns, started_step;
 };
+
+/* ---- checkpoints */
+
+static int write_files(const struct vae_run *r, const char *folder, struct err *e)
+{
+	const char *text = r->job->spec->vae->experiment;
+	char *vae = job_path(folder, VAE_FILE), *state = job_path(folder, STATE_FILE);
+	char *experiment = job_path(folder, EXPERIMENT_FILE);
+	int rc = vae_copy_write(r->copy, vae, state, e);
+
+	if (rc == 0)
+		rc = file_write(experiment, text, strlen(text), 0644, e);
+	xfree(experiment);
+	xfree(state);
+	xfree(vae);
+	return rc;
+}
+
+static int write_copy(void *copy, uint64_t step, struct err *e)
+{
+	const struct vae_run *r = copy;
+	char *folder = NULL;
+	int rc;
+
+	TRY(checkpoint_begin(r->job->output, step, &folder, e));
+	rc = write_files(r, folder, e);
+	if (rc == 0 && fault_hit("checkpoint-save"))
+		rc = err_set(e, TF_ENOSPACE, "%s: No space left on device", folder);
+	if (rc == 0)
+		rc = checkpoint_commit(r->job->output, step, folder, r->copied_score, e);
+	xfree(folder);
+	return rc;
+}
+
+static int open_saver(struct vae_run *r, struct err *e)
+{
+	const struct saver_options o = { r->job->output, r->x.save.keep_last, r->x.save.keep_every,
+					 write_copy, r };
+
+	TRY(vae_copy_new(r->train, &r->copy, e));
+	r->saver = saver_new(&o);
+	return 0;
+}
+
+static void save_begin(struct vae_run *r)
+{
+	int64_t step = vae_train_step_count(r->train);
+
+	saver_settle(r->saver, r->job);
+	r->copied_score = r->psnr_step == step ? -r->psnr : NAN;
+	vae_copy_take(r->copy, r->train, r->flights.skipped);
+	saver_begin(r->saver, (uint64_t)step);
+}
 
 /* ---- beginning and end */
 
@@ -190,6 +248,7 @@ static int start(struct vae_run *r, struct err *e)
 	r->c = config_of_training(&r->x, vae_data_size(r->data));
 	TRY(make_or_resume(r, e));
 	TRY(flights_open(&r->flights, r->job->kernels, vae_train_figures(r->train), e));
+	TRY(open_saver(r, e));
 	r->batch = xmalloc((size_t)r->c.batch * vae_data_bytes(r->data));
 	r->started_ns = clock_mono_ns();
 	r->started_step = vae_train_step_count(r->train);
@@ -202,61 +261,15 @@ static int start(struct vae_run *r, struct err *e)
 
 static void release(struct vae_run *r)
 {
+	saver_settle(r->saver, r->job);
+	saver_free(r->saver);
+	vae_copy_free(r->copy);
 	flights_close(&r->flights);
 	vae_train_free(r->train);
 	vae_free(r->vae);
 	vae_data_close(r->data);
 	xfree(r->batch);
 	vae_experiment_release(&r->x);
-}
-
-/* ---- checkpoints */
-
-static int save_files(struct vae_run *r, const char *folder, struct err *e)
-{
-	const char *text = r->job->spec->vae->experiment;
-	char *path = job_path(folder, VAE_FILE);
-	int rc = vae_save(r->vae, path, e);
-
-	xfree(path);
-	TRY(rc);
-	path = job_path(folder, STATE_FILE);
-	rc = vae_train_save(r->train, r->flights.skipped, path, e);
-	xfree(path);
-	TRY(rc);
-	path = job_path(folder, EXPERIMENT_FILE);
-	rc = file_write(path, text, strlen(text), 0644, e);
-	xfree(path);
-	return rc;
-}
-
-static int save(struct vae_run *r, struct err *e)
-{
-	uint64_t step = (uint64_t)vae_train_step_count(r->train);
-	double score = r->psnr_step == (int64_t)step ? -r->psnr : NAN;
-	int64_t start_ms = clock_mono_ms();
-	char *folder = NULL;
-	int rc;
-
-	TRY(checkpoint_begin(r->job->output, step, &folder, e));
-	rc = save_files(r, folder, e);
-	if (rc == 0)
-		rc = checkpoint_commit(r->job->output, step, folder, score, e);
-	xfree(folder);
-	TRY(rc);
-	log_info("step=%" PRIu64 " saved ms=%" PRId64, step, clock_mono_ms() - start_ms);
-	return checkpoints_prune(r->job->output, r->x.save.keep_last, r->x.save.keep_every, e);
-}
-
-/* A full disk is an event, not the end: the next save may do. */
-static void save_or_say(struct vae_run *r)
-{
-	struct err e = ERR_INIT;
-
-	if (save(r, &e) == 0)
-		return;
-	log_error("step=%" PRId64 " not saved: %s", vae_train_step_count(r->train), e.text);
-	job_gauge(r->job, "save_failed", (double)vae_train_step_count(r->train));
 }
 
 /* ---- measuring */
@@ -470,7 +483,7 @@ static int after_step(struct vae_run *r, struct err *e)
 	if (measures)
 		TRY(measure(r, e));
 	if (saves)
-		save_or_say(r);
+		save_begin(r);
 	return 0;
 }
 
@@ -479,9 +492,12 @@ static int run(struct vae_run *r, struct err *e)
 	while (vae_train_step_count(r->train) < r->c.steps) {
 		if (job_should_stop(r->job)) {
 			TRY(settle(r, 0, e));
-			save_or_say(r);
+			save_begin(r);
+			saver_settle(r->saver, r->job);
 			return job_stopped(r->job, e);
 		}
+		if (saver_is_done(r->saver))
+			saver_settle(r->saver, r->job);
 		TRY(settle(r, FLIGHTS_MOST - 1, e));
 		TRY(launch(r, e));
 		TRY(after_step(r, e));
@@ -523,9 +539,12 @@ static int finish(struct vae_run *r, struct err *e)
 
 	if (r->psnr_step != r->c.steps)
 		TRY(measure(r, e));
+	saver_settle(r->saver, r->job);
 	if (checkpoints_find(r->job->output, "latest", &latest, NULL) < 0 ||
-	    latest != (uint64_t)r->c.steps)
-		TRY(save(r, e));
+	    latest != (uint64_t)r->c.steps) {
+		save_begin(r);
+		TRY(saver_tell(r->saver, r->job, e));
+	}
 	TRY(measure_statistics(r, e));
 	path = job_path(r->job->output, VAE_FILE);
 	rc = vae_save(r->vae, path, e);

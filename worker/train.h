@@ -24,6 +24,7 @@ struct training {
 	struct dataset *data[EXPERIMENT_SOURCES_MAX];
 	int sources;
 	struct loader *loader;
+	struct checkpoint_copy *copy; /* what the saver writes */
 	struct saver *saver;
 	struct loader *heldout; /* NULL: nothing is held out, or never measured */
 	struct transformer model;

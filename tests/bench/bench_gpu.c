@@ -19,6 +19,7 @@
 #include "lib/mem.h"
 #include "model/pass.h"
 #include "model/sampler.h"
+#include "worker/checkpoint.h"
 #include "worker/saver.h"
 
 #include <getopt.h>
@@ -321,13 +322,28 @@ static double time_steps(struct trainer *t, int64_t count, struct saver *s)
 	return elapsed_ms(from) / (double)(n ? n : 1);
 }
 
+/* What the saver writes. */
+struct saved {
+	char *folder;
+	struct model_facts facts;
+	struct checkpoint_copy *copy;
+};
+
+static int write_copy(void *arg, uint64_t step, struct err *e)
+{
+	struct saved *s = arg;
+
+	(void)step;
+	return checkpoint_copy_write(s->copy, s->folder, &s->facts, e);
+}
+
 static void bench_save(struct bench *b)
 {
 	const char *tmp = getenv("TMPDIR");
-	struct model_facts facts = { .pieces = VOCABULARY - 3, .bos = 1, .eos = 2,
-				     .experiment = xstrdup("model: {}\n") };
-	struct saver_options o = { xasprintf("%s/bench_gpu.XXXXXX", tmp ? tmp : "/tmp"), &facts,
-				   1, 0 };
+	struct saved saved = { xasprintf("%s/bench_gpu.XXXXXX", tmp ? tmp : "/tmp"),
+			       { .pieces = VOCABULARY - 3, .bos = 1, .eos = 2,
+				 .experiment = xstrdup("model: {}\n") }, NULL };
+	struct saver_options o = { saved.folder, 1, 0, write_copy, &saved };
 	struct err e = ERR_INIT;
 	struct trainer t = { 0 };
 	struct checkpoint c = { .step = 1 };
@@ -336,16 +352,18 @@ static void bench_save(struct bench *b)
 	double open_ms, plain, during, held;
 	uint64_t step;
 
-	if (!mkdtemp((char *)o.folder))
+	if (!mkdtemp(saved.folder))
 		die(1, "%s cannot be made", o.folder);
 	trainer_open(&t, b);
 	c.model = &b->m;
 	began = clock_mono_ns();
-	need(saver_new(&c, &o, &s, &e), &e);
+	need(checkpoint_copy_new(&c, &saved.copy, &e), &e);
+	s = saver_new(&o);
 	open_ms = elapsed_ms(began);
 	plain = time_steps(&t, b->steps, NULL);
 	began = clock_mono_ns();
-	saver_begin(s, &c, NAN);
+	checkpoint_copy_take(saved.copy, &c, NAN);
+	saver_begin(s, c.step);
 	held = elapsed_ms(began);
 	during = time_steps(&t, 0, s);
 	need(saver_end(s, &step, &took, &e), &e);
@@ -356,9 +374,10 @@ static void bench_save(struct bench *b)
 	       (double)checkpoint_copy_bytes(&b->m.params, false) / (1 << 30), held,
 	       open_ms / 1e3);
 	saver_free(s);
-	dir_remove(o.folder, NULL);
-	xfree_((char *)o.folder);
-	model_facts_release(&facts);
+	checkpoint_copy_free(saved.copy);
+	dir_remove(saved.folder, NULL);
+	xfree(saved.folder);
+	model_facts_release(&saved.facts);
 	trainer_close(&t);
 }
 

@@ -5,6 +5,7 @@
 #include "lib/files.h"
 #include "lib/mem.h"
 #include "lib/safetensors.h"
+#include "model/vae_train.h"
 #include "store/checkpoints.h"
 #include "worker/checkpoint.h"
 #include "worker/saver.h"
@@ -247,10 +248,21 @@ static void a_failed_save_changes_nothing(void **state)
 
 /* What the run does while its checkpoint is written does not get into it; a save that fails is told
  * and the next one does. */
+static int write_copy(void *copy, uint64_t step, struct err *e)
+{
+	char *later = inside("later");
+	int rc = checkpoint_copy_write(copy, later, &facts, e);
+
+	(void)step;
+	xfree(later);
+	return rc;
+}
+
 static void the_run_goes_on_while_it_is_saved(void **state)
 {
 	struct checkpoint c = { .step = 70 };
-	struct saver_options o = { inside("later"), &facts, 9, 0 };
+	struct saver_options o = { inside("later"), 9, 0, write_copy, NULL };
+	struct checkpoint_copy *copy = NULL;
 	char *path = inside("later/step-00000080");
 	struct transformer m, read;
 	struct saver *s = NULL;
@@ -262,15 +274,19 @@ static void the_run_goes_on_while_it_is_saved(void **state)
 	make_model(&m, 1);
 	make_model(&read, 2);
 	c.model = &m;
-	assert_ok(saver_new(&c, &o, &s, &e), &e);
-	saver_begin(s, &c, NAN);
+	assert_ok(checkpoint_copy_new(&c, &copy, &e), &e);
+	o.copy = copy;
+	s = saver_new(&o);
+	checkpoint_copy_take(copy, &c, NAN);
+	saver_begin(s, c.step);
 	assert_int_equal(saver_end(s, &step, &took, &e), TF_ENOTFOUND);
 	assert_int_equal(step, 70);
 	assert_non_null(strstr(e.text, "later"));
 	err_clear(&e);
 	assert_ok(dir_make(o.folder, 0700, &e), &e);
 	c.step = 80;
-	saver_begin(s, &c, 0.5);
+	checkpoint_copy_take(copy, &c, 0.5);
+	saver_begin(s, c.step);
 	kernels->ops->fill(kernels, tensor_1d(m.params.master, DT_F32, m.params.total), 7);
 	buf_append(&c.loader, "later", 5);
 	c.step = 90;
@@ -285,8 +301,10 @@ static void the_run_goes_on_while_it_is_saved(void **state)
 		assert_memory_equal(read.params.master + q->at, m.params.master + q->at,
 				    (size_t)q->count * sizeof(float));
 	}
-	saver_begin(s, &c, 0.5);
+	checkpoint_copy_take(copy, &c, 0.5);
+	saver_begin(s, c.step);
 	saver_free(s); /* waits */
+	checkpoint_copy_free(copy);
 	assert_ok(checkpoints_find(o.folder, "latest", &step, &e), &e);
 	assert_int_equal(step, 90);
 	buf_release(&c.loader);
@@ -294,6 +312,107 @@ static void the_run_goes_on_while_it_is_saved(void **state)
 	transformer_release(&read);
 	xfree(path);
 	xfree_((char *)o.folder);
+}
+
+/* A step of an autoencoder and its discriminator on some pictures. */
+static void step_vae(struct vae_train *t)
+{
+	size_t bytes = vae_train_figures(t) * sizeof(float);
+	float *figures = kernels->ops->host_alloc(kernels, bytes);
+	struct fetch fetch[VAE_TRAIN_FETCHES];
+	struct vae_losses losses;
+	uint8_t pictures[2 * 16 * 16 * 3];
+	int64_t step = vae_train_step_count(t);
+	int n;
+
+	for (size_t i = 0; i < sizeof pictures; i++)
+		pictures[i] = (uint8_t)(37 * i);
+	n = vae_train_launch(t, pictures, fetch, figures);
+	for (int i = 0; i < n; i++)
+		kernels->ops->fetch_end(kernels, &fetch[i]);
+	vae_train_settle(t, step, figures, &losses);
+	assert_true(losses.counts);
+	kernels->ops->host_release(kernels, figures);
+}
+
+static void write_vae(struct vae_copy *copy, const char *name)
+{
+	char *vae = xasprintf("%s/%s-vae", folder, name);
+	char *rest = xasprintf("%s/%s-state", folder, name);
+	struct err e = ERR_INIT;
+
+	assert_ok(vae_copy_write(copy, vae, rest, &e), &e);
+	xfree(vae);
+	xfree(rest);
+}
+
+static bool same(const char *a, const char *b)
+{
+	char *p = inside(a), *q = inside(b);
+	struct buf x = BUF_INIT, y = BUF_INIT;
+	struct err e = ERR_INIT;
+	bool is;
+
+	assert_ok(file_read(p, 1 << 22, &x, &e), &e);
+	assert_ok(file_read(q, 1 << 22, &y, &e), &e);
+	is = x.len == y.len && memcmp(x.data, y.data, x.len) == 0;
+	buf_release(&x);
+	buf_release(&y);
+	xfree(p);
+	xfree(q);
+	return is;
+}
+
+/* Likewise an autoencoder: what is written is the run as it was when the copy was taken, with the
+ * discriminator, and the run goes on from it to the same bits. */
+static void a_copy_of_an_autoencoder_is_of_its_moment(void **state)
+{
+	static const struct vae_config config = { 2, { 8, 8 }, 1, 4, 4 };
+	struct vae_train_config c = vae_train_config_small;
+	struct vae_train *t = NULL, *again = NULL;
+	struct vae_copy *copy = NULL, *other = NULL;
+	struct vae *v = NULL, *read = NULL;
+	char *vae = inside("then-vae"), *rest = inside("then-state");
+	struct err e = ERR_INIT;
+	uint64_t skipped = 0;
+
+	(void)state;
+	c.batch = 2;
+	c.size = 16;
+	c.warmup = 1;
+	c.gan_weight = 0.1;
+	c.gan = (struct patchgan_config) { 8, 1, 4 };
+	assert_ok(vae_new(kernels, &config, DT_F32, 1, &v, &e), &e);
+	assert_ok(vae_train_new(v, &c, &t, &e), &e);
+	assert_ok(vae_copy_new(t, &copy, &e), &e);
+	step_vae(t);
+	vae_copy_take(copy, t, 3);
+	write_vae(copy, "then");
+	vae_copy_take(copy, t, 3);
+	step_vae(t);
+	write_vae(copy, "late");
+	assert_true(same("then-vae", "late-vae") && same("then-state", "late-state"));
+	vae_copy_take(copy, t, 3);
+	write_vae(copy, "next");
+	assert_false(same("then-vae", "next-vae") || same("then-state", "next-state"));
+	assert_ok(vae_open(kernels, vae, DT_F32, &read, &e), &e);
+	assert_ok(vae_train_new(read, &c, &again, &e), &e);
+	assert_ok(vae_train_load(again, rest, &skipped, &e), &e);
+	assert_int_equal(skipped, 3);
+	assert_int_equal(vae_train_step_count(again), 1);
+	assert_ok(vae_copy_new(again, &other, &e), &e);
+	step_vae(again);
+	vae_copy_take(other, again, 3);
+	write_vae(other, "again");
+	assert_true(same("next-vae", "again-vae") && same("next-state", "again-state"));
+	vae_copy_free(copy);
+	vae_copy_free(other);
+	vae_train_free(t);
+	vae_train_free(again);
+	vae_free(v);
+	vae_free(read);
+	xfree(vae);
+	xfree(rest);
 }
 
 int main(void)
@@ -305,6 +424,7 @@ int main(void)
 		cmocka_unit_test(damage_is_named),
 		cmocka_unit_test(a_failed_save_changes_nothing),
 		cmocka_unit_test(the_run_goes_on_while_it_is_saved),
+		cmocka_unit_test(a_copy_of_an_autoencoder_is_of_its_moment),
 	};
 	return cmocka_run_group_tests_name("checkpoint", checkpoint, set_up, tear_down);
 }

@@ -447,6 +447,48 @@ static void a_full_disk(void **state)
 	xfree(never);
 }
 
+/* Likewise an autoencoder's; and one that ends in the middle of writing goes on from the checkpoint
+ * before, to the same bits. */
+static void a_full_disk_under_an_autoencoder(void **state)
+{
+	char *full = in_folder("vae-full"), *never = in_folder("vae-never");
+	char *killed = in_folder("vae-half");
+	char *one = xasprintf("%s/step-00000012", full);
+	char *two = xasprintf("%s/step-00000012", killed);
+	char text[ERR_TEXT_MAX];
+	struct checkpoint_entry *entry = NULL;
+	struct err e = ERR_INIT;
+	size_t count = 0;
+
+	(void)state;
+	assert_ok(dir_make(full, 0700, &e), &e);
+	assert_ok(dir_make(never, 0700, &e), &e);
+	assert_ok(dir_make(killed, 0700, &e), &e);
+	assert_int_equal(train_with_fault("checkpoint-save:2", "vae-full", full, "train.seed=1",
+					  text),
+			 0);
+	assert_ok(checkpoints_list(full, &entry, &count, &e), &e);
+	assert_int_equal(count, 2); /* 4 and 12, not 8 */
+	assert_int_equal(entry[0].step, 4);
+	assert_int_equal(entry[1].step, 12);
+	xfree(entry);
+	assert_int_equal(train_with_fault("checkpoint-save:1+", "vae-never", never, "train.seed=1",
+					  text),
+			 TF_ENOSPACE);
+	assert_non_null(strstr(text, "No space left"));
+	assert_int_equal(train_with_fault("checkpoint-save:2!", "vae-half", killed, "train.seed=1",
+					  text),
+			 KILLED);
+	assert_int_equal(train_with_fault("none:1", "vae-half", killed, "train.seed=1", text), 0);
+	same_file(one, two, "vae.safetensors");
+	same_file(one, two, "state.safetensors");
+	xfree(full);
+	xfree(never);
+	xfree(killed);
+	xfree(one);
+	xfree(two);
+}
+
 static int set_up(void **state)
 {
 	(void)state;
@@ -475,6 +517,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(less_memory),
 		cmocka_unit_test(products_of_8_bits),
 		cmocka_unit_test(a_full_disk),
+		cmocka_unit_test(a_full_disk_under_an_autoencoder),
 	};
 	if (argc == 5)
 		return run_as_child(argv);
