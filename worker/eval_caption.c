@@ -74,8 +74,8 @@ static int name_all(struct evaluation *ev, struct naming *c, struct err *e)
 			(struct segment) { .kind = SEGMENT_IMAGE, .latent = c->latent + i * E };
 		prompt[i] = (struct sampler_prompt) { &segment[i], 1, i };
 	}
-	rc = draw_run(ev->job, &ev->o.model, &o, prompt, (int64_t)c->n, "naming", NULL, result,
-		      e);
+	rc = draw_run(ev->job, &ev->o.model, &o, prompt, (int64_t)c->n, "naming", &ev->o.sampler,
+		      result, e);
 	job_stage(ev->job, "measure");
 	if (rc == 0) {
 		for (size_t i = 0; i < c->n; i++) {

@@ -112,8 +112,8 @@ static int draw_all(struct evaluation *ev, struct drawing *d, struct err *e)
 	for (size_t i = 0; i < d->n; i++)
 		prompt[i] = (struct sampler_prompt) { &d->segment[i], 1, i };
 	if (rc == 0)
-		rc = draw_run(ev->job, &ev->o.model, &o, prompt, (int64_t)d->n, "drawing", NULL,
-			      result, e);
+		rc = draw_run(ev->job, &ev->o.model, &o, prompt, (int64_t)d->n, "drawing",
+			      &ev->o.sampler, result, e);
 	if (rc == 0) {
 		rc = decode_all(ev, d, result, e);
 		for (size_t i = 0; i < d->n; i++)

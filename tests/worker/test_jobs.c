@@ -327,6 +327,39 @@ static void a_small_sampler_is_kept(void **state)
 	kept_release(&kept);
 }
 
+/* Evaluations keep theirs, too, and score the same with a used one. */
+static void an_evaluation_keeps_its_sampler(void **state)
+{
+	static const char *const task[] = { "draw", "caption" };
+	static const char *const lines[] = { "drawn.jsonl", "captions.jsonl" };
+	struct kept kept = { 0 };
+	struct err e = ERR_INIT;
+
+	(void)state;
+	for (int i = 0; i < 2; i++) {
+		char *name[] = { xasprintf("%s-cold", task[i]), xasprintf("%s-first", task[i]),
+				 xasprintf("%s-second", task[i]) };
+		int64_t evaluations;
+
+		assert_ok(evaluate(name[0], task[i], "heldout", toy.data, false, &e), &e);
+		toy.kept = &kept;
+		assert_ok(evaluate(name[1], task[i], "heldout", toy.data, false, &e), &e);
+		assert_non_null(kept.opened.sampler);
+		evaluations = sampler_evaluations(kept.opened.sampler);
+		assert_ok(evaluate(name[2], task[i], "heldout", toy.data, false, &e), &e);
+		assert_non_null(kept.opened.sampler);
+		assert_int_equal(sampler_evaluations(kept.opened.sampler), 2 * evaluations);
+		toy.kept = NULL;
+		for (int k = 1; k < 3; k++) {
+			assert_true(same_file(name[0], name[k], "report.json"));
+			assert_true(same_file(name[0], name[k], lines[i]));
+		}
+		for (int k = 0; k < 3; k++)
+			xfree(name[k]);
+	}
+	kept_release(&kept);
+}
+
 /* The same name and step with other weights is another model. */
 static void a_kept_model_is_used_for_its_files_alone(void **state)
 {
@@ -380,6 +413,7 @@ int main(void)
 		cmocka_unit_test(a_warm_job_gives_the_bits_of_a_cold_one),
 		/* the last: it trains the model anew */
 		cmocka_unit_test(a_small_sampler_is_kept),
+		cmocka_unit_test(an_evaluation_keeps_its_sampler),
 		cmocka_unit_test(a_kept_model_is_used_for_its_files_alone),
 	};
 	return cmocka_run_group_tests_name("jobs", jobs, set_up, tear_down);
