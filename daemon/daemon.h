@@ -276,7 +276,7 @@ struct daemon {
 	bool draining, leave_when_idle;
 
 	void *zmq, *router, *zap;
-	struct wire_watch *peers; /* of the router */
+	struct wire_peers *peers; /* of the router */
 	size_t connections;
 	struct audit audit;
 	struct notices notices;

@@ -115,17 +115,18 @@ static bool is_allowed(const struct row *row, enum user_role role)
 /* Counts connections, and puts down those that were closed for what they sent. */
 static void watch_peers(struct daemon *d)
 {
-	const char *what = "";
+	const char *what = "", *from = "";
 	enum wire_peer news;
 
-	while ((news = wire_router_next(d->peers, &what)) != PEER_NOTHING) {
+	while ((news = wire_router_next(d->peers, &what, &from)) != PEER_NOTHING) {
 		struct request nobody = { .route_len = 0 };
 
 		d->connections += news == PEER_CAME;
 		d->connections -= news == PEER_WENT && d->connections > 0;
 		if (news != PEER_BROKE)
 			continue;
-		log_warn("a connection was closed: %s", what);
+		log_warn("a connection%s%s was closed: %s", *from ? " from " : "", from, what);
+		snprintf(nobody.from, sizeof nobody.from, "%s", from);
 		audit_note(d, &nobody, "connect", TF_EREFUSED, what);
 	}
 }
@@ -485,10 +486,10 @@ static int open_router(struct daemon *d, struct err *e)
 	return 0;
 }
 
-/* Enough for the connections and for our own files besides. */
+/* Enough for the connections, two each, and for our own files besides. */
 static void raise_descriptors(const struct daemon *d)
 {
-	rlim_t wanted = (rlim_t)d->options.clients + OWN_DESCRIPTORS;
+	rlim_t wanted = 2 * (rlim_t)d->options.clients + OWN_DESCRIPTORS;
 	struct rlimit now;
 
 	if (getrlimit(RLIMIT_NOFILE, &now) < 0 || now.rlim_cur >= wanted)
@@ -524,7 +525,7 @@ void server_close(struct daemon *d)
 		zmq_setsockopt(d->router, ZMQ_LINGER, &linger, sizeof linger);
 		zmq_close(d->router);
 	}
-	wire_watch_close(d->peers);
+	wire_peers_close(d->peers);
 	if (d->zap)
 		zmq_close(d->zap);
 	if (d->zmq)

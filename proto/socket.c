@@ -7,6 +7,7 @@
 #include "config.h"
 #include "lib/bound.h"
 #include "lib/mem.h"
+#include "proto/watch.h"
 #include "proto/wire.h"
 
 #include <errno.h>
@@ -134,11 +135,9 @@ int wire_bind(void *router, const char *endpoint, unsigned mode, struct err *e)
 	(ZMQ_EVENT_CONNECT_RETRIED | ZMQ_EVENT_CLOSED | ZMQ_EVENT_DISCONNECTED |                   \
 	 ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH |                         \
 	 ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL)
-#define ROUTER_EVENTS                                                                              \
-	(ZMQ_EVENT_ACCEPTED | ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL)
 
-static int watch_open(void *context, void *socket, int events, struct wire_watch **out,
-		      struct err *e)
+int wire_watch_open(void *context, void *socket, int events, struct wire_watch **out,
+		    struct err *e)
 {
 	static atomic_uint count;
 	struct wire_watch *w = xcalloc(1, sizeof *w);
@@ -171,7 +170,7 @@ int wire_dealer(void *context, const char *endpoint, const char *server_key,
 	FAIL_IF(!s, e, TF_EINTERNAL, "a socket: %s", zmq_strerror(errno));
 	rc = set_dealer(s, server_key, own, e);
 	if (rc == 0 && watch)
-		rc = watch_open(context, s, DEALER_EVENTS, &w, e);
+		rc = wire_watch_open(context, s, DEALER_EVENTS, &w, e);
 	if (rc == 0 && zmq_connect(s, endpoint) < 0)
 		rc = err_set(e, TF_EINVALID, "endpoint '%s': %s", endpoint, zmq_strerror(errno));
 	if (rc == 0) {
@@ -185,9 +184,8 @@ int wire_dealer(void *context, const char *endpoint, const char *server_key,
 	return rc;
 }
 
-/* The event's number and value; -1: none waits. Its second frame, the address, is not of interest.
- */
-static int next_event(struct wire_watch *w, uint32_t *value)
+/* The event's second frame, the address, is not of interest. */
+int wire_watch_event(struct wire_watch *w, uint32_t *value)
 {
 	zmq_msg_t frame;
 	uint16_t event = 0;
@@ -217,7 +215,7 @@ enum wire_event wire_watch_next(struct wire_watch *w)
 	uint32_t value = 0;
 	int event;
 
-	while ((event = next_event(w, &value)) >= 0) {
+	while ((event = wire_watch_event(w, &value)) >= 0) {
 		bool was_ready = w->ready;
 
 		switch (event) {
@@ -240,43 +238,6 @@ enum wire_event wire_watch_next(struct wire_watch *w)
 		}
 	}
 	return WIRE_NOTHING;
-}
-
-int wire_router_watch(void *context, void *router, struct wire_watch **watch, struct err *e)
-{
-	return watch_open(context, router, ROUTER_EVENTS, watch, e);
-}
-
-/* ZeroMQ names so what is wrong with a frame after the handshake, too. */
-static const char *fault_of(uint32_t code)
-{
-	switch (code) {
-	case ZMQ_PROTOCOL_ERROR_ZMTP_INVALID_SEQUENCE:
-		return "a frame was sent again or out of order";
-	case ZMQ_PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC:
-		return "a frame was forged or damaged, or is for another server key";
-	case ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
-		return "it is not encrypted";
-	default:
-		return "it does not keep to the protocol";
-	}
-}
-
-enum wire_peer wire_router_next(struct wire_watch *w, const char **what)
-{
-	uint32_t value = 0;
-
-	switch (next_event(w, &value)) {
-	case -1:
-		return PEER_NOTHING;
-	case ZMQ_EVENT_ACCEPTED:
-		return PEER_CAME;
-	case ZMQ_EVENT_DISCONNECTED:
-		return PEER_WENT;
-	default:
-		*what = fault_of(value);
-		return PEER_BROKE;
-	}
 }
 
 void *wire_watch_socket(struct wire_watch *w)

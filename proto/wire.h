@@ -91,19 +91,22 @@ enum wire_event {
 };
 enum wire_event wire_watch_next(struct wire_watch *w); /* WIRE_NOTHING when drained */
 void *wire_watch_socket(struct wire_watch *w);         /* to poll for ZMQ_POLLIN */
-/* After the DEALER or ROUTER was closed; NULL is fine. */
+/* After the DEALER was closed; NULL is fine. */
 void wire_watch_close(struct wire_watch *w);
 
 /* ---- what befalls the connections of a ROUTER */
 
-/* Before it is bound; *watch is to be drained often. */
-int wire_router_watch(void *context, void *router, struct wire_watch **watch, struct err *e);
+/* Before it is bound; *peers is to be drained often. Takes a descriptor more for each connection. */
+struct wire_peers;
+int wire_router_watch(void *context, void *router, struct wire_peers **peers, struct err *e);
 enum wire_peer {
 	PEER_NOTHING, /* no news */
 	PEER_CAME,    /* a connection: nobody is known by it yet */
 	PEER_WENT,
-	PEER_BROKE, /* it broke the protocol, so it was closed; *what says how */
+	PEER_BROKE, /* it broke the protocol, so it was closed; that it went comes, too */
 };
-enum wire_peer wire_router_next(struct wire_watch *w, const char **what);
+/* Of PEER_BROKE *what says how and *from its address ("": not known), until the next call. */
+enum wire_peer wire_router_next(struct wire_peers *p, const char **what, const char **from);
+void wire_peers_close(struct wire_peers *p); /* after the ROUTER; NULL is fine */
 
 #endif

@@ -237,9 +237,15 @@ static void a_message_over_the_limit(void **state)
 	while (zmq_send(socket, big, LIMIT_FRAME_BYTES + 1, ZMQ_DONTWAIT) < 0)
 		clock_sleep_ms(1);
 	assert_null(harness_receive(socket, 300)); /* the connection is closed unread */
+	harness_until_said(&h, "was closed: it sent a frame over 5242880 bytes", 1);
+	assert_int_equal(harness_said(&h, "a connection from uid "), 1);
+	put_down("-", "connect", "TF_EREFUSED", "over 5242880 bytes");
 	assert_ok(ask(c, TF__REQUEST__BODY_PING), &e);
-	connection_close(c);
+	connection_close(c); /* it leaves by itself: nothing is said */
 	zmq_close(socket);
+	clock_sleep_ms(100);
+	assert_ok(ask(h.line, TF__REQUEST__BODY_PING), &e);
+	assert_int_equal(harness_said(&h, "was closed: "), 1);
 	zmq_ctx_term(context);
 	xfree(big);
 }
