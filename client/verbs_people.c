@@ -158,11 +158,28 @@ int verb_login(struct client *c, struct err *e)
 
 /* ---- users, for administrators */
 
-/* The line a newcomer enters, as far as it is known here. */
-static void say_how_to_come(const struct client *c)
+/* The line a newcomer enters, for each place where the daemon answers; of one that does not say
+ * them, for the one that is known here. */
+static void say_how_to_come(struct client *c)
 {
-	printf("they reach this daemon with\n    transfuse login %s '%s'\n", c->place->endpoint,
-	       c->place->server_key);
+	const char *key = c->place->server_key;
+	struct err e = ERR_INIT;
+	Tf__Reply *reply = NULL;
+	size_t count = ask_status(c, &reply, &e) == 0 ? reply->status->n_endpoint : 0;
+
+	printf("they reach this daemon with%s\n", count > 1 ? " one of" : "");
+	if (count == 0)
+		printf("    transfuse login %s '%s'\n", c->place->endpoint, key);
+	for (size_t i = 0; i < count; i++) {
+		char *endpoint = text_safe(reply->status->endpoint[i]);
+		bool here = count > 1 && strncmp(endpoint, "ipc:", 4) == 0;
+
+		printf("    transfuse login %s '%s'%s\n", endpoint, key,
+		       here ? "  # on this machine" : "");
+		xfree(endpoint);
+	}
+	if (reply)
+		tf__reply__free_unpacked(reply, NULL);
 }
 
 static int ask_ok(struct client *c, Tf__Request *r, struct err *e)

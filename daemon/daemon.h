@@ -245,6 +245,7 @@ struct daemon {
 	char *runtime; /* of the sockets, short */
 	char *worker_program;
 	char *worker_endpoint;  /* ipc, for workers and clients of this machine */
+	struct text_list bound; /* it and those of `listen`, as others can reach them */
 	int lock;               /* state/lock, locked by this process */
 	struct key_pair server; /* our keys */
 	int64_t started_ms;     /* wall clock */

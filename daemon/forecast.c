@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  * What people are told of a queued job: its place, about when it starts, why it waits. The forecast
  * goes through the queue in its order and lets each job start where its GPUs or a slot are free
- * first, by walltimes and by what running jobs report; one without a walltime never ends in it. */
+ * first, by walltimes and by what running jobs report; one without a walltime never ends in it.
+ * Jobs that begin later come after those that need not wait, as when it is decided; of them at
+ * least that time is known. */
 #include "config.h"
 #include "daemon/schedule.h"
 #include "lib/clock.h"
@@ -104,12 +106,25 @@ static int64_t expect(struct outlook *o, const struct job *j)
 	return start;
 }
 
+/* Those that begin later, in their order. */
+static void expect_later(struct outlook *o, struct job **later, size_t count)
+{
+	for (size_t i = 0; i < count; i++) {
+		struct job *j = later[i];
+
+		j->expected_ms = expect(o, j);
+		if (j->expected_ms == NEVER_MS)
+			j->expected_ms = j->begin_ms;
+	}
+}
+
 void schedule_forecast(const struct schedule_input *in)
 {
 	struct order *order = order_open(in);
+	struct job *j, **later = NULL;
 	struct outlook o;
 	uint32_t place = 0;
-	struct job *j;
+	size_t count = 0;
 
 	outlook_init(&o, in);
 	while ((j = order_next(order))) {
@@ -118,9 +133,16 @@ void schedule_forecast(const struct schedule_input *in)
 
 		h.gpus = want.gpus >= 64 ? UINT64_MAX : (1ull << want.gpus) - 1;
 		j->place = ++place;
-		j->expected_ms = expect(&o, j);
+		if (j->begin_ms > in->now_ms) {
+			later = xrealloc(later, count + 1, sizeof *later);
+			later[count++] = j;
+		} else {
+			j->expected_ms = expect(&o, j);
+		}
 		order_start(order, charge_of(in->machine, &h, (Tf__Priority)j->priority));
 	}
+	expect_later(&o, later, count);
+	xfree(later);
 	order_close(order);
 }
 
@@ -139,7 +161,7 @@ static bool explain_limits(const struct schedule_input *in, const struct job *j,
 		snprintf(out, room, "%s has used the %u GPU hours of this month", u->name,
 			 u->limits.gpu_hours);
 	else if (u->limits.gpus && (want->gpus || want->gpu_mem) &&
-		 u->rate.gpus + want->gpus > u->limits.gpus)
+		 u->rate.held + want->gpus > u->limits.gpus)
 		snprintf(out, room, "%s may have %u GPUs at a time", u->name, u->limits.gpus);
 	else
 		return false;

@@ -172,6 +172,8 @@ int handle_status(struct daemon *d, struct request *r)
 	s.sync_ms = sync_ms(d);
 	s.n_fact = facts.count;
 	s.fact = facts.list;
+	s.n_endpoint = d->bound.count;
+	s.endpoint = d->bound.text;
 	s.has_draining = s.has_read_only = true;
 	s.draining = d->draining;
 	s.read_only = d->read_only;

@@ -111,6 +111,14 @@ static int fill(struct daemon *d, const struct worker *w, struct assignment *a, 
 	return make_output(d, a, e);
 }
 
+/* Whether the process may stay for other jobs, and with what it has open. */
+static void note_warm(struct daemon *d, struct worker *w, const Tf__SpecRecord *spec)
+{
+	w->warm = warm_seconds(d, spec->spec->kind) > 0;
+	xfree(w->model);
+	w->model = w->warm ? warm_model(spec) : NULL;
+}
+
 int worker_assign(struct daemon *d, struct worker *w, struct request *r, struct err *e)
 {
 	struct assignment a = { .message = TF__ASSIGNMENT__INIT };
@@ -122,9 +130,7 @@ int worker_assign(struct daemon *d, struct worker *w, struct request *r, struct 
 		rc = job_change(d, w->job, EVENT_HELLO, NULL, e);
 	if (rc == 0) {
 		memcpy(unasked.route, w->route, w->route_len);
-		w->warm = a.message.warm_seconds > 0;
-		xfree(w->model);
-		w->model = w->warm ? warm_model(a.spec) : NULL;
+		note_warm(d, w, a.spec);
 		reply.body_case = TF__REPLY__BODY_ASSIGNMENT;
 		reply.assignment = &a.message;
 		reply_put(d, r ? r : &unasked, &reply);
@@ -162,7 +168,11 @@ static void hear_again(struct daemon *d, struct request *r)
 {
 	struct worker *w = r->worker;
 	const struct job *j = live_find(&d->live, w->job);
+	Tf__SpecRecord *spec = NULL;
 
+	if (job_spec_get(d->state, w->job, &spec, NULL) == 0)
+		note_warm(d, w, spec);
+	record_free(spec);
 	w->hello_by_ms = 0;
 	w->route_len = r->route_len;
 	memcpy(w->route, r->route, r->route_len);

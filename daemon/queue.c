@@ -191,6 +191,18 @@ static void settle_part(struct worker *w, int64_t now)
 	w->had_at_ms = now;
 }
 
+/* Whether the process of d->worker[i] runs an earlier one of its user's. */
+static bool has_another(const struct daemon *d, size_t i)
+{
+	const struct worker *w = d->worker[i];
+
+	for (size_t k = 0; k < i; k++)
+		if (join_same(d->worker[k], w) && !d->worker[k]->ended &&
+		    d->worker[k]->user == w->user)
+			return true;
+	return false;
+}
+
 void queue_divide(struct daemon *d, const struct worker *of)
 {
 	const struct shares *s = &d->live.shares;
@@ -211,6 +223,7 @@ void queue_divide(struct daemon *d, const struct worker *of)
 		w->charge = charge_of(&d->machine, &w->holding, (Tf__Priority)j->priority);
 		w->charge.units *= w->part;
 		w->charge.gpus *= w->part;
+		w->charge.held *= !has_another(d, i);
 		share_start(w->user, s->half_life_s, w->charge, wall);
 	}
 }
@@ -243,6 +256,7 @@ static void view_of(const struct daemon *d, const struct worker *w, bool guess, 
 	out->together = w->together;
 	out->room = join_room(d, w);
 	out->jobs = 1;
+	out->user[0] = j->user;
 	out->may_step_back = kind && kind->resumable && j->state == TF__JOB_STATE__RUNNING;
 }
 
@@ -260,7 +274,8 @@ static void view_others(const struct daemon *d, const struct worker *w, bool gue
 		out->ends_ms = r.ends_ms > out->ends_ms ? r.ends_ms : out->ends_ms;
 		out->stopping &= r.stopping;
 		out->may_step_back = false;
-		out->jobs++;
+		if (out->jobs < LIMIT_JOINED)
+			out->user[out->jobs++] = r.user[0];
 	}
 }
 

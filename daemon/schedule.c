@@ -211,6 +211,7 @@ void order_start(struct order *o, struct charge c)
 
 	u->pass.rate.units += c.units;
 	u->pass.rate.gpus += c.gpus;
+	u->pass.rate.held += c.held;
 	u->pass.running++;
 	if (o->given->group)
 		o->given->group->starting++;
@@ -252,21 +253,21 @@ static bool nothing_left(const struct room *r)
 	return !(r->slots | r->fast | r->whole | r->part);
 }
 
-/* Whether limits and times allow the job to start now. */
-static bool may_start(const struct schedule_input *in, const struct job *j,
-		      const struct demand *want)
+/* Whether limits and times allow the job to start now; but for its GPUs. */
+static bool may_start(const struct schedule_input *in, const struct job *j)
 {
-	const struct user_share *u = j->user;
-	double gpus = want->gpus + (want->gpu_mem ? 1e-9 : 0);
-
-	if (j->begin_ms > in->now_ms || u->pass.closed)
+	if (j->begin_ms > in->now_ms || j->user->pass.closed)
 		return false;
 	if (j->group && j->group->running + j->group->starting >= j->group_most)
 		return false;
-	if (j->deadline_ms && j->deadline_ms < job_ends_ms(j, in->now_ms) &&
-	    (j->walltime_ms || j->deadline_ms <= in->now_ms))
-		return false;
-	return !u->limits.gpus || gpus == 0 || u->pass.rate.gpus + gpus <= u->limits.gpus + 1e-6;
+	return !j->deadline_ms || j->deadline_ms >= job_ends_ms(j, in->now_ms) ||
+	       (!j->walltime_ms && j->deadline_ms > in->now_ms);
+}
+
+/* Whether the user may have so many GPUs more. */
+static bool may_have(const struct user_share *u, double gpus)
+{
+	return !u->limits.gpus || gpus == 0 || u->pass.rate.held + gpus <= u->limits.gpus + 1e-6;
 }
 
 /* Whether the job is out of the way when the first in line starts; without a walltime never. */
@@ -300,8 +301,22 @@ static void start(struct pass *p, struct job *j, struct holding *h)
 	order_start(p->order, charge_of(p->in->machine, h, (Tf__Priority)j->priority));
 }
 
+/* Whether a job of the user is in the process, or was just decided to come into it. */
+static bool is_in(const struct pass *p, const struct running *r, const struct user_share *u)
+{
+	for (uint32_t i = 0; i < r->jobs && i < LIMIT_JOINED; i++)
+		if (r->user[i] == u)
+			return true;
+	for (size_t i = 0; i < p->n; i++)
+		if (p->out[i].kind == DECIDE_JOIN && p->out[i].beside == r->holding.job &&
+		    p->out[i].start->user == u)
+			return true;
+	return false;
+}
+
 /* Runs beside jobs of its kind in their process: where there is no free place for it. It is in
- * nobody's way, unless that process is to end for the first in line. */
+ * nobody's way, unless that process is to end for the first in line. Its user has the GPU of the
+ * process from then on: with a job there already, nothing more. */
 static bool join(struct pass *p, struct job *j)
 {
 	for (size_t i = 0; j->together && ends_in_time(p, j) && i < p->in->runnings; i++) {
@@ -311,13 +326,17 @@ static bool join(struct pass *p, struct job *j)
 
 		if (r->together != j->together || r->stopping || p->joined[i] >= r->room)
 			continue;
+		c.held = is_in(p, r, j->user) ? 0 : c.held;
+		if (!may_have(j->user, c.held))
+			continue;
 		p->joined[i]++;
 		p->rooms--;
 		p->out[p->n++] = (struct decision){ .kind = DECIDE_JOIN,
 						    .job = j->id,
+						    .start = j,
 						    .beside = r->holding.job,
 						    .holding = { .slot = -1 } };
-		order_start(p->order, (struct charge){ c.units / jobs, c.gpus / jobs });
+		order_start(p->order, (struct charge){ c.units / jobs, c.gpus / jobs, c.held });
 		return true;
 	}
 	return false;
@@ -516,18 +535,20 @@ size_t schedule_decide(const struct schedule_input *in, struct decision *out, si
 		struct demand want;
 		struct holding h;
 		struct room all;
+		bool limited;
 
 		if ((p.first.job && nothing_left(&p.free) && !p.rooms) ||
 		    !(j = order_next(p.order)))
 			break;
 		want = job_demand(in->machine, j);
-		if (!may_start(in, j, &want))
+		if (!may_start(in, j))
 			continue;
-		if (fits(&p, j, &want, &h)) {
+		limited = !may_have(j->user, want.gpus + (want.gpu_mem ? 1e-9 : 0));
+		if (!limited && fits(&p, j, &want, &h)) {
 			start(&p, j, &h);
 			continue;
 		}
-		if (join(&p, j) || p.first.job)
+		if (join(&p, j) || limited || p.first.job)
 			continue;
 		room_init(&all, in->machine, false);
 		if (room_place(&all, &want, &h)) {

@@ -59,6 +59,7 @@ struct running {
 	uint64_t together;  /* of its jobs */
 	uint32_t room;      /* further jobs of that number it may take in */
 	uint32_t jobs;      /* it runs now */
+	const struct user_share *user[LIMIT_JOINED]; /* whose they are */
 };
 
 struct schedule_rules {
@@ -80,7 +81,7 @@ enum decision_kind { DECIDE_START, DECIDE_JOIN, DECIDE_STEP_BACK };
 struct decision {
 	enum decision_kind kind;
 	uint64_t job;
-	struct job *start;      /* DECIDE_START */
+	struct job *start;      /* DECIDE_START, DECIDE_JOIN */
 	uint64_t beside;        /* DECIDE_JOIN: a job of the process that takes it in */
 	struct holding holding; /* what it is to get */
 };

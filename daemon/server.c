@@ -18,6 +18,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <time.h>
+#include <unistd.h>
 
 #define TURN_HANDSHAKES 64
 #define TURN_ALONE_NS 2000000   /* requests are handled so long, then the commit comes */
@@ -469,9 +470,28 @@ int64_t server_wait_ms(const struct daemon *d)
 
 /* ---------------------------------------------------------------- opening */
 
+/* What was just bound, for people: the port that was found, and for "any address" our name. */
+static void note_bound(struct daemon *d, const char *endpoint)
+{
+	static const char *const any[] = { "tcp://0.0.0.0:", "tcp://[::]:" };
+	char last[256] = "", host[128] = "";
+	size_t size = sizeof last;
+	char *text = NULL;
+
+	if (zmq_getsockopt(d->router, ZMQ_LAST_ENDPOINT, last, &size) < 0)
+		snprintf(last, sizeof last, "%s", endpoint);
+	for (size_t i = 0; i < ARRAY_LEN(any); i++)
+		if (strncmp(last, any[i], strlen(any[i])) == 0 &&
+		    gethostname(host, sizeof host - 1) == 0)
+			text = xasprintf("tcp://%s:%s", host, last + strlen(any[i]));
+	d->bound.text = xrealloc(d->bound.text, d->bound.count + 1, sizeof *d->bound.text);
+	d->bound.text[d->bound.count++] = text ? text : xstrdup(last);
+}
+
 static int bind_to(struct daemon *d, const char *endpoint, struct err *e)
 {
 	TRY(wire_bind(d->router, endpoint, 0600, e));
+	note_bound(d, endpoint);
 	log_info("answering on %s", endpoint);
 	return 0;
 }
@@ -530,5 +550,9 @@ void server_close(struct daemon *d)
 		zmq_close(d->zap);
 	if (d->zmq)
 		zmq_ctx_term(d->zmq);
+	for (size_t i = 0; i < d->bound.count; i++)
+		xfree(d->bound.text[i]);
+	xfree(d->bound.text);
+	d->bound = (struct text_list){ 0 };
 	d->router = d->zap = d->zmq = d->peers = NULL;
 }

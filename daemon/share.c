@@ -77,7 +77,7 @@ struct charge charge_of(const struct machine *m, const struct holding *h, Tf__Pr
 #include "proto/priorities.def"
 #undef P
 	};
-	struct charge c = { 0, 0 };
+	struct charge c = { 0, 0, 0 };
 	double processors = h->cpus;
 
 	if (h->share)
@@ -89,6 +89,7 @@ struct charge charge_of(const struct machine *m, const struct holding *h, Tf__Pr
 	if (processors < 1 && h->slot >= 0)
 		processors = 1;
 	c.units = (c.gpus + processors * PROCESSOR_UNITS) * charge[priority];
+	c.held = c.gpus;
 	return c;
 }
 
@@ -141,6 +142,7 @@ void share_start(struct user_share *u, double half_life_s, struct charge c, int6
 	share_settle(u, half_life_s, now_ms);
 	u->rate.units += c.units;
 	u->rate.gpus += c.gpus;
+	u->rate.held += c.held;
 	u->running++;
 }
 
@@ -152,6 +154,7 @@ void share_end(struct user_share *u, double half_life_s, struct charge c, int64_
 	/* nothing runs: the rounding of many sums goes, too */
 	u->rate.units = u->running ? u->rate.units - c.units : 0;
 	u->rate.gpus = u->running ? u->rate.gpus - c.gpus : 0;
+	u->rate.held = u->running ? u->rate.held - c.held : 0;
 }
 
 static int take_limit(const char *word, struct user_limits *out, struct err *e)

@@ -34,6 +34,8 @@ struct user_limits {
 struct charge {
 	double units; /* with the class's charge */
 	double gpus;  /* without it; shares count as their part */
+	double held;  /* for the limit of GPUs at a time: those of a process that runs several jobs
+		       * count for each of their users once, and whole */
 };
 
 struct user_share {

@@ -19,7 +19,7 @@ run_here() { if "$2" >"$folder/here" 2>&1; then ok "$1"; else
 
 start_daemon() {
 	rm -f "$folder/state/endpoint"
-	"$TF_BUILD/transfused" --state "$folder/state" --map-mib 16 >>"$folder/log" 2>&1 &
+	"$TF_BUILD/transfused" --state "$folder/state" --map-mib 16 --listen 'tcp://127.0.0.1:*' >>"$folder/log" 2>&1 &
 	daemon=$!
 	for i in $(seq 600); do
 		"$cli" ping >/dev/null 2>&1 && return 0
@@ -216,7 +216,8 @@ enrolled() {
 	key=$(newcomer "$cli" key) || return 1
 	status 0 "$cli" user add bob member "$key" || return 1
 	says 'transfuse login ipc://' || return 1
-	line=$(printf '%s\n' "$out" | sed -n "s/^ *transfuse login //p")
+	says '  # on this machine' || return 1
+	line=$(printf '%s\n' "$out" | sed -n "s/^ *transfuse login \(tcp:\)/\1/p")
 	status 0 newcomer "$cli" login "${line%% *}" "$(printf '%s' "${line#* }" | tr -d "'")" || return 1
 	says 'you are bob (member)' || return 1
 	status 0 newcomer "$cli" noop --name bobs || return 1

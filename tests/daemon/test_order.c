@@ -470,6 +470,7 @@ static void people_are_told_why_and_when(void **state)
 	assert_true(s->job[1].expected_ms == NOW + 2 * HOUR);
 	assert_true(s->job[2].expected_ms == NEVER_MS); /* behind one without a walltime */
 	assert_true(s->job[3].expected_ms == NOW);
+	assert_true(s->job[4].expected_ms == NOW + HOUR); /* no more is known */
 	explain(s, 0, "first in line: waits for what it needs to be free");
 	explain(s, 1, "1 job is before it");
 	explain(s, 4, "not before 2025-12-01T01:00:00.000Z");
@@ -479,6 +480,56 @@ static void people_are_told_why_and_when(void **state)
 	s->job[0].user->running = 0;
 	s->machine.gpu[0].drained = true;
 	explain(s, 1, "what it needs is drained or gone");
+}
+
+/* A job that begins later is in nobody's way until then. */
+static void what_begins_later_is_expected_then(void **state)
+{
+	struct scene *s = *state;
+	struct schedule_input in;
+
+	s->machine.slots = 1;
+	queue(s, "ann", NORMAL, 0, 0)->begin_ms = NOW + HOUR;
+	queue(s, "ann", NORMAL, 0, 2 * HOUR);
+	assert_string_equal(decide(s), "2");
+	in = input(s);
+	schedule_forecast(&in);
+	assert_int_equal(s->job[0].place, 1);
+	assert_true(s->job[1].expected_ms == NOW);
+	assert_true(s->job[0].expected_ms == NOW + 2 * HOUR);
+	s->job[1].walltime_ms = 0;
+	schedule_forecast(&in);
+	assert_true(s->job[0].expected_ms == NOW + HOUR);
+}
+
+/* A GPU that runs several jobs of a user at a time is one of the GPUs they may have; so it is when
+ * others' jobs are there, too, for those may end first. */
+static void a_gpu_with_several_jobs_counts_once(void **state)
+{
+	struct scene *s = *state;
+	struct running *crew = run(s, NORMAL, 1, NEVER_MS);
+	struct user_share *ann = shares_get(&s->shares, "ann"), *ben;
+
+	run(s, NORMAL, 14, NEVER_MS);
+	crew->together = 7;
+	crew->room = 9;
+	crew->jobs = 1;
+	crew->user[0] = ann;
+	ann->rate = (struct charge){ 1, 1, 1 };
+	ann->running = 1;
+	ann->limits.gpus = 1;
+	queue(s, "ann", NORMAL, 1, 0)->together = 7;
+	queue(s, "ann", NORMAL, 1, 0);
+	queue(s, "ben", NORMAL, 1, 0)->together = 7;
+	queue(s, "ben", NORMAL, 1, 0)->together = 7;
+	ben = shares_get(&s->shares, "ben");
+	ben->limits.gpus = 1;
+	assert_string_equal(decide(s), "3 4 1");
+	for (int i = 0; i < 3; i++)
+		assert_int_equal(s->out[i].kind, DECIDE_JOIN);
+	ben->rate = (struct charge){ 2, 1, 1 }; /* on another GPU */
+	ben->running = 1;
+	assert_string_equal(decide(s), "1");
 }
 
 int main(void)
@@ -506,6 +557,8 @@ int main(void)
 		T(charges_are_as_written),
 		T(limits_are_read_strictly),
 		T(people_are_told_why_and_when),
+		T(what_begins_later_is_expected_then),
+		T(a_gpu_with_several_jobs_counts_once),
 	};
 
 	return cmocka_run_group_tests_name("order", tests, NULL, NULL);

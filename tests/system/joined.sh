@@ -180,7 +180,9 @@ release adopted
 until_running adopted 5
 kill -9 "$daemon"; wait "$daemon" 2>/dev/null
 start_daemon
+further=$(transfuse generate ref --prompt 'it comes later' --steps 20 --tag adopted --json | ids)
 check 'a new daemon adopts them all' transfuse wait --tag adopted
+check 'and a further job joins them' grep -q "job=$further .* joins job " daemon.log
 once() {
 	local id
 	for id in $(cat adopted); do [ "$(field "$id" attempt)" -eq 1 ] || { echo "$id was repeated"; return 1; }; done
