@@ -427,6 +427,7 @@ void worker_start_all(struct daemon *d, bool committed);
 void worker_order(struct daemon *d, struct worker *w);
 int worker_threads(const struct daemon *d, const struct worker *w);
 struct worker *worker_of(struct daemon *d, uint64_t job); /* of its running attempt; NULL: none */
+size_t worker_most(void); /* attempts that have a process */
 struct worker *worker_by_key(struct daemon *d, const char *key);
 void worker_exited(struct daemon *d, struct worker *w); /* its pidfd became readable */
 void worker_tick(struct daemon *d);                     /* hello in time, escalation, log size */

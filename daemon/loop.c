@@ -64,7 +64,7 @@ static void become_read_only(struct daemon *d, const struct err *e)
 	d->retry_store_ms = clock_mono_ms() + STORE_RETRY_MS;
 }
 
-/* What is in memory follows what is on disk. */
+/* After a commit that failed the store can be used no more, not even read. */
 static int reopen(struct daemon *d, struct err *e)
 {
 	char *path = daemon_path(d, "store");
@@ -75,6 +75,15 @@ static int reopen(struct daemon *d, struct err *e)
 	rc = state_open(path, (uint64_t)d->options.map_mib << 20, &d->state, e);
 	xfree(path);
 	return rc;
+}
+
+/* To be read, until it can be written. */
+static void reopen_to_read(struct daemon *d)
+{
+	struct err e = ERR_INIT;
+
+	if (reopen(d, &e) < 0)
+		log_error("the state cannot be opened: %s", e.text);
 }
 
 static void try_store(struct daemon *d)
@@ -93,6 +102,8 @@ static void try_store(struct daemon *d)
 		rc = state_commit(d->state, &e);
 	if (rc < 0) {
 		log_error("the state still cannot be written: %s", e.text);
+		if (d->state)
+			reopen_to_read(d);
 		return;
 	}
 	d->read_only = false;
@@ -116,13 +127,10 @@ static int commit_store(struct daemon *d, struct err *e)
 
 static void store_failed(struct daemon *d, const struct err *e)
 {
-	struct err why = ERR_INIT;
-
 	become_read_only(d, e);
 	worker_drop_unborn(d);
 	buf_clear(&d->ended);
-	if (reopen(d, &why) < 0)
-		log_error("the state cannot be opened: %s", why.text);
+	reopen_to_read(d);
 }
 
 /* Nobody waits for the disk when nothing has changed for a while. */
@@ -171,7 +179,7 @@ static int64_t wait_ms(const struct daemon *d)
 		until = d->tick_ms < until ? d->tick_ms : until;
 	if (d->spawn_after_ms > now && d->spawn_after_ms < until)
 		until = d->spawn_after_ms;
-	if (d->state && !state_folded(d->state) && d->fold_ms < until)
+	if (d->state && !d->read_only && !state_folded(d->state) && d->fold_ms < until)
 		until = d->fold_ms;
 	if (inbox < until - now)
 		return inbox;

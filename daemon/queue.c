@@ -285,7 +285,7 @@ static void queue_view(const struct daemon *d, bool guess, struct queue_view *ou
 	int64_t now = clock_wall_ms();
 	size_t n = 0;
 
-	CHECK(d->workers <= LIMIT_WORKERS);
+	CHECK(d->workers <= worker_most());
 	for (size_t i = 0; i < d->workers; i++)
 		if (!d->worker[i]->idle && !d->worker[i]->joined) {
 			const struct worker *w = d->worker[i];
@@ -326,7 +326,7 @@ size_t queue_decide(struct daemon *d, struct decision out[LIMIT_WORKERS])
 	queue_view(d, false, &view);
 	for (size_t i = 0; i < d->workers; i++)
 		busy += !d->worker[i]->idle;
-	n = schedule_decide(&view.in, out, LIMIT_WORKERS - busy, &d->first);
+	n = schedule_decide(&view.in, out, worker_most() - busy, &d->first);
 	for (size_t i = 0; i < n; i++) {
 		struct err e = ERR_INIT;
 		char reason[80];

@@ -273,7 +273,7 @@ enum warm warm_look(struct daemon *d, struct decision *list, size_t n, size_t i,
 		list[i].holding.job = list[i].job;
 		return WARM_HERE;
 	}
-	if (d->workers < LIMIT_WORKERS && place_elsewhere(d, list, n, i))
+	if (d->workers < worker_most() && place_elsewhere(d, list, n, i))
 		return WARM_COLD;
 	return clear_place(d, &list[i].holding) ? WARM_LATER : WARM_COLD;
 }

@@ -6,6 +6,7 @@
  * says how. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "lib/bound.h"
 #include "lib/clock.h"
 #include "lib/fault.h"
 #include "lib/files.h"
@@ -283,19 +284,30 @@ static int ready_inputs(struct daemon *d, uint64_t job, struct err *e)
 	return rc;
 }
 
+/* Idle processes count, too, though the scheduler sees what they hold as free. */
+size_t worker_most(void)
+{
+	return bound("workers", LIMIT_WORKERS);
+}
+
 /* Carries out the i-th decision; 1: it waits until a warm worker has left. */
 static int start_decided(struct daemon *d, struct decision *list, size_t n, size_t i,
 			 struct err *e)
 {
+	bool full = d->workers >= worker_most();
 	struct worker *idle = NULL;
+	enum warm warm;
 
-	if (list[i].kind == DECIDE_JOIN)
+	if (list[i].kind == DECIDE_JOIN && !full)
 		return join_start(d, &list[i], e);
-	switch (warm_look(d, list, n, i, &idle)) {
-	case WARM_HERE: return warm_start(d, idle, &list[i], e);
-	case WARM_LATER: return 1;
-	default: return start_one(d, &list[i], e);
-	}
+	warm = list[i].kind == DECIDE_JOIN ? WARM_COLD : warm_look(d, list, n, i, &idle);
+	if (warm == WARM_HERE)
+		return warm_start(d, idle, &list[i], e);
+	if (warm == WARM_COLD && !full)
+		return start_one(d, &list[i], e);
+	if (warm == WARM_COLD)
+		warm_drop_all(d, "there are as many processes as there may be");
+	return 1;
 }
 
 /* The secret is a line of the pipe; with it the worker may begin. */

@@ -8,6 +8,7 @@
  *   unsent-bytes         LIMIT_UNSENT_BYTES         256 MiB of answers nobody takes
  *   audit-pending-bytes  LIMIT_AUDIT_PENDING_BYTES  4 MiB of lines while the disk takes none
  *   audit-scan-bytes     LIMIT_AUDIT_SCAN_BYTES     256 MiB of lines read for one answer
+ *   workers              LIMIT_WORKERS              256 attempts with a process
  *   gc-listed            LIMIT_GC_LISTED            1000 old files, 8 of them in reserve
  *   import-files         LIMIT_IMPORT_FILES         16 M files in one folder or tar
  *   shards               LIMIT_SHARDS               65,536 files of a dataset

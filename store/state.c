@@ -202,27 +202,26 @@ static int fold_beyond(struct state *s, uint64_t map_bytes, struct err *e)
 	return rc ? mdb_error(e, s, "the map", rc) : 0;
 }
 
-/* What the journal has goes into the environment. When the disk does not take it, it stays in the
- * journal, and can be read all the same. */
-static int settle(struct state *s, uint64_t map_bytes, struct err *e)
+enum opening { OPEN_READING, OPEN_FOLDED, OPEN_UNFOLDED };
+
+/* What the journal has goes into the environment, or only into the writing transaction. */
+static int settle(struct state *s, uint64_t map_bytes, enum opening how, struct err *e)
 {
 	struct err why = ERR_INIT;
-	int rc = redo_and_fold(s, &why);
+	int rc;
 
-	if (rc == TF_ENOSPACE && map_bytes > 0) {
-		err_clear(&why);
-		rc = fold_beyond(s, map_bytes, &why);
-	}
-	if (rc == TF_ENOSPACE || rc == TF_EIO) {
-		drop_write(s);
+	if (how == OPEN_UNFOLDED) {
 		s->must_fold = true;
 		return redo(s, e);
 	}
+	rc = redo_and_fold(s, &why);
+	if (rc == TF_ENOSPACE && map_bytes > 0)
+		return fold_beyond(s, map_bytes, e);
 	return rc < 0 ? err_set(e, rc, "%s", why.text) : 0;
 }
 
 /* The environment's files must be found after a power cut, which its own syncs do not see to. */
-static int open_tables(struct state *s, uint64_t map_bytes, struct err *e)
+static int open_tables(struct state *s, uint64_t map_bytes, enum opening how, struct err *e)
 {
 	uint64_t version;
 	int rc;
@@ -244,7 +243,7 @@ static int open_tables(struct state *s, uint64_t map_bytes, struct err *e)
 	s->write = NULL;
 	if (rc)
 		return mdb_error(e, s, "tables", rc);
-	TRY(settle(s, map_bytes, e));
+	TRY(settle(s, map_bytes, how, e));
 	return check_version(s, &version, e);
 }
 
@@ -289,19 +288,19 @@ static int open_environment(struct state *s, uint64_t map_bytes, struct err *e)
 	return 0;
 }
 
-static int open_state(const char *folder, uint64_t map_bytes, bool reading, struct state **out,
+static int open_state(const char *folder, uint64_t map_bytes, enum opening how, struct state **out,
 		      struct err *e)
 {
 	struct state *s = xcalloc(1, sizeof *s);
 	int rc;
 
 	s->folder = xstrdup(folder);
-	s->reading_only = reading;
-	rc = reading ? 0 : dir_make(folder, 0700, e);
+	s->reading_only = how == OPEN_READING;
+	rc = s->reading_only ? 0 : dir_make(folder, 0700, e);
 	if (rc == 0)
 		rc = open_environment(s, map_bytes, e);
 	if (rc == 0)
-		rc = reading ? find_tables(s, e) : open_tables(s, map_bytes, e);
+		rc = s->reading_only ? find_tables(s, e) : open_tables(s, map_bytes, how, e);
 	if (rc < 0) {
 		s->failed = true;
 		state_close(s);
@@ -311,14 +310,21 @@ static int open_state(const char *folder, uint64_t map_bytes, bool reading, stru
 	return 0;
 }
 
+/* When the disk does not take what the journal has, it can be read all the same. An environment
+ * whose commit failed may be of no use any more: it is opened anew. */
 int state_open(const char *folder, uint64_t map_bytes, struct state **out, struct err *e)
 {
-	return open_state(folder, map_bytes, false, out, e);
+	struct err why = ERR_INIT;
+	int rc = open_state(folder, map_bytes, OPEN_FOLDED, out, &why);
+
+	if (rc == TF_ENOSPACE || rc == TF_EIO)
+		return open_state(folder, map_bytes, OPEN_UNFOLDED, out, e);
+	return rc < 0 ? err_set(e, rc, "%s", why.text) : 0;
 }
 
 int state_open_reading(const char *folder, struct state **out, struct err *e)
 {
-	return open_state(folder, 0, true, out, e);
+	return open_state(folder, 0, OPEN_READING, out, e);
 }
 
 int state_copy(struct state *s, const char *folder, struct err *e)

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <time.h>
 #include <unistd.h>
 
 #define RECOVER_MS 20000
@@ -52,10 +53,14 @@ static int stop(void **state)
 
 static void fault(const char *word)
 {
-	if (word)
-		assert_ok(file_write(control, word, strlen(word), 0600, &e), &e);
-	else
+	FILE *f = word ? fopen(control, "w") : NULL; /* at once: nothing is synced */
+
+	if (f) {
+		fputs(word, f);
+		assert_int_equal(fclose(f), 0);
+	} else {
 		assert_int_equal(unlink(control), 0);
+	}
 }
 
 static int submit(const uint8_t token[16], uint64_t *id)
@@ -175,6 +180,56 @@ static void a_broken_disk_is_never_a_yes(void **state)
 	xfree(text);
 }
 
+/* Longer than it takes to be tried again, and again. */
+static void a_disk_may_be_broken_for_long(void **state)
+{
+	static const uint8_t token[16] = "broken: for long";
+	uint64_t before = harness_noop(&h, "done"), id = 0;
+
+	(void)state;
+	harness_until(&h, before, TF__JOB_STATE__DONE);
+	fault(FAULT_BROKEN);
+	assert_int_equal(submit(token, &id), TF_EUNKNOWN);
+	harness_until_said(&h, "the state still cannot be written", 2);
+	assert_int_equal(harness_state(&h, before), TF__JOB_STATE__DONE);
+	fault(NULL);
+	goes_on(before, token);
+}
+
+static double processor_seconds(pid_t pid)
+{
+	clockid_t clock;
+	struct timespec t;
+
+	assert_int_equal(clock_getcpuclockid(pid, &clock), 0);
+	assert_int_equal(clock_gettime(clock, &t), 0);
+	return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+/* What the journal has cannot be folded then, and is not tried without end. */
+static void a_broken_disk_is_no_work(void **state)
+{
+	static const uint8_t token[16] = "broken: at rest.";
+	uint64_t before = harness_noop(&h, "wait"), id = 0;
+	double used;
+
+	(void)state;
+	harness_until(&h, before, TF__JOB_STATE__RUNNING);
+	assert_ok(submit((const uint8_t *)"broken: just then", &id), &e);
+	fault(FAULT_BROKEN); /* before that is folded */
+	assert_int_equal(submit(token, &id), TF_EUNKNOWN);
+	clock_sleep_ms(500);
+	used = processor_seconds(h.pid);
+	clock_sleep_ms(1500);
+	used = processor_seconds(h.pid) - used;
+	if (used > 0.2)
+		fail_msg("%.2f s of the processor in 1.5 s", used);
+	fault(NULL);
+	xfree_(trouble_until(false));
+	assert_ok(harness_cancel(h.line, before, &e), &e);
+	harness_until(&h, before, TF__JOB_STATE__CANCELLED);
+}
+
 static void a_slow_disk_is_waited_for(void **state)
 {
 	static const uint8_t token[16] = "slow: but steady";
@@ -282,6 +337,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(a_full_disk_stops_new_work_only, start, stop),
 		cmocka_unit_test_setup_teardown(a_broken_disk_is_never_a_yes, start, stop),
+		cmocka_unit_test_setup_teardown(a_disk_may_be_broken_for_long, start, stop),
+		cmocka_unit_test_setup_teardown(a_broken_disk_is_no_work, start, stop),
 		cmocka_unit_test_setup_teardown(a_slow_disk_is_waited_for, start, stop),
 		cmocka_unit_test_setup_teardown(a_failed_fork_is_tried_again, start, stop),
 		cmocka_unit_test_setup_teardown(descriptors_may_run_out, start, stop),

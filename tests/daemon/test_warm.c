@@ -108,6 +108,45 @@ static void one_process_runs_many_jobs(void **state)
 	harness_stop(&h); /* and the idle worker goes with the daemon */
 }
 
+static void set_slot(struct harness *h, const char *slot, Tf__SlotAction action)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__SlotSet m = TF__SLOT_SET__INIT;
+	struct err e = ERR_INIT;
+
+	m.slot = (char *)slot;
+	m.action = action;
+	r.body_case = TF__REQUEST__BODY_SLOT_SET;
+	r.slot_set = &m;
+	assert_ok(harness_call(h->line, &r, NULL, &e), &e);
+}
+
+/* Of two processes one is idle: it makes room for a job it cannot serve, whose place is free. */
+static void idle_workers_count_where_processes_are_bounded(void **state)
+{
+	struct harness h;
+	uint64_t job[4];
+
+	(void)state;
+	begin(&h, "3", NULL);
+	harness_kill(&h, SIGTERM);
+	h.bound = "workers:2";
+	harness_start(&h);
+	set_slot(&h, "cpu0", TF__SLOT_ACTION__SLOT_DRAIN);
+	job[0] = noop(&h, 600, 0);
+	job[1] = noop(&h, 0, 0);
+	harness_until(&h, job[0], TF__JOB_STATE__RUNNING);
+	harness_until(&h, job[1], TF__JOB_STATE__DONE);
+	set_slot(&h, "cpu0", TF__SLOT_ACTION__SLOT_RESUME);
+	job[2] = noop(&h, 600, 2);
+	harness_until(&h, job[2], TF__JOB_STATE__RUNNING);
+	assert_int_equal(harness_said(&h, "as many processes as there may be"), 1);
+	job[3] = noop(&h, 600, 2);
+	clock_sleep_ms(300);
+	assert_int_equal(harness_state(&h, job[3]), TF__JOB_STATE__QUEUED);
+	harness_stop(&h);
+}
+
 static void a_cancelled_job_leaves_the_worker_warm(void **state)
 {
 	struct err e = ERR_INIT;
@@ -351,6 +390,7 @@ int main(void)
 {
 	const struct CMUnitTest warm[] = {
 		cmocka_unit_test(one_process_runs_many_jobs),
+		cmocka_unit_test(idle_workers_count_where_processes_are_bounded),
 		cmocka_unit_test(a_cancelled_job_leaves_the_worker_warm),
 		cmocka_unit_test(where_jobs_go),
 		cmocka_unit_test(two_idle_workers_get_a_job_each),
