@@ -383,7 +383,7 @@ static void compare_programs(char **transfuse, char **echo)
 	    "\"echo_p99_ms\":%.3g",
 	    ours[CLI_CALLS / 2], least[CLI_CALLS / 2], ours[CLI_CALLS * 99 / 100],
 	    least[CLI_CALLS * 99 / 100]);
-	say("submits, 1 transfuse after another", 1e3 / ours[CLI_CALLS / 2],
+	say("submits, 1 command after another", 1e3 / ours[CLI_CALLS / 2],
 	    ",\"unit\":\"/s\",\"durable\":true");
 }
 
