@@ -71,7 +71,9 @@ void help_all(struct buf *out)
 		 "\n"
 		 "Exit status: 0 done, 1 the job failed, 2 usage, 3 no daemon, 4 refused,\n"
 		 "5 cancelled, 6 the time of wait is up, 130 interrupted while waiting (the job\n"
-		 "goes on). Of several jobs: 1 if one failed, else 5 if one was cancelled.\n");
+		 "goes on). Of several jobs: 1 if one failed, else 5 if one was cancelled.\n"
+		 "With --json an error is an object on stderr: its sentence (error), its name\n"
+		 "(code) and the exit status (status).\n");
 }
 
 static void help_option(const struct option_row *row, struct buf *out)

@@ -3,6 +3,8 @@
  * into one sentence and an exit status. */
 #include "config.h"
 #include "client/client.h"
+#include "lib/mem.h"
+#include "lib/utf8.h"
 
 #include <locale.h>
 #include <signal.h>
@@ -11,10 +13,47 @@
 #include <string.h>
 #include <unistd.h>
 
-static int usage_error(const struct err *e)
+/* Whether the caller is a program, also when the rest of the command line is wrong. */
+static bool wants_json(int argc, char **argv)
 {
-	fprintf(stderr, "transfuse: %s\n", e->text);
-	return STATUS_USAGE;
+	for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++)
+		if (strcmp(argv[i], "--json") == 0)
+			return true;
+	return false;
+}
+
+/* JSON is UTF-8; what is quoted in a sentence may be none. */
+static json_t *sentence(const char *text)
+{
+	char *copy = xstrdup(text);
+	json_t *value;
+
+	for (char *p = copy; !utf8_valid(text, strlen(text)) && *p; p++)
+		*p = (unsigned char)*p < 0x80 ? *p : '?';
+	value = json_string(copy);
+	xfree(copy);
+	return value;
+}
+
+static int complain(int status, int code, const struct err *e, bool json)
+{
+	const char *text = *e->text ? e->text : err_text(code);
+	json_t *o;
+
+	if (!json) {
+		fprintf(stderr, "transfuse: %s\n", text);
+		if (code == TF_ENODAEMON)
+			fprintf(stderr, "transfuse: `transfuse doctor` says more\n");
+		return status;
+	}
+	o = json_object();
+	json_object_set_new(o, "error", sentence(text));
+	json_object_set_new(o, "code", json_string(err_name(code)));
+	json_object_set_new(o, "status", json_integer(status));
+	json_dumpf(o, stderr, JSON_COMPACT);
+	fputc('\n', stderr);
+	json_decref(o);
+	return status;
 }
 
 static int print_help(const struct verb *v)
@@ -80,7 +119,7 @@ static bool help_of_word(int argc, char **argv)
 	return true;
 }
 
-static int run(struct client *c, struct err *e)
+static int run(struct client *c, bool json, struct err *e)
 {
 	int rc = c->verb->run(c, e);
 
@@ -88,10 +127,7 @@ static int run(struct client *c, struct err *e)
 		return rc;
 	if (client_interrupted() && rc == TF_ECANCELLED)
 		return STATUS_INTERRUPTED;
-	fprintf(stderr, "transfuse: %s\n", *e->text ? e->text : err_text(rc));
-	if (rc == TF_ENODAEMON)
-		fprintf(stderr, "transfuse: `transfuse doctor` says more\n");
-	return status_of(c, rc);
+	return complain(status_of(c, rc), rc, e, json);
 }
 
 /* All was answered and printed: the kernel closes a connection in a fraction of the time that
@@ -110,6 +146,7 @@ int main(int argc, char **argv)
 {
 	struct client c = { 0 };
 	struct err e = ERR_INIT;
+	bool json = wants_json(argc, argv);
 	int words, status;
 
 	setlocale(LC_CTYPE, "");
@@ -129,13 +166,13 @@ int main(int argc, char **argv)
 	if (help_of_word(argc, argv))
 		return STATUS_DONE;
 	if (find_verb(argc, argv, &c.verb, &words, &e) < 0)
-		return usage_error(&e);
+		return complain(STATUS_USAGE, TF_EUSAGE, &e, json);
 	if (args_read(c.verb, argc - words, argv + words, &c.args, &e) < 0)
-		status = usage_error(&e);
+		status = complain(STATUS_USAGE, TF_EUSAGE, &e, json);
 	else if (args_has(&c.args, OPTION_HELP))
 		status = print_help(c.verb);
 	else
-		status = run(&c, &e);
+		status = run(&c, json, &e);
 	args_release(&c.args);
 	if (fflush(stdout) != 0 && status == STATUS_DONE)
 		status = STATUS_FAILED;

@@ -7,8 +7,10 @@
 #include "lib/yaml.h"
 #include "proto/connection.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define SYSTEM_FILE "/etc/transfused/client.yaml"
 #define SYSTEM_ENDPOINT "ipc:///run/transfused/socket"
@@ -91,6 +93,9 @@ static int private_daemon(const struct place_given *given, const char *state, st
 	int rc = endpoint_read(state, &p->endpoint, NULL);
 
 	p->found_by = "TRANSFUSE_STATE";
+	FAIL_IF(rc < 0 && access(state, X_OK) < 0 && errno == EACCES, e, TF_EREFUSED,
+		"the state folder %s (of TRANSFUSE_STATE) is another user's: who may ask its "
+		"daemon uses `transfuse login ENDPOINT KEY`", state);
 	if (rc < 0)
 		return err_set(e, TF_ENODAEMON, "no daemon has run with the state folder %s (of "
 			       "TRANSFUSE_STATE); start one: transfused --state %s", state, state);

@@ -63,6 +63,25 @@ TRANSFUSE_STATE=$folder/state
 export TRANSFUSE_STATE
 check 'no daemon in the state folder' status 3 "$cli" jobs
 check 'doctor without a daemon' status 3 "$cli" doctor
+errors_for_programs() {
+	answers 3 '^{"error":"no daemon has run with .*","code":"TF_ENODAEMON","status":3}$' "$cli" jobs --json || return 1
+	answers 2 "^{\"error\":\"noop has no option '--secnds'.*\",\"code\":\"TF_EUSAGE\",\"status\":2}\$" "$cli" noop --secnds 1 --json || return 1
+	answers 2 '^{"error":.*trian.*"status":2}$' "$cli" trian --json || return 1
+	answers 2 '^{"error":.*"code":"TF_E[A-Z]*","status":2}$' "$cli" check --json "$(printf '/none\377')"
+}
+check 'errors as JSON' errors_for_programs
+# As nobody, where root would see everything.
+as_other() {
+	if [ "$(id -u)" = 0 ]; then setpriv --reuid=65534 --regid=65534 --clear-groups "$@"; else "$@"; fi
+}
+anothers_state() {
+	mkdir -p "$folder/closed/inside" && chmod 711 "$folder" && chmod 0 "$folder/closed" || return 1
+	answers 4 "closed/inside .* is another user's" as_other env HOME=/ TRANSFUSE_STATE="$folder/closed/inside" "$cli" jobs
+	rc=$?
+	chmod 700 "$folder/closed" "$folder"
+	return $rc
+}
+check "another user's daemon" anothers_state
 check 'the completion of bash is fresh' sh -c \
 	"\"$cli\" completion | cmp - \"$TF_SOURCE/etc/completion/transfuse.bash\""
 
