@@ -42,6 +42,17 @@ static bool record_is_whole(const Tf__JobRecord *r)
 	       (j->state == TF__JOB_STATE__STOPPING) == (j->stopping != TF__STOP_REASON__STOP_NONE);
 }
 
+/* A job keeps its token. They are random: each put touches a page of its own. */
+static int token_put(struct state *s, const Tf__JobRecord *r, const uint8_t key[8], struct err *e)
+{
+	uint64_t known;
+	int rc = job_by_token(s, r->token.data, &known, e);
+
+	if (rc != TF_ENOTFOUND)
+		return rc;
+	return state_put(s, STATE_TOKENS, r->token.data, JOB_TOKEN_BYTES, key, 8, e);
+}
+
 int job_put(struct state *s, Tf__JobRecord *record, struct err *e)
 {
 	uint8_t key[8];
@@ -53,7 +64,7 @@ int job_put(struct state *s, Tf__JobRecord *record, struct err *e)
 		TRY(state_delete(s, STATE_LIVE, key, sizeof key, e));
 	else
 		TRY(state_put(s, STATE_LIVE, key, sizeof key, "", 0, e));
-	return state_put(s, STATE_TOKENS, record->token.data, JOB_TOKEN_BYTES, key, sizeof key, e);
+	return token_put(s, record, key, e);
 }
 
 static int check_job(const Tf__JobRecord *r, uint64_t id, struct err *e)

@@ -38,7 +38,9 @@ struct state {
 	struct undo undo; /* of the part */
 	bool spoiled;   /* a change failed: do not commit */
 	bool failed;    /* a commit failed: to be closed */
-	bool must_fold; /* the journal may not be on disk as it was read: nothing is added to it */
+	bool must_fold; /* nothing is added to the journal: it may not be on disk as it was read, or
+			   enough waits */
+	size_t tokens;  /* put since the last fold; what is forgotten counts, too */
 	struct journal *journal; /* NULL: only read */
 	bool reading_only;
 	bool missing[STATE_TABLES]; /* an older program's store, opened for reading, lacks it */
@@ -162,6 +164,7 @@ static int fold(struct state *s, struct err *e)
 		return mdb_error(e, s, "commit", rc);
 	journal_begin(s->journal, epoch);
 	s->must_fold = false;
+	s->tokens = 0;
 	return 0;
 }
 
@@ -428,6 +431,7 @@ int state_put(struct state *s, enum state_table table, const void *key, size_t k
 		return mdb_error(e, s, table_names[table], rc);
 	}
 	journal_note(s->journal, in_part(s), table, key, key_len, len ? data : "", len);
+	s->tokens += table == STATE_TOKENS;
 	return 0;
 }
 
@@ -545,6 +549,15 @@ bool state_can_commit(const struct state *s)
 	return !s->part || (s->aside && !s->must_fold && journal_fits(s->journal));
 }
 
+/* LMDB holds a changed page in memory until the fold, and that memory for good. Tokens are random:
+ * each changes a page of its own, so it is their number that must not be left to chance. */
+static int journal_commit(struct state *s, struct err *e)
+{
+	TRY(journal_write(s->journal, e));
+	s->must_fold = s->tokens >= LIMIT_UNFOLDED_TOKENS;
+	return 0;
+}
+
 static int commit(struct state *s, bool folding, struct err *e)
 {
 	bool changed = state_changed(s);
@@ -557,7 +570,7 @@ static int commit(struct state *s, bool folding, struct err *e)
 	if (rc == 0 && (folding || s->must_fold || !journal_fits(s->journal)))
 		rc = fold(s, e);
 	else if (rc == 0)
-		rc = journal_write(s->journal, e);
+		rc = journal_commit(s, e);
 	if (rc == 0 && changed && fault_hit("store-committed"))
 		rc = err_set(e, TF_EIO, "%s: commit: no answer from the disk", s->folder);
 	if (rc < 0)
