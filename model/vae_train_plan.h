@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What a VAE's training consists of, for the files of vae_train.h alone: vae_train.c makes its steps,
- * vae_state.c saves and loads it. */
+ * What a VAE's training consists of, for the files of vae_train.h alone: vae_train.c makes its
+ * steps, vae_state.c saves and loads it. */
 #ifndef MODEL_VAE_TRAIN_PLAN_H
 #define MODEL_VAE_TRAIN_PLAN_H
 

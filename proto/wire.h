@@ -96,7 +96,7 @@ void wire_watch_close(struct wire_watch *w);
 
 /* ---- what befalls the connections of a ROUTER */
 
-/* Before it is bound; *peers is to be drained often. Takes a descriptor more for each connection. */
+/* Before it is bound; *peers is to be drained often. Takes one descriptor more a connection. */
 struct wire_peers;
 int wire_router_watch(void *context, void *router, struct wire_peers **peers, struct err *e);
 enum wire_peer {

@@ -18,7 +18,7 @@ int record_get(struct state *s, enum state_table table, const void *key, size_t 
 /* Unpacks a value met on a walk. */
 int record_unpack(struct state_value value, const ProtobufCMessageDescriptor *type, void *out,
 		  struct err *e);
-/* Memory of one record after another, for a walk: most of the time of unpacking would be malloc's. */
+/* Memory of one record after another, for a walk: most of unpacking would be malloc's. */
 struct record_room {
 	size_t used;
 	bool over; /* something did not fit and was allocated */

@@ -14,9 +14,9 @@ struct saver;
 struct saver_options {
 	const char *folder;            /* the checkpoints are in it; outlives the saver */
 	int64_t keep_last, keep_every; /* as checkpoints_prune */
-	/* Writes the copy of that step into the folder and publishes it, in the saver's thread: from
-	 * saver_begin to the outcome the copy is its own. TF_ENOSPACE and the like leave the folder
-	 * as it was. */
+	/* Writes the copy of that step into the folder and publishes it, in the saver's thread:
+	 * from saver_begin to the outcome the copy is its own. TF_ENOSPACE and the like leave the
+	 * folder as it was. */
 	int (*write)(void *copy, uint64_t step, struct err *e);
 	void *copy;
 };

@@ -72,7 +72,7 @@ typedef unsigned long long weight_t;
 template <typename T> struct lot {
 	const T *logits;
 	weight_t (*warp)[DIGITS]; /* sums of the warps, in shared memory */
-	weight_t (*mine)[DIGITS]; /* the block's, of this call and the one before: peers read them */
+	weight_t (*mine)[DIGITS]; /* the block's, of this call and the last: peers read them */
 	int calls;
 	int first, count;  /* of the part: the first token, how many */
 	float most, temperature;

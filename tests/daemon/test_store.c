@@ -517,7 +517,7 @@ static void a_newer_journal_is_refused(void **state)
 	killed = killed_now();
 	assert_ok(journal_open(killed, &j, &e), &e);
 	assert_ok(journal_read(j, epoch, NULL, NULL, &e), &e);
-	journal_note(j, STATE_TABLES, "key", 3, "value", 5);
+	journal_note(j, false, STATE_TABLES, "key", 3, "value", 5);
 	assert_ok(journal_write(j, &e), &e);
 	journal_close(j);
 	assert_int_equal(state_open(killed, MAP_BYTES, &other, &e), TF_EVERSION);
