@@ -244,14 +244,12 @@ static __device__ __forceinline__ void queries_finish(const struct backward_work
 						      const struct share &t, int row0,
 						      float (&dq)[HD / 2])
 {
+	turn_back_rows<HD>(dq, w.turned, (int64_t)t.sequence * w.queries, row0, w.queries);
 #pragma unroll
 	for (int half = 0; half < 2; half++) {
 		int row = row0 + 8 * half;
 		bf16 *to = w.dq + t.sequence * w.q_sequence + row * w.q_row + t.head * HD;
 
-		if (w.turned.cosine)
-			turn_back<HD>(dq, half, w.turned,
-				      (int64_t)t.sequence * w.queries + min(row, w.queries - 1));
 		write_row<HD>(row < w.queries ? to : NULL, dq, half, w.scale);
 	}
 }
@@ -433,14 +431,12 @@ static __device__ __forceinline__ void keys_finish(const struct backward_work &w
 						   const struct share &t, int key0,
 						   float (&dk)[HD / 2], const float (&dv)[HD / 2])
 {
+	turn_back_rows<HD>(dk, w.turned, (int64_t)t.sequence * w.keys, key0, w.keys);
 #pragma unroll
 	for (int half = 0; half < 2; half++) {
 		int key = key0 + 8 * half;
 		int64_t at = t.sequence * w.kv_sequence + key * w.kv_row + t.head * HD;
 
-		if (w.turned.cosine)
-			turn_back<HD>(dk, half, w.turned,
-				      (int64_t)t.sequence * w.keys + min(key, w.keys - 1));
 		write_row<HD>(key < w.keys ? w.dk + at : NULL, dk, half, w.scale);
 		write_row<HD>(key < w.keys ? w.dv + at : NULL, dv, half, 1.0f);
 	}

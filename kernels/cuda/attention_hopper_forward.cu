@@ -2,8 +2,8 @@
  * Attention forward on Hopper (bf16, head dim 64 or 128). Blocks stay on their multiprocessor and
  * take tiles of 64 x WGS queries of one head, longest first. One warp copies tiles of Q, K and V
  * ahead (bulk tensor copies); WGS warpgroups own 64 queries each. The next tile's scores are
- * computed while the softmax of the present one runs, and the warpgroups take turns at the tensor
- * cores. Tiles of 128 keys outside the interval are not visited, and only edge tiles are masked.
+ * computed while the softmax of the present one runs. Tiles of 128 keys outside the interval are
+ * not visited, only edge tiles are masked, and of the first one half is left out where it can be.
  * After Shah et al. 2024, FlashAttention-3. */
 #include "kernels/cuda/hopper.cuh"
 
@@ -36,6 +36,8 @@ void hopper_map(struct cuda_state *s, CUtensorMap *map, const void *first, const
 #define CACHE_BYTES \
 	(24 << 20) /* keys and values that stay in the second-level cache beside the rest */
 
+#define MIXED_BYTES (32 << 20) /* of the last heads, which are worked on together */
+
 /* Sequences whose keys and values stay in the second-level cache beside the rest. */
 static int sequences_together(const struct attend *a)
 {
@@ -48,8 +50,11 @@ struct work_list hopper_list(const struct attend *a, bool by_query, int rows,
 			     struct tile_plan *order)
 {
 	int each = (int)div_up(by_query ? a->queries : a->keys, rows), tiles = each * a->batch;
+	int64_t head = (int64_t)a->keys * a->hd * 4 * sequences_together(a);
+	int most = head > MIXED_BYTES / 2 ? 1 : head > MIXED_BYTES / 4 ? 2 : 4;
 
-	return { order, &order[tiles].sequence, tiles, a->heads, sequences_together(a) * each };
+	return { order,	   &order[tiles].sequence,	    tiles,
+		 a->heads, sequences_together(a) * each, most < a->heads ? most : a->heads };
 }
 
 struct work_list hopper_work(struct cuda_state *s, const struct attend *a, bool by_query, int rows,
@@ -121,13 +126,14 @@ struct two_rows {
 	float most[2], sum[2];
 };
 
-static __device__ __forceinline__ void mask_scores(float (&s)[KEYS / 2], const struct two_rows &r,
+template <int N>
+static __device__ __forceinline__ void mask_scores(float (&s)[N], const struct two_rows &r,
 						   int first_key)
 {
 	int column = first_key + 2 * ((int)threadIdx.x % 4);
 
 #pragma unroll
-	for (int i = 0; i < KEYS / 2; i++) {
+	for (int i = 0; i < N; i++) {
 		int key = column + i / 4 * 8 + i % 2, half = i / 2 % 2;
 
 		if (key < r.from[half] || key > r.to[half])
@@ -136,7 +142,8 @@ static __device__ __forceinline__ void mask_scores(float (&s)[KEYS / 2], const s
 }
 
 /* Scores become exp2(scale (s - most)), and keep[] what the sums so far are multiplied by. */
-static __device__ __forceinline__ void soften(float (&s)[KEYS / 2], struct two_rows &r,
+template <int N>
+static __device__ __forceinline__ void soften(float (&s)[N], struct two_rows &r,
 					      float scale_log2, float keep[2])
 {
 #pragma unroll
@@ -144,14 +151,14 @@ static __device__ __forceinline__ void soften(float (&s)[KEYS / 2], struct two_r
 		float most = r.most[half], sum = 0.0f, base;
 
 #pragma unroll
-		for (int i = 0; i < KEYS / 8; i++)
+		for (int i = 0; i < N / 4; i++)
 			most = fmaxf(most, fmaxf(s[4 * i + 2 * half], s[4 * i + 2 * half + 1]));
 		most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
 		most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
 		base = most == -INFINITY ? 0.0f : most * scale_log2;
 		keep[half] = exp2_fast(r.most[half] * scale_log2 - base);
 #pragma unroll
-		for (int i = 0; i < KEYS / 4; i++) {
+		for (int i = 0; i < N / 2; i++) {
 			float &x = s[4 * (i / 2) + 2 * half + i % 2];
 
 			x = exp2_fast(fmaf(x, scale_log2, -base));
@@ -168,16 +175,6 @@ static __device__ __forceinline__ void rescale(float (&o)[N], const float keep[2
 #pragma unroll
 	for (int i = 0; i < N; i++)
 		o[i] *= keep[i / 2 % 2];
-}
-
-static __device__ __forceinline__ void turn_wait(int group, int threads)
-{
-	asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "r"(threads) : "memory");
-}
-
-static __device__ __forceinline__ void turn_pass(int group, int threads)
-{
-	asm volatile("bar.arrive %0, %1;" ::"r"(group + 1), "r"(threads) : "memory");
 }
 
 template <int HD>
@@ -202,24 +199,45 @@ static __device__ __forceinline__ void forward_finish(const struct forward_work 
 	}
 }
 
-/* Tiles `from` down to `to` pass by with nothing for this warpgroup, which takes its turns and lets
- * them go. The first tile of an item has no turn. */
+/* Tiles `from` down to `to` pass by with nothing for this warpgroup, which lets them go. */
 template <int HD, int WGS>
-static __device__ __forceinline__ void forward_pass_by(struct forward_shared<HD, WGS> &m, int group,
-						       const struct share &t, struct ring &r,
-						       int from, int to)
+static __device__ __forceinline__ void forward_pass_by(struct forward_shared<HD, WGS> &m,
+						       struct ring &r, int from, int to)
 {
 	for (int j = from; j >= to; j--) {
 		barrier_wait(&m.k_full[r.stage], r.phase);
-		if (j < t.top) {
-			turn_wait(group, 2 * 128);
-			turn_pass((group + 1) % WGS, 2 * 128);
-		}
 		barrier_release(&m.k_empty[r.stage]);
 		barrier_wait(&m.v_full[r.stage], r.phase);
 		barrier_release(&m.v_empty[r.stage]);
 		ring_next<STAGES(HD)>(r);
 	}
+}
+
+/* The probabilities of the warpgroup's first tile, of which the first N keys are needed. */
+template <int N, int HD, int WGS>
+static __device__ __forceinline__ void forward_first(struct forward_shared<HD, WGS> &m,
+						     const struct forward_work &w,
+						     const struct share &t, int stage,
+						     const bf16 *q,
+						     uint32_t (&probability)[KEYS / 4],
+						     struct two_rows &rows)
+{
+	float s[N / 2], keep[2];
+	int key = t.base + t.high * KEYS;
+
+	products_begin();
+	product_scores<HD, N, WGS * 64, KEYS>(s, q, m.k[stage]);
+	products_commit();
+	products_wait<0>();
+	pin(s);
+	barrier_release(&m.k_empty[stage]);
+	if (share_edge(&t, key, N))
+		mask_scores(s, rows, key);
+	soften(s, rows, w.scale_log2, keep);
+#pragma unroll
+	for (int i = 0; i < KEYS / 4; i++)
+		probability[i] =
+			i < N / 4 ? pack_bf16(s[2 * i % (N / 2)], s[2 * i % (N / 2) + 1]) : 0;
 }
 
 /* The warpgroup's own tiles, high to low. */
@@ -230,7 +248,6 @@ static __device__ __forceinline__ void forward_tile(struct forward_shared<HD, WG
 						    struct ring &r, int own_stage,
 						    float (&o)[HD / 2], struct two_rows &rows)
 {
-	const int next = (group + 1) % WGS;
 	const bf16 *q = m.q[own_stage] + group * 64 * 64;
 	float s[KEYS / 2], keep[2];
 	uint32_t probability[KEYS / 4];
@@ -238,25 +255,14 @@ static __device__ __forceinline__ void forward_tile(struct forward_shared<HD, WG
 	int more = 0;
 
 	barrier_wait(&m.k_full[r.stage], r.phase);
-	if (t.high < t.top)
-		turn_wait(group, 2 * 128);
-	products_begin();
-	product_scores<HD, KEYS, WGS * 64>(s, q, m.k[r.stage]);
-	products_commit();
-	if (t.high < t.top)
-		turn_pass(next, 2 * 128);
-	products_wait<0>();
-	pin(s);
-	barrier_release(&m.k_empty[r.stage]);
-	if (share_edge(&t, t.base + t.high * KEYS, KEYS))
-		mask_scores(s, rows, t.base + t.high * KEYS);
-	soften(s, rows, w.scale_log2, keep);
-	pack_operand(probability, s);
+	if (t.rest <= KEYS / 2)
+		forward_first<KEYS / 2>(m, w, t, r.stage, q, probability, rows);
+	else
+		forward_first<KEYS>(m, w, t, r.stage, q, probability, rows);
 	before = r;
 	ring_next<STAGES(HD)>(r);
 	for (int j = t.high - 1; j >= t.low; j--) {
 		barrier_wait(&m.k_full[r.stage], r.phase);
-		turn_wait(group, 2 * 128);
 		products_begin();
 		product_scores<HD, KEYS, WGS * 64>(s, q, m.k[r.stage]);
 		products_commit();
@@ -264,7 +270,6 @@ static __device__ __forceinline__ void forward_tile(struct forward_shared<HD, WG
 		products_begin();
 		product_values<HD, KEYS>(o, probability, m.v[before.stage], more);
 		products_commit();
-		turn_pass(next, 2 * 128);
 		products_wait<1>();
 		pin(s);
 		if (share_edge(&t, t.base + j * KEYS, KEYS))
@@ -298,8 +303,6 @@ static __device__ void forward_consumer(struct forward_shared<HD, WGS> &m,
 	struct ring r = { 0, 0 }, own = { 0, 0 };
 	struct share t;
 
-	if (group == WGS - 1)
-		turn_pass(0, 2 * 128);
 	while (receive_work<KEYS, 1>(m, own, group, t)) {
 		int row0 = t.tile * WGS * 64 + in_tile;
 		float o[HD / 2];
@@ -318,18 +321,16 @@ static __device__ void forward_consumer(struct forward_shared<HD, WGS> &m,
 		for (int i = 0; i < HD / 2; i++)
 			o[i] = 0.0f;
 		if (t.high >= t.low) {
-			forward_pass_by<HD, WGS>(m, group, t, r, t.top, t.high + 1);
+			forward_pass_by(m, r, t.top, t.high + 1);
 			forward_tile<HD, WGS>(m, w, t, group, r, own.stage, o, rows);
-			forward_pass_by<HD, WGS>(m, group, t, r, t.low - 1, 0);
+			forward_pass_by(m, r, t.low - 1, 0);
 		} else {
-			forward_pass_by<HD, WGS>(m, group, t, r, t.top, 0);
+			forward_pass_by(m, r, t.top, 0);
 		}
 		barrier_release(&m.own_empty[own.stage]);
 		ring_next<OWN_STAGES>(own);
 		forward_finish<HD>(w, t, row0, o, rows);
 	}
-	if (group == 0)
-		turn_wait(0, 2 * 128);
 }
 
 #endif

@@ -30,6 +30,7 @@ struct share {
 	int sequence, tile, head;
 	int base, top, high, low;
 	int start_max, limit_min;
+	int rest; /* rows of tile `high` that are needed */
 };
 
 /* First i in [0, n) with x[i] >= v (or n): x never decreases. */
@@ -70,6 +71,7 @@ TILES void share_tiles(struct share *t, const struct span *all, const struct spa
 	t->top = all->first > all->last ? -1 : (all->last - t->base) / size;
 	t->high = none ? -1 : (mine->last - t->base) / size;
 	t->low = none ? 0 : (mine->first - t->base) / size;
+	t->rest = none ? 0 : (mine->last - t->base) % size + 1;
 	t->start_max = mine->start_max;
 	t->limit_min = mine->limit_min;
 }
@@ -78,6 +80,26 @@ TILES void share_tiles(struct share *t, const struct span *all, const struct spa
 TILES bool share_edge(const struct share *t, int key, int size)
 {
 	return key < t->start_max || key + size - 1 > t->limit_min;
+}
+
+/* Which tile of which head comes at place `at` of a list of `tiles` a head, in groups of `group`
+ * tiles: in a group head after head, but tile by tile for the last `mixed` of them. */
+struct place {
+	int tile, head;
+};
+
+TILES struct place place_of(int at, int tiles, int heads, int group, int mixed)
+{
+	int first = at / (group * heads) * group, rest = at - first * heads;
+	int here = group < tiles - first ? group : tiles - first, alone = heads - mixed;
+	struct place p = { first + rest % here, rest / here };
+
+	if (p.head >= alone) {
+		rest -= alone * here;
+		p.tile = first + rest / mixed;
+		p.head = alone + rest % mixed;
+	}
+	return p;
 }
 
 #endif

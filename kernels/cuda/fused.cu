@@ -18,6 +18,7 @@ struct fused {
 	int rows, columns, depth; /* of the output; of the product */
 	int step, apart;          /* rows of the weights between tiles, and between the halves */
 	int row_tiles, tiles;
+	int whole, numbers; /* tiles taken whole; with halves of the others */
 	bf16 *out;
 	struct fused_turn turn;
 };
@@ -32,17 +33,21 @@ struct fused_shared {
 
 struct tile {
 	int row, column; /* first ones */
+	bool both;	 /* halves of the columns */
 };
 
 /* Groups of rows one after the other; in a group all its rows for a column, then the next column.
  */
 static __device__ __forceinline__ struct tile tile_of(const struct fused &f, int number)
 {
-	int columns = f.tiles / f.row_tiles, group = number / (TOGETHER * columns);
-	int rest = number % (TOGETHER * columns);
+	int half = number - f.whole, at = half < 0 ? number : f.whole + half / 2;
+	int columns = f.tiles / f.row_tiles, group = at / (TOGETHER * columns);
+	int rest = at % (TOGETHER * columns);
 	int rows = min(TOGETHER, f.row_tiles - group * TOGETHER);
-	struct tile t = { (group * TOGETHER + rest % rows) * SIDE, rest / rows * f.step };
+	struct tile t = { (group * TOGETHER + rest % rows) * SIDE, rest / rows * f.step, half < 0 };
 
+	if (half > 0 && half % 2)
+		t.column += f.apart;
 	return t;
 }
 
@@ -51,23 +56,25 @@ static __device__ void fused_producer(const struct fused &f, struct fused_shared
 {
 	struct ring r = { 0, 0 };
 
-	for (int number = (int)blockIdx.x; number < f.tiles; number += (int)gridDim.x) {
+	for (int number = (int)blockIdx.x; number < f.numbers; number += (int)gridDim.x) {
 		struct tile t = tile_of(f, number);
 
 		for (int k = 0; k < f.depth; k += DEPTH) {
 			uint64_t *full = &m.full[r.stage];
 
 			barrier_wait(&m.empty[r.stage], r.phase ^ 1);
-			barrier_expect(full, sizeof m.x[0] + sizeof m.w[0]);
+			barrier_expect(full, sizeof m.x[0] + (t.both ? 2 : 1) * sizeof m.w[0][0]);
 			copy_tile(m.x[r.stage], mx, full, k, t.row, 0);
 			copy_tile(m.w[r.stage][0], mw, full, k, t.column, 0);
-			copy_tile(m.w[r.stage][1], mw, full, k, t.column + f.apart, 0);
+			if (t.both)
+				copy_tile(m.w[r.stage][1], mw, full, k, t.column + f.apart, 0);
 			ring_next<STAGES>(r);
 		}
 	}
 }
 
-/* Both halves of a tile's sums for the warpgroup's 64 rows. */
+/* Both halves of a tile's sums for the warpgroup's 64 rows, or one. */
+template <bool BOTH>
 static __device__ __forceinline__ void fused_sums(const struct fused &f, struct fused_shared &m,
 						  int group, struct ring &r, float (&low)[SIDE / 2],
 						  float (&high)[SIDE / 2])
@@ -83,7 +90,8 @@ static __device__ __forceinline__ void fused_sums(const struct fused &f, struct 
 #pragma unroll
 		for (int i = 0; i < DEPTH / 16; i++) {
 			product16<SIDE>::ss(low, x + 2 * i, a + 2 * i, k | i);
-			product16<SIDE>::ss(high, x + 2 * i, b + 2 * i, k | i);
+			if (BOTH)
+				product16<SIDE>::ss(high, x + 2 * i, b + 2 * i, k | i);
 		}
 		products_commit();
 		products_wait<1>();
@@ -94,7 +102,8 @@ static __device__ __forceinline__ void fused_sums(const struct fused &f, struct 
 	}
 	products_wait<0>();
 	pin(low);
-	pin(high);
+	if (BOTH)
+		pin(high);
 	barrier_release(&m.empty[before.stage]);
 }
 
@@ -172,14 +181,18 @@ static __device__ void fused_consumer(const struct fused &f, struct fused_shared
 	int in_tile = group * 64 + (int)threadIdx.x % 128 / 32 * 16 + (int)threadIdx.x % 32 / 4;
 	struct ring r = { 0, 0 };
 
-	for (int number = (int)blockIdx.x; number < f.tiles; number += (int)gridDim.x) {
+	for (int number = (int)blockIdx.x; number < f.numbers; number += (int)gridDim.x) {
 		struct tile t = tile_of(f, number);
 		float low[SIDE / 2], high[SIDE / 2];
 
-		fused_sums(f, m, group, r, low, high);
 		if constexpr (HD == 0) {
+			fused_sums<true>(f, m, group, r, low, high);
 			finish_swiglu(f, t.row + in_tile, t.column, low, high);
+		} else if (!t.both) {
+			fused_sums<false>(f, m, group, r, low, high);
+			finish_turn<HD>(f, t.row + in_tile, t.column, low);
 		} else {
+			fused_sums<true>(f, m, group, r, low, high);
 			finish_turn<HD>(f, t.row + in_tile, t.column, low);
 			finish_turn<HD>(f, t.row + in_tile, t.column + SIDE, high);
 		}
@@ -252,17 +265,23 @@ static void run(struct cuda_state *s, const struct tensor *x, const struct tenso
 		struct fused *f)
 {
 	const int bytes = (int)sizeof(struct fused_shared) + 1024;
+	int left, grid;
 
 	CHECK(w->dim[1] == x->dim[1]);
 	f->rows = (int)x->dim[0];
 	f->depth = (int)x->dim[1];
 	f->row_tiles = (int)div_up(f->rows, SIDE);
 	f->tiles = f->row_tiles * (int)div_up(f->columns, f->step);
+	/* Where the last round would leave half the multiprocessors idle, its tiles are shared out;
+	 * gate and up must stay together. */
+	left = f->tiles % s->processors;
+	f->whole = HD && 2 * left <= s->processors ? f->tiles - left : f->tiles;
+	f->numbers = 2 * f->tiles - f->whole;
 	CUDA(cudaFuncSetAttribute(fused_blocks<HD>, cudaFuncAttributeMaxDynamicSharedMemorySize,
 				  bytes));
-	fused_blocks<HD>
-		<<<(unsigned)(f->tiles < s->processors ? f->tiles : s->processors), THREADS, bytes,
-		   s->stream>>>(rows_map(s, x), rows_map(s, w), *f);
+	grid = f->numbers < s->processors ? f->numbers : s->processors;
+	fused_blocks<HD><<<(unsigned)grid, THREADS, bytes, s->stream>>>(rows_map(s, x),
+									rows_map(s, w), *f);
 	LAUNCHED();
 }
 

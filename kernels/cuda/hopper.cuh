@@ -25,16 +25,18 @@ void hopper_map(struct cuda_state *s, CUtensorMap *map, const void *first, const
 		bool query, int64_t row, int64_t sequence, int rows_at_once);
 
 /* The tiles of every head, handed out one by one to blocks that stay. Order: groups of sequences
- * whose keys fit the cache, in it head by head, in it longest tiles first. */
+ * whose keys fit the cache, in it head by head, in it longest tiles first; the last heads all
+ * together, so that what is handed out last is short. */
 struct work_list {
 	const struct tile_plan *plan;
 	int *next;		 /* handed out so far; 0 between kernels */
 	int tiles, heads, group; /* group: tiles of a group of sequences */
+	int mixed;		 /* of the heads: the last ones, worked on together */
 };
 
 /* One tile of one head, as the producer passes it on; head -1: there is no more. */
 struct work_item {
-	struct tile_plan p;
+	struct tile_plan p; /* first: bulk copies need an alignment of 16 */
 	int head;
 };
 
@@ -171,13 +173,13 @@ struct errand {
 static __device__ __forceinline__ const struct tile_plan *plan_at(const struct work_list &w, int at,
 								  int &head)
 {
-	int group = at / (w.group * w.heads), rest = at % (w.group * w.heads);
-	int tiles = min(w.group, w.tiles - group * w.group);
+	struct place p;
 
 	if (at >= w.tiles * w.heads)
 		return NULL;
-	head = rest / tiles;
-	return w.plan + group * w.group + rest % tiles;
+	p = place_of(at, w.tiles, w.heads, w.group, w.mixed);
+	head = p.head;
+	return w.plan + p.tile;
 }
 
 /* Puts the item of number `at` into the own stage, expecting `bytes` of its tiles (none when it
@@ -198,18 +200,14 @@ static __device__ __forceinline__ bool announce_work(SHARED &m, const struct wor
 		barrier_arrive(&m.own_full[own.stage]);
 		return false;
 	}
-#pragma unroll 1 /* all at once would take registers that the producer does not have */
-	for (int i = 0; i < (int)(sizeof *p / sizeof(int4)); i++)
-		((int4 *)&m.item[own.stage].p)[i] = ((const int4 *)p)[i];
-	m.item[own.stage].head = e.head;
 	e.sequence = p->sequence;
 	e.tile = p->tile;
 	e.first = p->all.first;
 	e.last = p->all.last;
-	if (e.first > e.last)
-		barrier_arrive(&m.own_full[own.stage]);
-	else
-		barrier_expect(&m.own_full[own.stage], bytes);
+	m.item[own.stage].head = e.head;
+	barrier_expect(&m.own_full[own.stage],
+		       (uint32_t)sizeof *p + (e.first > e.last ? 0 : bytes));
+	copy_bytes(&m.item[own.stage].p, p, sizeof *p, &m.own_full[own.stage]);
 	return true;
 }
 
@@ -232,27 +230,62 @@ static __device__ __forceinline__ bool receive_work(const SHARED &m, const struc
 }
 
 /* ---- turning back: accumulators of two rows hold both of a pair (i, i + HD / 2) */
+
+/* Cosines and sines of a thread's columns in one row. Loads through the read-only path may go ahead
+ * of writes. */
 template <int HD>
-static __device__ __forceinline__ void turn_back(float (&x)[HD / 2], int half,
-						 const struct turn_tables &t, int64_t row)
+struct turning {
+	float2 cosine[HD / 16], sine[HD / 16];
+};
+
+template <int HD>
+static __device__ __forceinline__ void turn_load(struct turning<HD> &r,
+						 const struct turn_tables &t, int position)
 {
-	int64_t at = (int64_t)t.position[row] * (HD / 2) + 2 * ((int)threadIdx.x % 4);
+	int64_t at = (int64_t)position * (HD / 2) + 2 * ((int)threadIdx.x % 4);
 
 #pragma unroll
 	for (int c = 0; c < HD / 16; c++) {
-		float2 cs = *reinterpret_cast<const float2 *>(t.cosine + at + 8 * c);
-		float2 sn = *reinterpret_cast<const float2 *>(t.sine + at + 8 * c);
+		r.cosine[c] = __ldg(reinterpret_cast<const float2 *>(t.cosine + at + 8 * c));
+		r.sine[c] = __ldg(reinterpret_cast<const float2 *>(t.sine + at + 8 * c));
+	}
+}
 
+template <int HD>
+static __device__ __forceinline__ void turn_back(float (&x)[HD / 2], int half,
+						 const struct turning<HD> &r)
+{
+#pragma unroll
+	for (int c = 0; c < HD / 16; c++) {
 #pragma unroll
 		for (int i = 0; i < 2; i++) {
 			float &a = x[4 * c + 2 * half + i],
 			      &b = x[4 * (c + HD / 16) + 2 * half + i];
-			float was = a, cosine = i ? cs.y : cs.x, sine = i ? sn.y : sn.x;
+			float was = a, cosine = i ? r.cosine[c].y : r.cosine[c].x,
+			      sine = i ? r.sine[c].y : r.sine[c].x;
 
 			a = was * cosine + b * sine;
 			b = b * cosine - was * sine;
 		}
 	}
+}
+
+/* Both rows of a thread, of row numbers row and row + 8 below `end`. */
+template <int HD>
+static __device__ __forceinline__ void turn_back_rows(float (&x)[HD / 2],
+						      const struct turn_tables &t, int64_t first,
+						      int row, int end)
+{
+	struct turning<HD> r[2];
+
+	if (!t.cosine)
+		return;
+#pragma unroll
+	for (int half = 0; half < 2; half++)
+		turn_load<HD>(r[half], t, __ldg(t.position + first + min(row + 8 * half, end - 1)));
+#pragma unroll
+	for (int half = 0; half < 2; half++)
+		turn_back<HD>(x, half, r[half]);
 }
 
 /* ---- registers: the producer's warpgroup gives up what the consumers take. There are no more than
@@ -428,8 +461,9 @@ struct product16<128> {
 	}
 };
 
-/* s[64 x N] = A[64 x HD] B[N x HD]^T, both from shared memory; A's tiles have AROWS rows, B's N. */
-template <int HD, int N, int AROWS>
+/* s[64 x N] = A[64 x HD] B[N x HD]^T, both from shared memory; A's tiles have AROWS rows, B's
+ * BROWS. */
+template <int HD, int N, int AROWS, int BROWS = N>
 static __device__ __forceinline__ void product_scores(float (&s)[N / 2], const bf16 *a,
 						      const bf16 *b)
 {
@@ -438,7 +472,7 @@ static __device__ __forceinline__ void product_scores(float (&s)[N / 2], const b
 #pragma unroll
 	for (int k = 0; k < HD / 16; k++)
 		product16<N>::ss(s, da + (k / 4) * (AROWS * TILE_ROW_BYTES / 16) + k % 4 * 2,
-				 db + (k / 4) * (N * TILE_ROW_BYTES / 16) + k % 4 * 2, k > 0);
+				 db + (k / 4) * (BROWS * TILE_ROW_BYTES / 16) + k % 4 * 2, k > 0);
 }
 
 /* The same with A[64 x HD] in registers. */
@@ -505,6 +539,26 @@ static __device__ __forceinline__ float exp2_fast(float x)
 	return y;
 }
 
+/* Lane i of a quad gives piece j to lane j, as its piece i. */
+static __device__ __forceinline__ void trade_pieces(uint32_t (&piece)[4])
+{
+#pragma unroll
+	for (int step = 1; step < 4; step *= 2) {
+		bool odd = threadIdx.x & step;
+
+#pragma unroll
+		for (int i = 0; i < 4; i++) {
+			if (i & step)
+				continue;
+			uint32_t &low = piece[i], &high = piece[i + step];
+			uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? low : high, step);
+
+			low = odd ? got : low;
+			high = odd ? high : got;
+		}
+	}
+}
+
 /* Row `half` (0: lane/4, 1: lane/4 + 8) of an accumulator [64 x HD] to bf16 memory: lanes of a quad
  * trade pieces so that each writes 16 bytes at a time. All lanes take part; row_start may be NULL
  * (no row). */
@@ -516,30 +570,16 @@ static __device__ __forceinline__ void write_row(bf16 *row_start, const float (&
 
 #pragma unroll
 	for (int g = 0; g < HD / 32; g++) {
-		uint32_t mine[4], out[4] = { 0, 0, 0, 0 };
+		uint32_t piece[4];
 
 #pragma unroll
 		for (int c = 0; c < 4; c++)
-			mine[c] = pack_bf16(by * o[16 * g + 4 * c + 2 * half],
-					    by * o[16 * g + 4 * c + 2 * half + 1]);
-#pragma unroll
-		for (int step = 0; step < 4; step++) {
-			int from =
-				quad ^ step; /* lane `from` holds piece `from` of my group `quad` */
-			uint32_t give = from == 0   ? mine[0]
-					: from == 1 ? mine[1]
-					: from == 2 ? mine[2]
-						    : mine[3];
-			uint32_t got = __shfl_xor_sync(0xffffffffu, give, step);
-
-			out[0] = from == 0 ? got : out[0];
-			out[1] = from == 1 ? got : out[1];
-			out[2] = from == 2 ? got : out[2];
-			out[3] = from == 3 ? got : out[3];
-		}
+			piece[c] = pack_bf16(by * o[16 * g + 4 * c + 2 * half],
+					     by * o[16 * g + 4 * c + 2 * half + 1]);
+		trade_pieces(piece);
 		if (row_start)
 			*reinterpret_cast<uint4 *>(row_start + 32 * g + 8 * quad) =
-				make_uint4(out[0], out[1], out[2], out[3]);
+				make_uint4(piece[0], piece[1], piece[2], piece[3]);
 	}
 }
 

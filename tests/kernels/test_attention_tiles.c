@@ -69,14 +69,17 @@ static struct span seen(int from, int end)
 /* Own rows `row` to row + PART - 1, queries or keys, against what passes by. */
 static void check_share(const struct share *t, bool by_query, int row, int size)
 {
+	int end = t->base + t->high * size + t->rest; /* of what is needed */
+
 	assert_true(t->low > t->high || (t->low >= 0 && t->high <= t->top));
+	assert_true(t->low > t->high || (t->rest > 0 && t->rest <= size));
 	for (int own = row; own < row + PART && own < mask.n; own++)
 		for (int other = 0; other < mask.n; other++) {
 			int tile = other < t->base ? -1 : (other - t->base) / size;
 			bool there = tile >= t->low && tile <= t->high;
 
 			if (by_query ? allowed(own, other) : allowed(other, own))
-				assert_true(there);
+				assert_true(there && other < end);
 			else if (there && by_query)
 				assert_true(share_edge(t, t->base + tile * size, size));
 		}
@@ -137,9 +140,40 @@ static void tiles_of_the_benchmark(void **state)
 	assert_int_equal(tiles, 31);
 }
 
+/* Every tile of every head has one place; heads come one after the other but for the last ones,
+ * whose tiles are in the plan's order over all of them: the longest first. */
+static void every_tile_has_one_place(void **state)
+{
+	enum { MOST = 40 };
+
+	(void)state;
+	for (int round = 0; round < 200; round++) {
+		int tiles = 1 + random_below(MOST), heads = 1 + random_below(MOST);
+		int group = 1 + random_below(tiles), mixed = 1 + random_below(heads);
+		bool taken[MOST][MOST] = { { false } };
+		struct place before = { 0, 0 };
+
+		for (int at = 0; at < tiles * heads; at++) {
+			struct place p = place_of(at, tiles, heads, group, mixed);
+
+			assert_in_range(p.tile, 0, tiles - 1);
+			assert_in_range(p.head, 0, heads - 1);
+			assert_false(taken[p.tile][p.head]);
+			taken[p.tile][p.head] = true;
+			if (p.tile / group == before.tile / group && p.head < heads - mixed)
+				assert_true(p.head >= before.head);
+			else if (p.tile / group == before.tile / group && before.head >= heads - mixed)
+				assert_true(p.tile >= before.tile);
+			assert_true(p.tile / group >= before.tile / group);
+			before = p;
+		}
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(every_tile_has_one_place),
 		cmocka_unit_test(every_pair_in_one_tile),
 		cmocka_unit_test(tiles_of_the_benchmark),
 	};
