@@ -2,6 +2,7 @@
  * What a job waits for: other jobs, each to be done, to end or to fail. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "daemon/job.h"
 #include "lib/mem.h"
 
 #include <stddef.h>

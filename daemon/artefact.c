@@ -7,6 +7,7 @@
  * autoencoders are made in their own folder: a checkpoint appears in it by rename. Folders that no
  * record names are removed at the start. */
 #include "config.h"
+#include "daemon/artefact.h"
 #include "daemon/daemon.h"
 #include "lib/clock.h"
 #include "lib/fault.h"

@@ -3,6 +3,7 @@
  * bounds. The files are opened in the loop, so a rotation meanwhile changes nothing. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "daemon/reply.h"
 #include "lib/bound.h"
 #include "lib/clock.h"
 #include "lib/mem.h"

@@ -5,6 +5,8 @@
  * turn (server_between). Its jobs' numbers are taken together before. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "daemon/reply.h"
+#include "daemon/submit.h"
 #include "lib/mem.h"
 #include "proto/wire.h"
 

@@ -301,6 +301,15 @@ struct daemon {
 	char gc_next[LIMIT_NAME_BYTES + 32];   /* where the round goes on */
 };
 
+/* What is declared elsewhere:
+ *   spawn.h    spawn.c
+ *   job.h      job_state.c, job_end.c, after.c, job_filter.c
+ *   submit.h   resolve.c, handle_jobs.c
+ *   artefact.h artefact.c, quota.c
+ *   warm.h     warm.c, join.c
+ *   reply.h    reply.c, wait.c
+ *   files.h    folder.c, upload.c, reader.c */
+
 /* ---- main.c ---- */
 /* Tells whoever started us that requests are answered now (--ready-fd, NOTIFY_SOCKET). */
 void ready_say(struct daemon *d);
@@ -345,55 +354,6 @@ enum job_device device_parse(const char *text);
 int64_t begin_of(const Tf__Job *j);
 struct demand demand_of(const Tf__Demand *d); /* NULL: nothing asked */
 
-/* ---- job_state.c: the one place where a job changes ---- */
-/* The state after the event; 0: the event is not possible then. */
-Tf__JobState job_next(Tf__JobState state, enum job_event event);
-const char *job_event_name(enum job_event event);
-/* Checks, persists, announces. TF_ESTATE when the table has no such step. */
-int job_change(struct daemon *d, uint64_t id, enum job_event event, const struct job_edit *edit,
-	       struct err *e);
-/* A job as clients see it: the record's, with the progress of memory and what it waits for. It
- * borrows from the record and from the job: good until one of them goes or changes. */
-struct job_view {
-	Tf__Job job;
-	char waits[WAITS_MAX];
-};
-void job_view(struct daemon *d, const Tf__JobRecord *record, struct job_view *out);
-uint64_t job_seq(struct daemon *d); /* the next number of a change */
-/* An attempt after a step back works again: until now its time was lost. */
-int job_resumed(struct daemon *d, struct job *j, struct err *e);
-void job_progress(struct daemon *d, struct job *j, const Tf__Progress *progress);
-
-/* ---- job_end.c: what follows from the end of an attempt or of a job ---- */
-/* Applies the outcome of an attempt: publishes, ends or requeues the job. */
-int job_outcome(struct daemon *d, struct worker *w, const Tf__Outcome *outcome, struct err *e);
-/* The attempt is gone without an outcome; why for people. */
-int job_lost(struct daemon *d, struct worker *w, Tf__Failure failure, const char *why,
-	     struct err *e);
-/* Dependents, uses, uploads and half-made artefacts of the jobs that ended in this turn. */
-void job_follow_up(struct daemon *d);
-/* Settles a waiting or held job by how those stand that it waits for: ready, given up, or neither.
- */
-int job_wake(struct daemon *d, uint64_t id, struct err *e);
-
-/* ---- after.c: what a job waits for ---- */
-/* 0: all has come; 1: not yet; TF_EREFUSED with a sentence: something cannot come any more;
- * TF_ENOTFOUND: one of them is not on record. */
-int after_look(struct daemon *d, const Tf__Job *j, struct err *e);
-/* Notes for which jobs it waits: those that have not ended will wake it. */
-int after_put(struct daemon *d, const Tf__Job *j, struct err *e);
-/* The uploads a spec names; borrowed. Returns how many. */
-size_t spec_uploads(const Tf__JobSpec *spec, char ***out);
-
-/* ---- job_filter.c: which jobs a list is asked for; all zero takes every job ---- */
-struct job_filter {
-	const Tf__JobList *asked; /* borrowed */
-	bool all;                 /* ended ones too */
-	uint32_t states, kinds;   /* a bit for each that fits; 0: all */
-};
-int job_filter_init(struct job_filter *f, const Tf__JobList *m, struct err *e);
-bool job_filter_takes(const struct job_filter *f, const Tf__Job *j);
-
 /* ---- usage.c: who used how much ---- */
 /* Adds what the attempt had to the sums; j as it was before the end was applied. */
 int usage_attempt_ended(struct daemon *d, const struct worker *w, const Tf__Job *j, struct err *e);
@@ -407,18 +367,6 @@ void options_reload(struct daemon *d); /* SIGHUP */
 
 /* ---- gc.c: what the options no longer keep ---- */
 void gc_tick(struct daemon *d); /* a pass, if one is due */
-
-/* ---- quota.c: disk by user ---- */
-/* Of a user (NULL: only whether all are well formed); 0: none. */
-int quota_limit(const struct options *o, const char *user, uint64_t *bytes, struct err *e);
-int quota_used(struct daemon *d, const char *user, uint64_t *bytes, struct err *e);
-/* TF_ELIMIT when the user has no room for `more` bytes. */
-int quota_check(struct daemon *d, const char *user, uint64_t more, struct err *e);
-/* Counts the folder of a job that ended; puts the record. */
-int quota_job_ended(struct daemon *d, Tf__JobRecord *r, struct err *e);
-/* Those of the items that lie in the job's folder go. */
-int quota_job_shrank(struct daemon *d, uint64_t id, Tf__GcItem *const *item, size_t items,
-		     struct err *e);
 
 /* ---- worker.c: processes of attempts ---- */
 /* Asks the scheduler, starts what it says and commits; `committed`: what came before is already. */
@@ -442,134 +390,6 @@ void worker_add(struct daemon *d, struct worker *w);
 void worker_remove(struct daemon *d, struct worker *w); /* and frees it */
 /* Puts the attempt on record and its job into `starting`. */
 int worker_record(struct daemon *d, struct worker *w, struct err *e);
-
-/* ---- warm.c: workers that wait for another job ---- */
-/* How long a worker may stay after a job of this kind; 0: it may not. */
-uint32_t warm_seconds(const struct daemon *d, Tf__JobKind kind);
-/* Whether one waits for a job. */
-bool warm_any(const struct daemon *d);
-/* The worker, whose job has ended, waits for another one. False: it is to leave. */
-bool warm_stay(struct daemon *d, struct worker *w);
-/* What a job's worker has open afterwards, for comparing; the caller's. NULL: nothing. */
-char *warm_model(const Tf__SpecRecord *spec);
-enum warm {
-	WARM_COLD,  /* a new process; list[i] may have got another place */
-	WARM_HERE,  /* *out is to have it */
-	WARM_LATER, /* an idle worker leaves first */
-};
-/* How the i-th of n decisions is carried out, the earlier ones being carried out already. */
-enum warm warm_look(struct daemon *d, struct decision *list, size_t n, size_t i,
-		    struct worker **out);
-/* Gives the job to the idle worker, whose assignment leaves with the commit. */
-int warm_start(struct daemon *d, struct worker *w, const struct decision *decision, struct err *e);
-void warm_drop(struct worker *w, const char *why); /* the idle worker is to leave */
-void warm_drop_all(struct daemon *d, const char *why);
-void warm_tick(struct daemon *d); /* those nobody needed for long; all when memory is short */
-/* Of the host, bytes; what new processes may take. Negative: not known. */
-int memory_now(uint64_t *total, uint64_t *available);
-
-/* ---- join.c: several jobs in one process ---- */
-/* What jobs that may run together have in common; 0: it runs alone. */
-uint64_t join_key(const Tf__JobSpec *spec, Tf__Input *const *input, size_t inputs);
-/* How many more jobs may be put into w's process. */
-uint32_t join_room(const struct daemon *d, const struct worker *w);
-/* Puts the job into the process that runs the one beside it; the process is told after the commit.
- */
-int join_start(struct daemon *d, const struct decision *decision, struct err *e);
-bool join_same(const struct worker *a, const struct worker *b); /* of one process */
-/* Another attempt of w's process that is not over; NULL: none is. */
-struct worker *join_other(const struct daemon *d, const struct worker *w);
-/* That attempt of w's process; w itself where there is none. */
-struct worker *join_named(const struct daemon *d, struct worker *w, uint64_t job,
-			  uint32_t attempt);
-/* w's attempt is over and its process runs others: it leaves them what the process holds, and is
- * gone. */
-int join_leave(struct daemon *d, struct worker *w, struct err *e);
-/* The process never took it in: the job goes back into the queue, and nothing is counted. */
-int join_undo(struct daemon *d, struct worker *w, struct err *e);
-void join_tick(struct daemon *d); /* those that were not taken in in time */
-
-/* ---- spawn.c ---- */
-struct spawn {
-	char *const *argv; /* argv[0]: the program's path */
-	char *const *environment;
-	const char *folder; /* to run in; NULL: / */
-	int output;         /* stdout and stderr */
-	int extra;          /* becomes descriptor 3; -1: none */
-	uint64_t data_bytes; /* RLIMIT_DATA; 0: none */
-};
-/* Starts a process in a session of its own with no other descriptor. *pidfd is the caller's. */
-int spawn_process(const struct spawn *s, pid_t *pid, int *pidfd, struct err *e);
-/* When the process started, in clock ticks since boot; 0: there is no such process. */
-uint64_t process_start(pid_t pid);
-char *program_beside(const char *name); /* path of one in our own folder; the caller frees it */
-/* What this boot of the machine is called; "": not known. Static. */
-const char *machine_boot(void);
-int process_fd(pid_t pid); /* -1 when there is none */
-/* The variables a child gets (NULL-ended), threads > 0 as OMP_NUM_THREADS; visible (may be NULL)
- * as CUDA_VISIBLE_DEVICES instead of ours; free with spawn_env_free. */
-char **spawn_env(int threads, const char *visible);
-void spawn_env_free(char **environment);
-
-/* ---- artefact.c: making, publishing and removing what jobs make ---- */
-char *artefact_path(const struct daemon *d, Tf__ArtefactKind kind, const char *id, bool staging);
-/* Whether the job makes it in its own folder from the start (training) or in a staging folder. */
-bool artefact_in_place(Tf__ArtefactKind kind);
-int artefact_may_change(const struct request *r, const Tf__Artefact *a, struct err *e);
-/* Reserves the name the spec wants, or takes up the existing one to resume. *id is the caller's;
- * NULL when the kind makes nothing. */
-int artefact_reserve(struct daemon *d, const Tf__JobSpec *spec, uint64_t job,
-		     const struct request *r, bool dry_run, char **id, struct err *e);
-/* For a job that was put back: takes up what is left of what it made, or reserves it anew. */
-int artefact_reserve_again(struct daemon *d, const Tf__JobSpec *spec, const Tf__JobRecord *r,
-			   const struct request *by, struct err *e);
-int artefact_publish(struct daemon *d, const Tf__JobRecord *r, const Tf__Outcome *outcome,
-		     struct err *e);
-/* By kind and name, whatever step the name also says. */
-int artefact_find_named(struct daemon *d, const Tf__ArtefactRef *ref, Tf__ArtefactRecord **out,
-			struct err *e);
-/* The job ended without making it: keeps checkpoints, else removes it. */
-int artefact_unmake(struct daemon *d, const char *id, struct err *e);
-/* Removes folders that no record names, and half-made ones of jobs that are gone. */
-void artefact_collect(struct daemon *d);
-
-/* ---- resolve.c: names in a spec to inputs ---- */
-struct resolved {
-	Tf__Input **input;
-	size_t inputs;
-	Tf__KeyValue **fact;
-	size_t facts;
-};
-int resolve_spec(struct daemon *d, const Tf__JobSpec *spec, struct resolved *out, struct err *e);
-void resolved_release(struct resolved *r);
-/* Again at the start of an attempt: what was being made at the submit is there now. */
-int resolve_late(struct daemon *d, Tf__SpecRecord *record, uint64_t job, struct err *e);
-
-/* ---- handle_jobs.c ---- */
-struct job_numbers {
-	uint64_t count, first; /* first 0: they are not taken yet */
-	uint64_t used;         /* of them */
-};
-struct submitted {
-	uint64_t job; /* 0: a dry run */
-	bool already; /* the token was known */
-	struct resolved resolved;
-};
-int job_may_change(const struct request *r, const Tf__Job *j, struct err *e);
-/* Checks all of the submit, then makes the job, with the next of the numbers (NULL: the next of
- * all). Resolved is the caller's when it succeeds. */
-int submit_one(struct daemon *d, const struct request *r, const Tf__Submit *m,
-	       struct job_numbers *numbers, struct submitted *out, struct err *e);
-/* The job uses these from now on: they cannot be deleted before it ends. */
-int submit_put_uses(struct daemon *d, uint64_t id, const Tf__JobSpec *s, Tf__Input *const *input,
-		    size_t inputs, struct err *e);
-/* What the artefact (NULL: none) is made from is known now: its record protects them. */
-int submit_put_made_from(struct daemon *d, const char *artefact, Tf__Input **input, size_t inputs,
-			 struct err *e);
-/* Applies fn to each job, all of which the user may change, and answers with them. One that fn
- * refuses, changing nothing, does not keep the others from it: the answer says so. */
-int handle_each(struct daemon *d, struct request *r, const Tf__JobRefs *m,
-		int (*fn)(struct daemon *, const struct request *, uint64_t, struct err *));
 
 /* ---- server.c: sockets, keys, dispatch ---- */
 int server_open(struct daemon *d, struct err *e);
@@ -597,59 +417,6 @@ void audit_note(struct daemon *d, const struct request *r, const char *action, i
 /* After the commit, before the answers leave. committed false: none of it is known to be done. */
 void audit_write(struct daemon *d, bool committed);
 void audit_tick(struct daemon *d); /* each second: sync */
-
-/* ---- reply.c ---- */
-/* Puts the reply (its version and id are filled in) into the outbox. */
-void reply_put(struct daemon *d, struct request *r, Tf__Reply *reply);
-/* A body that is packed piece by piece: an item of a list (field 1 of Jobs, Artefacts), whatever
- * else is in the message, the reply with it. Items have REPLY_LIST_BYTES together; the rest of a
- * message is for what goes along. */
-#define REPLY_LIST_BYTES (LIMIT_MESSAGE_BYTES - (256u << 10))
-void reply_pack_item(struct buf *list, const ProtobufCMessage *item);
-void reply_pack_rest(struct buf *list, const ProtobufCMessage *rest);
-void reply_put_packed(struct daemon *d, struct request *r, unsigned field, const struct buf *body);
-void reply_ok(struct daemon *d, struct request *r);
-void reply_error(struct daemon *d, struct request *r, int code, const char *text);
-/* whole: with spec and inputs. */
-void reply_job(struct daemon *d, struct request *r, uint64_t job, bool whole);
-void reply_log(struct daemon *d, struct request *r, uint64_t job, uint64_t offset);
-void order_put(struct daemon *d, struct worker *w, Tf__StopReason stop);
-/* Tells the process, over w's connection, of a further attempt of its own. */
-void join_put(struct daemon *d, const struct worker *w, const struct worker *further);
-/* After the commit. committed false: every answer becomes TF_EUNKNOWN. */
-void outbox_send(struct daemon *d, bool committed);
-void outbox_release(struct outbox *o);
-
-/* ---- wait.c ---- */
-int wait_add(struct daemon *d, const struct request *r, enum wait_kind kind, uint64_t job,
-	     uint64_t since, uint32_t timeout_ms, struct err *e);
-void wait_answer(struct daemon *d, bool tick); /* those whose time or event has come */
-
-/* ---- folder.c: files for clients, no link followed ---- */
-/* Opens a regular file below root by a plain relative path. */
-int folder_open_file(const char *root, const char *rel, int *fd, uint64_t *size, struct err *e);
-typedef bool (*folder_filter)(const char *rel);
-/* All regular files below root that the filter (NULL: any) takes; at most LIMIT_FILES_LISTED. */
-int folder_list(const char *root, folder_filter filter, Tf__Files *out, struct err *e);
-void folder_list_release(Tf__Files *files);
-
-/* ---- upload.c ---- */
-int upload_start(struct daemon *d, const struct request *r, const Tf__UploadOpen *m,
-		 Tf__UploadState *out, struct err *e);
-int upload_write(struct daemon *d, const struct request *r, const Tf__UploadChunk *m,
-		 Tf__UploadState *out, struct err *e);
-int upload_finish(struct daemon *d, struct request *r, const Tf__UploadClose *m, struct err *e);
-/* The path of a finished upload of the user; the caller frees it. */
-int upload_path(struct daemon *d, const char *id, const char *user, char **path, struct err *e);
-void upload_collect(struct daemon *d); /* old ones nobody uses */
-void upload_release_all(struct daemon *d);
-
-/* ---- reader.c: data_sample and data_verify in a process of their own ---- */
-int reader_start(struct daemon *d, const struct request *r, char *const *argv, struct err *e);
-void reader_exited(struct daemon *d, struct reader_process *p);
-void reader_tick(struct daemon *d);
-/* What that process does: `transfused --read-dataset sample FOLDER COUNT SEED | verify FOLDER`. */
-int reader_main(int argc, char **argv);
 
 /* ---- task.c ---- */
 int tasks_open(struct daemon *d, struct err *e);

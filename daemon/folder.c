@@ -4,6 +4,7 @@
  * opened. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "daemon/files.h"
 #include "lib/files.h"
 #include "lib/mem.h"
 

@@ -5,7 +5,10 @@
  * says where the next one goes on; a whole round is made once an hour, the first ten minutes after
  * the start. */
 #include "config.h"
+#include "daemon/artefact.h"
 #include "daemon/daemon.h"
+#include "daemon/reply.h"
+#include "daemon/submit.h"
 #include "lib/bound.h"
 #include "lib/clock.h"
 #include "lib/files.h"

@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Requests about artefacts: list, show, delete, and looking into datasets. */
 #include "config.h"
+#include "daemon/artefact.h"
 #include "daemon/daemon.h"
+#include "daemon/files.h"
+#include "daemon/reply.h"
 #include "lib/mem.h"
 #include "store/checkpoints.h"
 

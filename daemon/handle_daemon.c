@@ -2,6 +2,9 @@
  * Requests about the daemon itself: ping, version, status, drain. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "daemon/job.h"
+#include "daemon/reply.h"
+#include "daemon/warm.h"
 #include "lib/clock.h"
 #include "lib/log.h"
 #include "lib/mem.h"

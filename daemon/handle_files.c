@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Requests about files: out of a job's or an artefact's folder, and uploads into the daemon. */
 #include "config.h"
+#include "daemon/artefact.h"
 #include "daemon/daemon.h"
+#include "daemon/files.h"
+#include "daemon/reply.h"
 #include "lib/mem.h"
 
 #include <string.h>

@@ -1,7 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Requests about jobs: submit, list, show, wait, log, cancel. */
 #include "config.h"
+#include "daemon/artefact.h"
 #include "daemon/daemon.h"
+#include "daemon/files.h"
+#include "daemon/job.h"
+#include "daemon/reply.h"
+#include "daemon/submit.h"
+#include "daemon/warm.h"
 #include "lib/clock.h"
 #include "lib/files.h"
 #include "lib/mem.h"

@@ -2,6 +2,9 @@
  * The overview: all of a screen of `transfuse top` in one answer, so that its parts agree. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "daemon/job.h"
+#include "daemon/reply.h"
+#include "daemon/warm.h"
 #include "lib/clock.h"
 #include "lib/mem.h"
 

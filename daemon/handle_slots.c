@@ -2,6 +2,7 @@
  * Requests about slots: what each holds and how its GPU is; draining and resuming. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "daemon/reply.h"
 #include "lib/log.h"
 #include "lib/mem.h"
 

@@ -4,6 +4,7 @@
  * configuration (option user) are changed there alone, and an administrator always stays. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "daemon/reply.h"
 #include "lib/clock.h"
 #include "lib/mem.h"
 

@@ -2,7 +2,12 @@
  * Requests of workers: hello (answered by the assignment), report, done. A worker is known by the
  * key of its attempt; what it says of another job or attempt is refused. */
 #include "config.h"
+#include "daemon/artefact.h"
 #include "daemon/daemon.h"
+#include "daemon/files.h"
+#include "daemon/job.h"
+#include "daemon/reply.h"
+#include "daemon/warm.h"
 #include "lib/files.h"
 #include "lib/log.h"
 #include "lib/mem.h"

@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Requests that keep jobs back and bring them again: hold, release, requeue. */
 #include "config.h"
+#include "daemon/artefact.h"
 #include "daemon/daemon.h"
+#include "daemon/files.h"
+#include "daemon/job.h"
+#include "daemon/submit.h"
 #include "lib/mem.h"
 
 #include <stdio.h>

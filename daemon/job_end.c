@@ -2,7 +2,9 @@
  * Ends: what the outcome of an attempt, or its loss, makes of the job, and what the end of a job
  * means for those that wait for it, for what it used and for what it was making. */
 #include "config.h"
+#include "daemon/artefact.h"
 #include "daemon/daemon.h"
+#include "daemon/job.h"
 #include "lib/clock.h"
 #include "lib/log.h"
 #include "lib/mem.h"

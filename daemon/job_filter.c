@@ -3,6 +3,7 @@
  * several tags all. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "daemon/job.h"
 #include "lib/mem.h"
 
 #include <fnmatch.h>

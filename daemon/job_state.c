@@ -3,6 +3,7 @@
  * which looks into the table, writes the record into the turn's transaction, and announces it. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "daemon/job.h"
 #include "lib/clock.h"
 #include "lib/log.h"
 #include "lib/mem.h"

@@ -8,6 +8,10 @@
  * the job goes back into the queue as if nothing had been. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "daemon/job.h"
+#include "daemon/reply.h"
+#include "daemon/spawn.h"
+#include "daemon/warm.h"
 #include "lib/clock.h"
 #include "lib/log.h"
 #include "lib/mem.h"

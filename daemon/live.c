@@ -5,6 +5,7 @@
  * are holes the array is closed up. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "daemon/submit.h"
 #include "lib/mem.h"
 
 #include <string.h>

@@ -4,6 +4,10 @@
  */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "daemon/files.h"
+#include "daemon/job.h"
+#include "daemon/reply.h"
+#include "daemon/warm.h"
 #include "lib/clock.h"
 #include "lib/files.h"
 #include "lib/log.h"

@@ -3,6 +3,7 @@
  * is told to leave. Exit statuses: 0 left as told, 1 could not start, 2 wrong usage. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "daemon/files.h"
 #include "lib/log.h"
 #include "lib/mem.h"
 

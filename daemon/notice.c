@@ -2,6 +2,8 @@
  * The daemon's side of notices; see notice.h. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "daemon/spawn.h"
+#include "daemon/submit.h"
 #include "lib/clock.h"
 #include "lib/log.h"
 #include "lib/mem.h"

@@ -3,6 +3,8 @@
  * limits and shares, walltimes and deadlines, and what people are told of a waiting job. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "daemon/job.h"
+#include "daemon/warm.h"
 #include "lib/bound.h"
 #include "lib/clock.h"
 #include "lib/log.h"

@@ -3,6 +3,7 @@
  * size is put into the job's record at its end and into the user's sum. What runs now is counted
  * when it ends. Sums of artefacts and uploads are kept for a second. */
 #include "config.h"
+#include "daemon/artefact.h"
 #include "daemon/daemon.h"
 #include "lib/clock.h"
 #include "lib/files.h"

@@ -5,6 +5,9 @@
  * name. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "daemon/files.h"
+#include "daemon/reply.h"
+#include "daemon/spawn.h"
 #include "lib/clock.h"
 #include "lib/files.h"
 #include "lib/log.h"

@@ -3,6 +3,7 @@
  * it is checked before any of it is taken; a mistake changes nothing. options_live.def says which
  * options change at once; of the others a change is only noted. */
 #include "config.h"
+#include "daemon/artefact.h"
 #include "daemon/daemon.h"
 #include "lib/log.h"
 #include "lib/mem.h"

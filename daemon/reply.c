@@ -4,6 +4,9 @@
  * tried a few turns long and then dropped. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "daemon/files.h"
+#include "daemon/job.h"
+#include "daemon/reply.h"
 #include "lib/bound.h"
 #include "lib/log.h"
 #include "lib/mem.h"

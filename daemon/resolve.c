@@ -5,7 +5,9 @@
  * what a job of
  * --after is still making is settled at the start of the attempt. */
 #include "config.h"
+#include "daemon/artefact.h"
 #include "daemon/daemon.h"
+#include "daemon/submit.h"
 #include "lib/mem.h"
 #include "proto/experiment.h"
 #include "store/checkpoints.h"

@@ -5,6 +5,7 @@
  * an open connection), and handed to the function of its row in requests.def. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "daemon/reply.h"
 #include "lib/clock.h"
 #include "lib/log.h"
 #include "lib/mem.h"

@@ -2,6 +2,7 @@
  * Draining slots, by people and by what the driver tells; see slots.h. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "daemon/spawn.h"
 #include "lib/clock.h"
 #include "lib/log.h"
 #include "lib/mem.h"

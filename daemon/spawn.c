@@ -4,6 +4,7 @@
  * default signals. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "daemon/spawn.h"
 #include "lib/fault.h"
 #include "lib/mem.h"
 

@@ -2,7 +2,12 @@
  * From options to a daemon that can take requests: the state folder and its lock, keys, store,
  * slots, sockets; then the jobs and attempts that an earlier daemon left. */
 #include "config.h"
+#include "daemon/artefact.h"
 #include "daemon/daemon.h"
+#include "daemon/files.h"
+#include "daemon/job.h"
+#include "daemon/reply.h"
+#include "daemon/spawn.h"
 #include "lib/clock.h"
 #include "lib/files.h"
 #include "lib/log.h"

@@ -4,7 +4,10 @@
  * at the close, in another thread. Order in the file is the order of the offsets: a chunk begins at
  * or before its end. */
 #include "config.h"
+#include "daemon/artefact.h"
 #include "daemon/daemon.h"
+#include "daemon/files.h"
+#include "daemon/reply.h"
 #include "lib/clock.h"
 #include "lib/files.h"
 #include "lib/log.h"

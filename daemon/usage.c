@@ -4,6 +4,7 @@
  * the answer of `usage` only. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "daemon/reply.h"
 #include "lib/clock.h"
 #include "lib/mem.h"
 #include "store/usage.h"

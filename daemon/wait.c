@@ -4,6 +4,7 @@
  * long. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "daemon/reply.h"
 #include "lib/clock.h"
 #include "lib/files.h"
 #include "lib/mem.h"

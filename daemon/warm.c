@@ -8,6 +8,8 @@
  * finds the process either way, and lets an idle one go. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "daemon/reply.h"
+#include "daemon/warm.h"
 #include "lib/clock.h"
 #include "lib/log.h"
 #include "lib/mem.h"

@@ -6,6 +6,11 @@
  * says how. */
 #include "config.h"
 #include "daemon/daemon.h"
+#include "daemon/job.h"
+#include "daemon/reply.h"
+#include "daemon/spawn.h"
+#include "daemon/submit.h"
+#include "daemon/warm.h"
 #include "lib/bound.h"
 #include "lib/clock.h"
 #include "lib/fault.h"

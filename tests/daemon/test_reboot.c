@@ -3,6 +3,7 @@
  * and the job starts again. */
 #include "tests/daemon/harness.h"
 #include "daemon/daemon.h"
+#include "daemon/spawn.h"
 #include "lib/mem.h"
 #include "store/jobs.h"
 

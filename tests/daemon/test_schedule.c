@@ -3,6 +3,7 @@
  * function. */
 #include "tests/test.h"
 #include "daemon/daemon.h"
+#include "daemon/job.h"
 #include "lib/mem.h"
 
 #include <stdio.h>
