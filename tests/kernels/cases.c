@@ -585,7 +585,7 @@ const struct op_case op_cases[] = {
 	    { 4, 1, 1, 32, 40, 12 } },
 	  { { 1, 1, 16, 128, 1024, 1000 }, { 3, 1, 24, 64, 1024, 1000 } }, 2 },
 	{ "cached_layers", do_cached_layers, true, 5,
-	  { { 2, 270, 4, 64, 600, 300 }, /* of a GPU: shares out tiles in halves, as the next one does */
+	  { { 2, 270, 4, 64, 600, 300 }, /* GPU: shares tiles out in halves, as the next */
 	    { 2, 260, 1, 128, 530, 200 },
 	    { 8, 1, 3, 64, 40, 39 },
 	    { 612, 14, 1, 128, 20, 4 } }, /* and some: 134 tiles, 132 multiprocessors */

@@ -162,7 +162,8 @@ static void every_tile_has_one_place(void **state)
 			taken[p.tile][p.head] = true;
 			if (p.tile / group == before.tile / group && p.head < heads - mixed)
 				assert_true(p.head >= before.head);
-			else if (p.tile / group == before.tile / group && before.head >= heads - mixed)
+			else if (p.tile / group == before.tile / group &&
+				 before.head >= heads - mixed)
 				assert_true(p.tile >= before.tile);
 			assert_true(p.tile / group >= before.tile / group);
 			before = p;
