@@ -24,6 +24,7 @@ static const struct {
 	{ true, PARAMS_MASTER, "" }, { true, PARAMS_M, "m." }, { true, PARAMS_V, "v." },
 };
 #define ARRAYS ((int)ARRAY_LEN(source))
+_Static_assert(ARRAY_LEN(source) == VAE_COPY_FETCHES, "a fetch for each array");
 
 struct vae_copy {
 	const struct vae_train *t;

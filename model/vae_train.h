@@ -65,6 +65,7 @@ void vae_train_spoil(struct vae_train *t);
 
 /* A copy of the run in the host's memory, so that it can be written while the run goes on. */
 struct vae_copy;
+#define VAE_COPY_FETCHES 6 /* at most, under way until it is written */
 /* Takes the memory for copies of t, which outlives it. TF_ENOMEM. */
 int vae_copy_new(struct vae_train *t, struct vae_copy **out, struct err *e);
 void vae_copy_free(struct vae_copy *c);

@@ -29,6 +29,8 @@
 #define CODE_BATCH 8 /* pictures measured at a time */
 #define GAN_LAYERS 3
 #define GAN_GROUPS 8
+_Static_assert(VAE_COPY_FETCHES + FLIGHTS_MOST * VAE_TRAIN_FETCHES <= FETCHES_MOST,
+	       "a checkpoint and the steps launched meanwhile");
 
 struct vae_run {
 	struct job *job;
