@@ -198,7 +198,7 @@ static void run(struct cuda_state *s, const struct few *f, unsigned tiles, bool 
 	LAUNCHED();
 }
 
-void few_run(struct cuda_state *s, const struct few *f, bool early)
+void few_run_anywhere(struct cuda_state *s, const struct few *f, bool early)
 {
 	unsigned tiles = (unsigned)div_up(f->n, f->swiglu ? TILE / 2 : TILE);
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Products of few rows (sampling): bound by reading the weights once. Used by matmul.cu for any
- * bf16 product that fits (few.cu), and by layers.cu with a norm before it or SwiGLU after it, one
- * after the other (few_hopper.cu). */
+ * Products of few rows (sampling): bound by reading the weights once. few_hopper.cu has those of
+ * layers.cu that follow one another, with a norm before or SwiGLU after them, and the large ones of
+ * matmul.cu; few.cu any other of bf16 that fits. */
 #ifndef KERNELS_CUDA_FEW_CUH
 #define KERNELS_CUDA_FEW_CUH
 
@@ -26,8 +26,8 @@ struct few {
 bool few_fits(const struct few *f);
 /* early: the weights may be read before the kernel ahead has finished (it does not write them). */
 void few_run(struct cuda_state *s, const struct few *f, bool early);
-/* The same, early, for products that follow one another. */
-void few_run_chained(struct cuda_state *s, const struct few *f);
+/* The same with nothing of Hopper's: what few_run comes to where its own form has no use. */
+void few_run_anywhere(struct cuda_state *s, const struct few *f, bool early);
 
 /* Whether the device lets a kernel start while the one ahead ends (compute capability 9.0). */
 static inline bool starts_early(const struct cuda_state *s)

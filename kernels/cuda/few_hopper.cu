@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Products of up to 16 rows on Hopper that follow one another (sampling). A block copies its rows
- * of the weights into shared memory as soon as it starts, which is while the kernels ahead still
- * run, and only then waits for its input: what fits a multiprocessor is on its way before its turn
- * comes.
+ * Products of up to 16 rows on Hopper (sampling). Every multiprocessor has a block, and every block
+ * an even share of the rows of the weights, which its first warp copies into shared memory as soon
+ * as the block starts: for products that follow one another that is while kernels ahead still run.
+ * What does not fit is copied when all warps have used up a tile of what is there.
  *
  * The depth is divided among the warps; their sums are added in order, and which warp takes what
  * depends on the depth alone: a row gives the same bits whatever is computed beside it. A norm's
@@ -10,17 +10,42 @@
 #include "kernels/cuda/few.cuh"
 #include "kernels/cuda/hopper.cuh"
 
-#define UNIT 64        /* elements of the depth a warp takes at a time */
-#define CHAINS 2       /* sums a warp has under way for a place */
+#define WARPS 8
+#define THREADS (WARPS * 32)
+#define CHUNK 32      /* elements of the depth that a warp takes at a time */
+#define STRIP (WARPS * CHUNK)
+#define STRIPS_MOST 24
+#define NORM_STRIPS 16 /* where a norm comes before: a model's width at most */
+#define SLOTS_MOST 16
+#define CHAINS 4      /* sums a warp has under way for a place */
 #define APART (TILE + 4) /* floats from an input row to the next in the sums: no bank conflicts */
-#define DEEP 2048      /* a depth beyond takes 16 warps */
+#define RING_BYTES (135 << 10) /* leaves room for the block of the kernel behind */
+#define SUMS_BYTES (24 << 10)
+#define HEAD_LEAST ((int64_t)16 << 20) /* weights of a product alone that pays here */
 
-struct chained {
+struct ring_product {
 	struct few f;
-	int stride; /* bytes from row to row in shared memory: no bank conflicts either */
+	int columns; /* of the output in a tile: its rows, or half of them where SwiGLU follows */
+	int rows;    /* of the weights in a tile */
+	int stride;  /* bytes from row to row in the ring: no bank conflicts */
+	int slots;   /* tiles that the ring holds */
+	int hold;    /* tiles whose sums are kept until they are added up */
 };
 
 #ifdef HOPPER_CODE
+
+/* A block's columns of the output. */
+struct range {
+	int first, n, tiles;
+};
+
+static __device__ __forceinline__ struct range range_of(const struct ring_product &c)
+{
+	int64_t b = blockIdx.x, blocks = gridDim.x;
+	int first = (int)(c.f.n * b / blocks), n = (int)(c.f.n * (b + 1) / blocks) - first;
+
+	return { first, n, (n + c.columns - 1) / c.columns };
+}
 
 /* c[16,8] += a[16,16] b[16,8] */
 static __device__ __forceinline__ void multiply(float c[4], uint32_t a0, uint32_t a1, uint32_t a2,
@@ -38,11 +63,6 @@ static __device__ __forceinline__ float read_result(const bf16 *p)
 	return __uint_as_float((uint32_t)__ldcg(reinterpret_cast<const unsigned short *>(p)) << 16);
 }
 
-static __device__ __forceinline__ float read_result(const float *p)
-{
-	return __ldcg(p);
-}
-
 /* As copy_bytes, of what is read once: the first to leave the second cache. */
 static __device__ __forceinline__ void copy_once(void *to, const void *from, uint32_t bytes,
 						 uint64_t *full)
@@ -56,21 +76,76 @@ static __device__ __forceinline__ void copy_once(void *to, const void *from, uin
 		     : "memory");
 }
 
-/* By the first warp: the tile's rows, and the norm's weight behind them, on their way. */
-static __device__ __forceinline__ void copy_weights(const struct chained &c, char *tile,
-						    uint64_t *full)
+/* By a warp: tile i of the range to a slot of the ring. */
+static __device__ __forceinline__ void copy_rows(const struct ring_product &c,
+						 const struct range &s, char *ring, uint64_t *full,
+						 int i, int slot)
 {
 	const struct few &f = c.f;
-	int lane = (int)threadIdx.x;
+	int lane = (int)threadIdx.x % 32, first = i * c.columns;
+	int n = min(c.columns, s.n - first), parts = f.swiglu ? 2 : 1;
 	uint32_t bytes = (uint32_t)f.k * 2;
+	const bf16 *from = f.w + (int64_t)(s.first + first) * f.k;
+	char *to = ring + slot * c.rows * c.stride;
 
 	if (lane == 0)
-		barrier_expect(full, TILE * bytes + (f.norm ? 2 * bytes : 0));
+		barrier_expect(full + slot, (uint32_t)(n * parts) * bytes);
 	__syncwarp();
-	if (lane < TILE)
-		copy_once(tile + lane * c.stride, tile_row(f, lane), bytes, full);
-	else if (lane == TILE && f.norm)
-		copy_bytes(tile + TILE * c.stride, f.norm, 2 * bytes, full);
+	for (int p = 0; p < parts; p++)
+		if (lane < n)
+			copy_once(to + (p * c.columns + lane) * c.stride,
+				  from + (p * (int64_t)f.n + lane) * f.k, bytes, full + slot);
+}
+
+/* By the first warp, at the start: barriers, and on their way the norm's weight and what the ring
+ * holds. */
+static __device__ __forceinline__ void start_copies(const struct ring_product &c,
+						    const struct range &s, char *ring,
+						    uint64_t *full, uint64_t *empty, uint64_t *norm)
+{
+	const int bytes = c.f.k * 4;
+
+	if (threadIdx.x == 0) {
+		for (int i = 0; i < c.slots; i++) {
+			barrier_init(full + i, 1);
+			barrier_init(empty + i, WARPS);
+		}
+		barrier_init(norm, 1);
+		barrier_init_done();
+	}
+	__syncwarp();
+#pragma unroll 1
+	for (int i = 0; i < min(c.slots, s.tiles); i++)
+		copy_rows(c, s, ring, full, i, i);
+	if (threadIdx.x == 0 && c.f.norm) {
+		barrier_expect(norm, (uint32_t)bytes);
+		copy_bytes(ring + c.slots * c.rows * c.stride, c.f.norm, (uint32_t)bytes, norm);
+	}
+}
+
+/* A tile, and the slot it is in. */
+struct walk {
+	int tile, slot;
+	uint32_t phase;
+};
+
+/* The warp has used up the tile. The first warp has the slot filled again once all have. */
+static __device__ __forceinline__ void give_back(const struct ring_product &c,
+						 const struct range &s, char *ring, uint64_t *full,
+						 uint64_t *empty, struct walk &at)
+{
+	if (at.tile + c.slots < s.tiles) {
+		barrier_release(empty + at.slot);
+		if (threadIdx.x < 32) {
+			barrier_wait(empty + at.slot, at.phase);
+			copy_rows(c, s, ring, full, at.tile + c.slots, at.slot);
+		}
+	}
+	at.tile++;
+	if (++at.slot == c.slots) {
+		at.slot = 0;
+		at.phase ^= 1;
+	}
 }
 
 /* Eight elements of the input times the norm's weight; square grows by their squares. */
@@ -90,87 +165,103 @@ static __device__ __forceinline__ uint4 weigh(uint4 v, const float *norm, float 
 	return make_uint4(out[0], out[1], out[2], out[3]);
 }
 
-/* The warp's part of the depth: the input is read some units at once, the first time before the
- * weights are waited for. HALVES: eights of input rows. */
-template <int WARPS, int HALVES, bool NORM>
-static __device__ __forceinline__ void sum_depth(const struct chained &c, const char *tile,
-						 uint64_t *full, float (&sum)[HALVES][CHAINS][4],
-						 float (&square)[HALVES])
+/* Where the lane's eight elements of a strip begin in the depth. */
+static __device__ __forceinline__ int depth_of(int strip)
 {
-	constexpr int UNITS = HALVES == 1 ? 3 : 1;
+	return (strip * WARPS + (int)threadIdx.x / 32) * CHUNK + (int)threadIdx.x % 4 * 8;
+}
+
+/* The warp's part of the input, of rows lane / 4 and, with two HALVES, lane / 4 + 8; zeros beyond
+ * the last row and the depth. */
+template <int STRIPS, int HALVES, bool NORM>
+static __device__ __forceinline__ void read_input(const struct ring_product &c, const float *norm,
+						  uint64_t *norm_there,
+						  uint4 (&x)[STRIPS][HALVES],
+						  float *squares)
+{
 	const uint4 none = { 0, 0, 0, 0 };
-	const int warp = (int)threadIdx.x / 32, g = (int)threadIdx.x % 32 / 4;
-	const int k = c.f.k, units = (k + UNIT - 1) / UNIT, t = (int)threadIdx.x % 4 * 8;
-	const int last = units * (warp + 1) / WARPS, first = units * warp / WARPS;
-	const int most = min(k, last * UNIT);
-	const bf16 *in = c.f.x + (int64_t)g * k;
-	const char *weights = tile + g * c.stride;
-	const float *norm = reinterpret_cast<const float *>(tile + TILE * c.stride);
-
-	for (int unit = first; unit < last; unit += UNITS) {
-		uint4 x[UNITS * 2][HALVES];
+	const int g = (int)threadIdx.x % 32 / 4;
+	float square[HALVES] = {};
 
 #pragma unroll
-		for (int i = 0; i < UNITS * 2 * HALVES; i++) {
-			int at = unit * UNIT + i / HALVES * 32 + t, m = i % HALVES * 8;
-			const bf16 *from = in + m * k + at;
+	for (int i = 0; i < STRIPS; i++) {
+		int at = depth_of(i);
 
-			x[i / HALVES][i % HALVES] =
-				at < most && m + g < c.f.m
-					? __ldcg(reinterpret_cast<const uint4 *>(from))
-					: none;
+#pragma unroll
+		for (int j = 0; j < HALVES; j++) {
+			int m = g + j * 8;
+			const bf16 *from = c.f.x + (int64_t)m * c.f.k + at;
+
+			x[i][j] = at < c.f.k && m < c.f.m
+					  ? __ldcg(reinterpret_cast<const uint4 *>(from))
+					  : none;
 		}
-		if (unit == first)
-			barrier_wait(full, 0);
+	}
+	if (!NORM)
+		return;
+	barrier_wait(norm_there, 0);
 #pragma unroll
-		for (int i = 0; i < UNITS * 2; i++) {
-			int at = unit * UNIT + i * 32 + t;
-			const char *w = weights + at * 2;
-			bool inside = at < most;
-			uint4 a = inside ? *reinterpret_cast<const uint4 *>(w) : none;
-			uint4 b = inside ? *reinterpret_cast<const uint4 *>(w + 8 * c.stride)
-					 : none;
+	for (int i = 0; i < STRIPS; i++) {
+		int at = depth_of(i);
 
 #pragma unroll
-			for (int j = 0; j < HALVES; j++) {
-				uint4 v = x[i][j];
-
-				if (NORM && inside)
-					v = weigh(v, norm + at, &square[j]);
-				multiply(sum[j][i % CHAINS], a.x, b.x, a.y, b.y, v.x, v.y);
-				multiply(sum[j][i % CHAINS], a.z, b.z, a.w, b.w, v.z, v.w);
-			}
-			if (i % 2)
-				asm volatile("" ::: "memory"); /* few weights in registers */
-		}
+		for (int j = 0; j < HALVES; j++)
+			if (at < c.f.k)
+				x[i][j] = weigh(x[i][j], norm + at, &square[j]);
+	}
+#pragma unroll
+	for (int j = 0; j < HALVES; j++) {
+		square[j] += __shfl_xor_sync(0xffffffffu, square[j], 1);
+		square[j] += __shfl_xor_sync(0xffffffffu, square[j], 2);
+		if (threadIdx.x % 4 == 0)
+			squares[((int)threadIdx.x / 32 * HALVES + j) * 8 + g] = square[j];
 	}
 }
 
-/* Each warp's sums [WARPS][8 HALVES][APART] and squares [WARPS][8 HALVES]. */
-template <int HALVES>
-static __device__ __forceinline__ void put_sums(float *part, float *squares,
-						const float (&sum)[HALVES][CHAINS][4],
-						float (&square)[HALVES])
+/* The warp's sums of a tile, [m][APART], from its slot in the ring. */
+template <int STRIPS, int HALVES>
+static __device__ __forceinline__ void
+sum_tile(const struct ring_product &c, const struct range &s, char *ring, uint64_t *full,
+	 uint64_t *empty, struct walk &at, const uint4 (&x)[STRIPS][HALVES], float *to)
 {
-	int warp = (int)threadIdx.x / 32, g = (int)threadIdx.x % 32 / 4, t = (int)threadIdx.x % 4;
+	const uint4 none = { 0, 0, 0, 0 };
+	const int g = (int)threadIdx.x % 32 / 4, t = (int)threadIdx.x % 4;
+	const char *tile = ring + at.slot * c.rows * c.stride;
+	const char *low = tile + min(g, c.rows - 1) * c.stride;
+	const char *high = tile + min(g + 8, c.rows - 1) * c.stride;
+	float sum[HALVES][CHAINS][4] = {};
+
+	barrier_wait(full + at.slot, at.phase);
+#pragma unroll
+	for (int j = 0; j < STRIPS; j++) {
+		int depth = depth_of(j);
+		bool inside = depth < c.f.k;
+		uint4 a = inside ? *reinterpret_cast<const uint4 *>(low + depth * 2) : none;
+		uint4 b = inside ? *reinterpret_cast<const uint4 *>(high + depth * 2) : none;
 
 #pragma unroll
-	for (int j = 0; j < HALVES; j++) {
-		int m = (warp * HALVES + j) * 8;
+		for (int h = 0; h < HALVES; h++) {
+			const uint4 v = x[j][h];
 
+			multiply(sum[h][j * 2 % CHAINS], a.x, b.x, a.y, b.y, v.x, v.y);
+			multiply(sum[h][(j * 2 + 1) % CHAINS], a.z, b.z, a.w, b.w, v.z, v.w);
+		}
+		if (j % 4 == 3)
+			asm volatile("" ::: "memory"); /* few weights in registers */
+	}
+	give_back(c, s, ring, full, empty, at);
 #pragma unroll
-		for (int i = 0; i < 4; i++)
-			part[(m + 2 * t + i % 2) * APART + g + i / 2 * 8] =
-				sum[j][0][i] + sum[j][1][i];
-		square[j] += __shfl_xor_sync(0xffffffffu, square[j], 1);
-		square[j] += __shfl_xor_sync(0xffffffffu, square[j], 2);
-		if (t == 0)
-			squares[m + g] = square[j];
+	for (int i = 0; i < 4 * HALVES; i++) {
+		int m = i / 4 * 8 + 2 * t + i % 2;
+		const float (&v)[CHAINS][4] = sum[i / 4];
+
+		if (m < c.f.m)
+			to[m * APART + g + i % 4 / 2 * 8] =
+				v[0][i % 4] + v[1][i % 4] + (v[2][i % 4] + v[3][i % 4]);
 	}
 }
 
 /* The sum over the warps, in order; `apart` floats from one warp's to the next. */
-template <int WARPS>
 static __device__ __forceinline__ float add_warps(const float *part, int apart)
 {
 	float sum = 0.0f;
@@ -181,73 +272,133 @@ static __device__ __forceinline__ float add_warps(const float *part, int apart)
 	return sum;
 }
 
+/* A place in the output of some tiles. */
+struct spot {
+	int m, sums;   /* -1: none; where its sums begin */
+	bf16 *out;
+};
+
+/* The i-th place of the tiles from `first`. */
+static __device__ __forceinline__ struct spot spot_in(const struct ring_product &c,
+							const struct range &s, int first, int i)
+{
+	int from = first * c.columns, columns = min(c.hold * c.columns, s.n - from);
+	int m = i / columns, column = i % columns;
+	bf16 *row = (bf16 *)c.f.out + (int64_t)m * c.f.n;
+
+	return { m < c.f.m ? m : -1,
+		 (column / c.columns * WARPS * c.f.m + m) * APART + column % c.columns,
+		 row + s.first + from + column };
+}
+
+/* The product at a place, from the sums [tile][WARPS][m][APART]. */
+template <int HALVES, bool NORM>
+static __device__ __forceinline__ float product_at(const struct ring_product &c,
+						   const struct spot &p, const float *sums,
+						   const float *squares)
+{
+	const int apart = c.f.m * APART;
+	float scale = 1.0f, v;
+
+	sums += p.sums;
+	if (NORM)
+		scale = rsqrtf(add_warps(squares + p.m, 8 * HALVES) / (float)c.f.k + c.f.eps);
+	v = scale * add_warps(sums, apart);
+	if (c.f.swiglu)
+		v = scale * add_warps(sums + c.columns, apart) * v / (1.0f + __expf(-v));
+	return v;
+}
+
 #endif
 
-template <int WARPS, int HALVES, bool NORM, typename T>
-__global__ void __launch_bounds__(WARPS * 32, 1024 / (WARPS * 32))
-	few_chained(const __grid_constant__ struct chained c)
+/* Registers for as many blocks on a multiprocessor as their rings have room for. */
+template <int STRIPS, int HALVES, bool NORM>
+__global__ void __launch_bounds__(THREADS,
+				  STRIPS * HALVES <= 8 ? 3 : STRIPS * HALVES <= 16 ? 2 : 1)
+	few_ring(const __grid_constant__ struct ring_product c)
 {
 #ifdef HOPPER_CODE
-	extern __shared__ __align__(128) char tile[];
-	__shared__ uint64_t full;
+	extern __shared__ __align__(128) char ring[];
+	__shared__ uint64_t full[SLOTS_MOST], empty[SLOTS_MOST], norm_there;
 	__shared__ float squares[WARPS * 8 * HALVES];
-	const struct few &f = c.f;
-	const int columns = f.swiglu ? TILE / 2 : TILE, rows = 8 * HALVES;
-	int r = (int)threadIdx.x % columns, m = (int)threadIdx.x / columns;
-	int n = (int)blockIdx.x * columns + r;
-	bool mine = m < f.m && n < f.n; /* a thread has one place of the output at most */
-	T *out = (T *)f.out + (int64_t)m * f.n + n;
-	float *part = reinterpret_cast<float *>(tile); /* once the weights are used up */
-	float sum[HALVES][CHAINS][4] = {}, square[HALVES] = {}, scale = 1.0f, before = 0.0f, v;
+	const struct range s = range_of(c);
+	const float *norm = reinterpret_cast<const float *>(ring + c.slots * c.rows * c.stride);
+	float *sums = const_cast<float *>(norm) + (NORM ? c.f.k : 0), before = 0.0f;
+	uint4 x[STRIPS][HALVES];
+	struct walk at = {};
+	struct spot p;
 
 	let_kernel_behind_start();
-	if (threadIdx.x == 0) {
-		barrier_init(&full, 1);
-		barrier_init_done();
-	}
-	__syncwarp();
 	if (threadIdx.x < 32)
-		copy_weights(c, tile, &full);
+		start_copies(c, s, ring, full, empty, &norm_there);
+	p = spot_in(c, s, 0, (int)threadIdx.x);
 	__syncthreads();
 	wait_for_kernel_ahead();
-	if (f.add && mine)
-		before = read_result(out);
-	sum_depth<WARPS, HALVES, NORM>(c, tile, &full, sum, square);
-	__syncthreads();
-	put_sums<HALVES>(part, squares, sum, square);
-	__syncthreads();
-	if (!mine)
-		return;
-	if (NORM)
-		scale = rsqrtf(add_warps<WARPS>(squares + m, rows) / (float)f.k + f.eps);
-	part += m * APART + r;
-	v = scale * add_warps<WARPS>(part, rows * APART);
-	if (f.swiglu)
-		v = scale * add_warps<WARPS>(part + TILE / 2, rows * APART) * v /
-		    (1.0f + __expf(-v));
-	if (f.bias)
-		v += f.bias[n];
-	put(out, v + before);
+	if (c.f.add && p.m >= 0)
+		before = read_result(p.out);
+	read_input<STRIPS, HALVES, NORM>(c, norm, &norm_there, x, squares);
+#pragma unroll 1
+	for (int first = 0; first < s.tiles; first += c.hold) {
+		int columns = min(c.hold * c.columns, s.n - first * c.columns);
+		float *to = sums + (int)threadIdx.x / 32 * c.f.m * APART;
+
+#pragma unroll 1
+		for (int tile = first; tile < min(first + c.hold, s.tiles); tile++) {
+			sum_tile<STRIPS, HALVES>(c, s, ring, full, empty, at, x, to);
+			to += WARPS * c.f.m * APART;
+		}
+		__syncthreads();
+#pragma unroll 1
+		for (int i = (int)threadIdx.x; i < columns * c.f.m; i += THREADS) {
+			if (first > 0 || i >= THREADS) {
+				p = spot_in(c, s, first, i);
+				if (c.f.add)
+					before = read_result(p.out);
+			}
+			put(p.out, product_at<HALVES, NORM>(c, p, sums, squares) + before);
+		}
+		if (first + c.hold < s.tiles)
+			__syncthreads();
+	}
 #endif
 }
 
-static int bytes_of(const struct chained *c, int warps)
+static int bytes_of(const struct ring_product *c)
 {
-	int bytes = TILE * c->stride + (c->f.norm ? c->f.k * 4 : 0);
-	int sums = warps * (c->f.m > 8 ? 16 : 8) * APART * (int)sizeof(float);
-
-	return bytes > sums ? bytes : sums;
+	return c->slots * c->rows * c->stride + (c->f.norm ? c->f.k * 4 : 0) +
+	       c->hold * WARPS * c->f.m * APART * (int)sizeof(float);
 }
 
-template <int WARPS, int HALVES, bool NORM, typename T>
-static void launch(struct cuda_state *s, const struct chained *c)
+/* How the product is divided; the blocks of it. */
+static unsigned divide(const struct cuda_state *s, struct ring_product *c)
+{
+	const struct few *f = &c->f;
+	int blocks = s->processors < f->n ? s->processors : f->n, share = (int)div_up(f->n, blocks);
+	int tiles = (int)div_up(share, f->swiglu ? TILE / 2 : TILE), twice = f->swiglu ? 2 : 1;
+	int sums = WARPS * f->m * APART * (int)sizeof(float), tile;
+
+	c->stride = (int)div_up(f->k, 64) * 128 + 64;
+	while (tiles > 1 && tiles < share &&
+	       2 * twice * (int)div_up(share, tiles) * c->stride > RING_BYTES)
+		tiles++; /* so that the ring has two, one to be filled while the other is used */
+	c->columns = (int)div_up(share, tiles);
+	c->rows = twice * c->columns;
+	tile = c->rows * c->stride;
+	c->slots = tile > RING_BYTES ? 1 : RING_BYTES / tile;
+	c->slots = c->slots < SLOTS_MOST ? c->slots : SLOTS_MOST;
+	c->slots = c->slots < tiles ? c->slots : tiles;
+	c->hold = SUMS_BYTES / sums < tiles ? SUMS_BYTES / sums : tiles;
+	return (unsigned)blocks;
+}
+
+template <int STRIPS, int HALVES, bool NORM>
+static void launch(struct cuda_state *s, const struct ring_product *c, unsigned blocks, bool early)
 {
 	cudaLaunchAttribute room;
-	unsigned tiles = (unsigned)div_up(c->f.n, c->f.swiglu ? TILE / 2 : TILE);
-	cudaLaunchConfig_t shape = launch_shape(s, dim3(tiles), WARPS * 32, true, &room);
-	auto kernel = few_chained<WARPS, HALVES, NORM, T>;
+	cudaLaunchConfig_t shape = launch_shape(s, dim3(blocks), THREADS, early, &room);
+	auto kernel = few_ring<STRIPS, HALVES, NORM>;
 
-	shape.dynamicSmemBytes = (size_t)bytes_of(c, WARPS);
+	shape.dynamicSmemBytes = (size_t)bytes_of(c);
 	CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
 				  (int)shape.dynamicSmemBytes));
 	CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
@@ -256,28 +407,46 @@ static void launch(struct cuda_state *s, const struct chained *c)
 	LAUNCHED();
 }
 
-template <int WARPS, int HALVES>
-static void run(struct cuda_state *s, const struct chained *c)
+template <int STRIPS, int HALVES>
+static void run(struct cuda_state *s, const struct ring_product *c, unsigned blocks, bool early)
 {
-	if (c->f.norm)
-		ACT(c->f.type, launch<WARPS, HALVES, true, T>(s, c));
-	else
-		ACT(c->f.type, launch<WARPS, HALVES, false, T>(s, c));
+	if constexpr (STRIPS <= NORM_STRIPS) {
+		if (c->f.norm) {
+			launch<STRIPS, HALVES, true>(s, c, blocks, early);
+			return;
+		}
+	}
+	launch<STRIPS, HALVES, false>(s, c, blocks, early);
 }
 
-void few_run_chained(struct cuda_state *s, const struct few *f)
+template <int STRIPS>
+static void run(struct cuda_state *s, const struct ring_product *c, unsigned blocks, bool early)
 {
-	struct chained c = { *f, (int)div_up(f->k, UNIT) * UNIT * 2 + 64 };
+	if (c->f.m > 8)
+		run<STRIPS, 2>(s, c, blocks, early);
+	else
+		run<STRIPS, 1>(s, c, blocks, early);
+}
+
+void few_run(struct cuda_state *s, const struct few *f, bool early)
+{
+	int strips = (int)div_up(f->k, STRIP);
+	struct ring_product c = { *f };
+	unsigned blocks;
 
 	CHECK(few_fits(f));
-	if (!s->hopper || (size_t)bytes_of(&c, 16) > s->shared_most)
-		few_run(s, f, true);
-	else if (f->k > DEEP && f->m > 8)
-		run<16, 2>(s, &c);
-	else if (f->k > DEEP)
-		run<16, 1>(s, &c);
-	else if (f->m > 8)
-		run<8, 2>(s, &c);
+	blocks = divide(s, &c);
+	if (!s->hopper || f->type != DT_BF16 || f->bias ||
+	    strips > (f->norm ? NORM_STRIPS : STRIPS_MOST) ||
+	    (size_t)bytes_of(&c) > s->shared_most ||
+	    (!early && (int64_t)f->n * f->k < HEAD_LEAST))
+		few_run_anywhere(s, f, early);
+	else if (strips <= 6)
+		run<6>(s, &c, blocks, early);
+	else if (strips <= 8)
+		run<8>(s, &c, blocks, early);
+	else if (strips <= 16)
+		run<16>(s, &c, blocks, early);
 	else
-		run<8, 1>(s, &c);
+		run<STRIPS_MOST>(s, &c, blocks, early);
 }

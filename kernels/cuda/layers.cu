@@ -7,12 +7,14 @@
 #include "kernels/cuda/few.cuh"
 #include "kernels/cuda/fused.cuh"
 
-/* ---- one query a sequence: a block takes CHUNK keys of a head, the last one to finish adds up.
- * The cache is read while the kernel ahead still runs, which does not write it. */
+/* ---- one query a sequence: a block takes CHUNK keys of a head at a time and reads its next ones
+ * meanwhile; the last block of a head to finish adds the chunks up. The first chunk is read while
+ * the kernel ahead still runs, which does not write the cache. */
 #define GROUPS 16  /* of lanes, each over one key at a time */
 #define STEPS 8    /* keys of a group */
 #define CHUNK (GROUPS * STEPS)
-#define PARTS 8    /* partial softmaxes that are read at once */
+#define ROOM 32    /* a multiprocessor holds ROOM / LANES blocks at a time */
+#define PARTS 16   /* partial softmaxes that are read at once */
 
 struct query {
 	const bf16 *qkv;                        /* [S, 3, heads, hd], not turned yet */
@@ -22,7 +24,7 @@ struct query {
 	const int32_t *position, *at, *limit;   /* [S] */
 	float *part;                            /* [S, heads, chunks, hd + 2] */
 	unsigned *arrived;                      /* [S, heads], zero before and after */
-	int heads, capacity;
+	int heads, capacity, chunks;
 	float scale;                            /* with log2(e) in it */
 };
 
@@ -77,30 +79,24 @@ static __device__ __forceinline__ uint4 read_cache(const bf16 *p)
 	return v;
 }
 
-/* The thread's share of the cache; zeros for the new key and beyond the last one. */
+/* The thread's share of the chunk's keys or values; zeros for the new one and beyond the last. */
 static __device__ __forceinline__ void read_chunk(const struct chunk &n, int64_t row,
-						  uint4 key[STEPS], uint4 value[STEPS])
+						  const bf16 *from, uint4 to[STEPS])
 {
 	const uint4 none = { 0, 0, 0, 0 };
 
 #pragma unroll
 	for (int i = 0; i < STEPS; i++) {
 		int j = n.first + n.group + i * GROUPS;
-		bool there = j <= n.to && j != n.place;
 
-		key[i] = there ? read_cache(n.keys + j * row) : none;
-		value[i] = there ? read_cache(n.values + j * row) : none;
+		to[i] = j <= n.to && j != n.place ? read_cache(from + j * row) : none;
 	}
 }
 
-/* The new key and value to the cache, and among the others where the query sees them. */
-static __device__ __forceinline__ void append(const struct chunk &n, int64_t row, uint4 key[STEPS],
-					      uint4 value[STEPS], uint4 new_key, uint4 new_value)
+/* The new key and value, of a chunk that has their place. */
+static __device__ __forceinline__ void take_new(const struct chunk &n, uint4 key[STEPS],
+						uint4 value[STEPS], uint4 new_key, uint4 new_value)
 {
-	if (n.group == 0) {
-		*reinterpret_cast<uint4 *>(n.keys + n.place * row) = new_key;
-		*reinterpret_cast<uint4 *>(n.values + n.place * row) = new_value;
-	}
 #pragma unroll
 	for (int i = 0; i < STEPS; i++)
 		if (n.first + n.group + i * GROUPS == n.place && n.place <= n.to) {
@@ -114,14 +110,12 @@ template <int N> struct partial {
 	float most, sum, value[N];
 };
 
-/* The group's softmax over its keys. */
+/* The group's scores of its keys, and the highest. */
 template <int LANES>
-static __device__ __forceinline__ struct partial<8>
-attend_group(const struct chunk &n, const float q[8], const uint4 key[STEPS],
-	     const uint4 value[STEPS])
+static __device__ __forceinline__ float score_group(const struct chunk &n, const float q[8],
+						    const uint4 key[STEPS], float score[STEPS])
 {
-	struct partial<8> p = { -INFINITY };
-	float score[STEPS];
+	float most = -INFINITY;
 
 #pragma unroll
 	for (int i = 0; i < STEPS; i++) {
@@ -135,11 +129,20 @@ attend_group(const struct chunk &n, const float q[8], const uint4 key[STEPS],
 		for (int j = LANES / 2; j > 0; j >>= 1)
 			dot += __shfl_xor_sync(0xffffffffu, dot, j);
 		score[i] = n.first + n.group + i * GROUPS <= n.to ? dot : -INFINITY;
-		p.most = fmaxf(p.most, score[i]);
+		most = fmaxf(most, score[i]);
 	}
+	return most;
+}
+
+/* The group's softmax over its keys. */
+static __device__ __forceinline__ struct partial<8>
+weigh_group(float most, const float score[STEPS], const uint4 value[STEPS])
+{
+	struct partial<8> p = { most };
+
 #pragma unroll
 	for (int i = 0; i < STEPS; i++) {
-		float x[8], w = score[i] == -INFINITY ? 0.0f : exp2f(score[i] - p.most);
+		float x[8], w = score[i] == -INFINITY ? 0.0f : exp2f(score[i] - most);
 
 		p.sum += w;
 		unpack(value[i], x);
@@ -211,35 +214,36 @@ static __device__ __forceinline__ struct partial<1> merge_parts(const float *par
 	return p;
 }
 
-/* Whether this block is the last of its head's; the others' parts are there then. */
-static __device__ __forceinline__ bool last_to_arrive(unsigned *arrived, int chunks)
+/* Whether this block is the last of its head's; the others' parts are there then. One thread
+ * releases what all of the block wrote, and acquires what the other blocks did. */
+static __device__ __forceinline__ bool last_to_arrive(unsigned *arrived, int blocks)
 {
 	__shared__ bool last;
+	unsigned before;
 
-	__threadfence();
 	__syncthreads();
-	if (threadIdx.x == 0)
-		last = atomicInc(arrived, (unsigned)chunks - 1) == (unsigned)chunks - 1;
+	if (threadIdx.x == 0) {
+		asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
+			     : "=r"(before)
+			     : "l"(arrived), "r"((unsigned)blocks - 1)
+			     : "memory");
+		last = before == (unsigned)blocks - 1;
+	}
 	__syncthreads();
-	__threadfence();
 	return last;
 }
 
-/* The block's part, then that of the whole head: whether this block is the one that has it. Thread
- * e has element e of the values. */
+/* The softmax over the block's chunk; thread e has element e of the values. */
 template <int LANES>
-static __device__ __forceinline__ bool merge_head(const struct query &a, const struct chunk &n,
-						  const struct partial<8> &mine,
-						  struct partial<1> *whole)
+static __device__ __forceinline__ struct partial<1> merge_chunk(const struct chunk &n,
+								const struct partial<8> &mine)
 {
 	const int hd = LANES * 8, warps = LANES * GROUPS / 32;
 	__shared__ float parts[warps * (hd + 2)];
-	int thread = (int)threadIdx.x, chunks = n.to / CHUNK + 1;
-	int64_t head = (int64_t)blockIdx.z * a.heads + blockIdx.y;
-	float *of_head = a.part + head * gridDim.x * (hd + 2), *p;
+	int thread = (int)threadIdx.x;
+	float *p = parts + thread / 32 * (hd + 2);
 
 	if (thread % 32 < LANES) {
-		p = parts + thread / 32 * (hd + 2);
 #pragma unroll
 		for (int i = 0; i < 8; i++)
 			p[n.c + i] = mine.value[i];
@@ -249,23 +253,64 @@ static __device__ __forceinline__ bool merge_head(const struct query &a, const s
 		}
 	}
 	__syncthreads();
-	*whole = merge_parts<true>(parts, warps, hd, thread % hd);
-	if (chunks == 1)
-		return true;
-	p = of_head + (int)blockIdx.x * (hd + 2);
+	return merge_parts<true>(parts, warps, hd, thread % hd);
+}
+
+/* A chunk's part to the others of its head. */
+static __device__ __forceinline__ void put_part(float *p, const struct partial<1> &part, int hd)
+{
+	int thread = (int)threadIdx.x;
+
 	if (thread < hd)
-		p[thread] = whole->value[0];
+		p[thread] = part.value[0];
 	if (thread == 0) {
-		p[hd] = whole->most;
-		p[hd + 1] = whole->sum;
+		p[hd] = part.most;
+		p[hd + 1] = part.sum;
 	}
-	if (!last_to_arrive(a.arrived + head, chunks))
+}
+
+/* The chunks that are the block's: whether it has the softmax of the whole head, which thread e
+ * has element e of. */
+template <int LANES>
+static __device__ __forceinline__ bool
+attend_chunks(const struct query &a, struct chunk n, int64_t row, const float q[8],
+	      uint4 key[STEPS], uint4 value[STEPS], const uint4 &new_key, const uint4 &new_value,
+	      struct partial<1> *whole)
+{
+	const int hd = LANES * 8, chunks = n.to / CHUNK + 1, blocks = min(chunks, (int)gridDim.x);
+	int64_t head = (int64_t)blockIdx.z * a.heads + blockIdx.y;
+	float *of_head = a.part + head * a.chunks * (hd + 2), score[STEPS], most;
+
+#pragma unroll 1
+	for (;;) {
+		struct chunk next = n;
+		struct partial<8> mine;
+
+		next.first += (int)gridDim.x * CHUNK;
+		take_new(n, key, value, new_key, new_value);
+		most = score_group<LANES>(n, q, key, score);
+		if (next.first <= n.to)
+			read_chunk(next, row, n.keys, key);
+		mine = weigh_group(most, score, value);
+		if (next.first <= n.to)
+			read_chunk(next, row, n.values, value);
+		merge_groups<LANES>(mine);
+		*whole = merge_chunk<LANES>(n, mine);
+		if (chunks == 1)
+			return true;
+		put_part(of_head + n.first / CHUNK * (hd + 2), *whole, hd);
+		if (next.first > n.to)
+			break;
+		n = next;
+		__syncthreads();
+	}
+	if (!last_to_arrive(a.arrived + head, blocks))
 		return false;
-	*whole = merge_parts<false>(of_head, chunks, hd, thread % hd);
+	*whole = merge_parts<false>(of_head, chunks, hd, (int)threadIdx.x % hd);
 	return true;
 }
 
-/* grid: chunks, heads, sequences; LANES * GROUPS threads. */
+/* grid: blocks of a head, heads, sequences; LANES * GROUPS threads. */
 template <int LANES>
 __global__ void __launch_bounds__(LANES * GROUPS)
 	attend_query(const __grid_constant__ struct query a)
@@ -277,15 +322,15 @@ __global__ void __launch_bounds__(LANES * GROUPS)
 			   limit < 0 ? -1 : a.at[s], thread / LANES, thread % LANES * 8 };
 	int64_t turned = limit < 0 ? 0 : (int64_t)a.position[s] * (hd / 2) + n.c % (hd / 2);
 	const bf16 *q = a.qkv + s * 3 * row + head;
-	uint4 key[STEPS], value[STEPS];
+	uint4 key[STEPS], value[STEPS], new_key = {}, new_value = {};
 	float cosine[8], sine[8], x[8];
 	struct partial<1> whole;
-	struct partial<8> mine;
 
 	n.keys = a.keys + s * a.capacity * row + head + n.c;
 	n.values = a.values + s * a.capacity * row + head + n.c;
 	let_kernel_behind_start();
-	read_chunk(n, row, key, value);
+	read_chunk(n, row, n.keys, key);
+	read_chunk(n, row, n.values, value);
 	load8(a.cosine + turned, cosine);
 	load8(a.sine + turned, sine);
 	wait_for_kernel_ahead();
@@ -297,14 +342,18 @@ __global__ void __launch_bounds__(LANES * GROUPS)
 #pragma unroll
 	for (int i = 0; i < 8; i++)
 		x[i] *= a.scale;
-	if (n.place >= n.first && n.place < min(n.first + CHUNK, a.capacity))
-		append(n, row, key, value, turn(q + row, cosine, sine, n.c, hd / 2),
-		       read_eight(q + 2 * row + n.c));
-	if (n.first > n.to)
-		return;
-	mine = attend_group<LANES>(n, x, key, value);
-	merge_groups<LANES>(mine);
-	if (merge_head<LANES>(a, n, mine, &whole) && thread < hd)
+	if (n.place >= 0 && n.place < a.capacity &&
+	    n.place / CHUNK % (int)gridDim.x == (int)blockIdx.x) {
+		new_key = turn(q + row, cosine, sine, n.c, hd / 2);
+		new_value = read_eight(q + 2 * row + n.c);
+		if (n.group == 0) {
+			*reinterpret_cast<uint4 *>(n.keys + n.place * row) = new_key;
+			*reinterpret_cast<uint4 *>(n.values + n.place * row) = new_value;
+		}
+	}
+	if (n.first <= n.to &&
+	    attend_chunks<LANES>(a, n, row, x, key, value, new_key, new_value, &whole) &&
+	    thread < hd)
 		put(a.out + s * row + head + thread,
 		    whole.sum > 0.0f ? whole.value[0] / whole.sum : 0.0f);
 }
@@ -315,7 +364,9 @@ template <int LANES>
 static void launch_query(struct cuda_state *s, const struct query *a, int sequences)
 {
 	cudaLaunchAttribute room;
-	dim3 grid((unsigned)div_up(a->capacity, CHUNK), (unsigned)a->heads, (unsigned)sequences);
+	int most = ROOM / LANES * s->processors / (a->heads * sequences);
+	dim3 grid((unsigned)(most < 1 ? 1 : most < a->chunks ? most : a->chunks),
+		  (unsigned)a->heads, (unsigned)sequences);
 	cudaLaunchConfig_t shape = launch_shape(s, grid, LANES * GROUPS, true, &room);
 
 	CUDA(cudaFuncSetAttribute(attend_query<LANES>,
@@ -405,8 +456,9 @@ static void run_tokens(struct cuda_state *s, const struct cached_layers *c)
 	q.position = (const int32_t *)c->position.data;
 	q.at = (const int32_t *)c->at.data;
 	q.limit = (const int32_t *)c->limit.data;
-	q.part = (float *)cuda_scratch(s, (size_t)rows * c->heads * div_up(capacity, CHUNK) *
-						  (hd + 2) * sizeof(float));
+	q.chunks = (int)div_up(capacity, CHUNK);
+	q.part = (float *)cuda_scratch(s, (size_t)rows * c->heads * q.chunks * (hd + 2) *
+						  sizeof(float));
 	q.arrived = s->arrived;
 	q.heads = c->heads;
 	q.capacity = capacity;
@@ -418,7 +470,7 @@ static void run_tokens(struct cuda_state *s, const struct cached_layers *c)
 		q.keys = (bf16 *)c->layer[i].keys.data;
 		q.values = (bf16 *)c->layer[i].values.data;
 		for (int p = 0; p < PRODUCTS; p++) {
-			few_run_chained(s, &f[p]);
+			few_run(s, &f[p], true);
 			if (p == QKV)
 				run_query(s, &q, rows, hd);
 		}
