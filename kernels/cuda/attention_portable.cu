@@ -51,38 +51,38 @@ static __device__ __forceinline__ void add_scaled(float to[LANE_ELEMENTS], float
 }
 
 /* The warp's (sequence, head, row) among batch * heads * rows. */
-struct place {
+struct row_place {
 	int sequence, head, row;
 	bool valid;
 };
 
-static __device__ __forceinline__ struct place place_of(const struct attend &a, int rows)
+static __device__ __forceinline__ struct row_place row_place_of(const struct attend &a, int rows)
 {
 	int64_t w = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32;
-	struct place p = { (int)(w / rows / a.heads), (int)(w / rows % a.heads), (int)(w % rows),
+	struct row_place p = { (int)(w / rows / a.heads), (int)(w / rows % a.heads), (int)(w % rows),
 			   w < (int64_t)a.batch * a.heads * rows };
 	return p;
 }
 
-static __device__ __forceinline__ int64_t q_at(const struct attend &a, const struct place &p,
+static __device__ __forceinline__ int64_t q_at(const struct attend &a, const struct row_place &p,
 					       int row)
 {
 	return p.sequence * a.q_sequence + row * a.q_row + (int64_t)p.head * a.hd;
 }
 
-static __device__ __forceinline__ int64_t kv_at(const struct attend &a, const struct place &p,
+static __device__ __forceinline__ int64_t kv_at(const struct attend &a, const struct row_place &p,
 						int row)
 {
 	return p.sequence * a.kv_sequence + row * a.kv_row + (int64_t)p.head * a.hd;
 }
 
-static __device__ __forceinline__ int64_t out_at(const struct attend &a, const struct place &p,
+static __device__ __forceinline__ int64_t out_at(const struct attend &a, const struct row_place &p,
 						 int row)
 {
 	return (((int64_t)p.sequence * a.queries + row) * a.heads + p.head) * a.hd;
 }
 
-static __device__ __forceinline__ int64_t lse_at(const struct attend &a, const struct place &p,
+static __device__ __forceinline__ int64_t lse_at(const struct attend &a, const struct row_place &p,
 						 int row)
 {
 	return ((int64_t)p.sequence * a.heads + p.head) * a.queries + row;
@@ -91,7 +91,7 @@ static __device__ __forceinline__ int64_t lse_at(const struct attend &a, const s
 template <typename T>
 __global__ void attend_rows(struct attend a, float scale)
 {
-	struct place p = place_of(a, a.queries);
+	struct row_place p = row_place_of(a, a.queries);
 	float q[LANE_ELEMENTS], kv[LANE_ELEMENTS], o[LANE_ELEMENTS] = {}, most = -INFINITY,
 						   sum = 0.0f;
 	int from, to;
@@ -125,7 +125,7 @@ __global__ void attend_rows(struct attend a, float scale)
 template <typename T>
 __global__ void attend_delta(struct attend_backward b, float *delta)
 {
-	struct place p = place_of(b.f, b.f.queries);
+	struct row_place p = row_place_of(b.f, b.f.queries);
 	float x[LANE_ELEMENTS], y[LANE_ELEMENTS], sum;
 
 	if (!p.valid)
@@ -141,7 +141,7 @@ template <typename T>
 __global__ void attend_dq(struct attend_backward b, const float *delta, float scale)
 {
 	const struct attend &a = b.f;
-	struct place p = place_of(a, a.queries);
+	struct row_place p = row_place_of(a, a.queries);
 	float q[LANE_ELEMENTS], g[LANE_ELEMENTS], x[LANE_ELEMENTS], v[LANE_ELEMENTS],
 		dq[LANE_ELEMENTS] = {};
 
@@ -165,7 +165,7 @@ template <typename T>
 __global__ void attend_dkv(struct attend_backward b, const float *delta, float scale)
 {
 	const struct attend &a = b.f;
-	struct place p = place_of(a, a.keys);
+	struct row_place p = row_place_of(a, a.keys);
 	float k[LANE_ELEMENTS], v[LANE_ELEMENTS], x[LANE_ELEMENTS], g[LANE_ELEMENTS];
 	float dk[LANE_ELEMENTS] = {}, dv[LANE_ELEMENTS] = {};
 
