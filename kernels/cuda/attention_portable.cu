@@ -59,8 +59,8 @@ struct row_place {
 static __device__ __forceinline__ struct row_place row_place_of(const struct attend &a, int rows)
 {
 	int64_t w = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32;
-	struct row_place p = { (int)(w / rows / a.heads), (int)(w / rows % a.heads), (int)(w % rows),
-			   w < (int64_t)a.batch * a.heads * rows };
+	struct row_place p = { (int)(w / rows / a.heads), (int)(w / rows % a.heads),
+			       (int)(w % rows), w < (int64_t)a.batch * a.heads * rows };
 	return p;
 }
 
