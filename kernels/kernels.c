@@ -4,6 +4,7 @@
 #include "config.h"
 #include "kernels/kernels.h"
 #include "kernels/backends.h"
+#include "lib/log.h"
 #include "lib/mem.h"
 
 #include <stdlib.h>
@@ -158,6 +159,15 @@ int kernels_choose(struct kernels *k, const char *choices, struct err *e)
 #else
 	return 0;
 #endif
+}
+
+void kernels_choose_again(struct kernels *k, const char *choices)
+{
+	struct err e = ERR_INIT;
+
+	if (choices && kernels_choose(k, choices, &e) < 0)
+		log_warn("the run goes on, but not bit for bit: %s", e.text);
+	err_clear(&e);
 }
 
 static int need_gpu(const struct kernels *k, const char *what, struct err *e)

@@ -230,6 +230,9 @@ char *kernels_choices(const struct kernels *k);
 /* TF_EUNSUPPORTED when they were made by another backend, device or library, TF_EINVALID when the
  * text is no such list: the backend then goes on with choices of its own. */
 int kernels_choose(struct kernels *k, const char *choices, struct err *e);
+/* The same for a run that goes on: NULL is nothing, and where they cannot be had it goes on all the
+ * same, with a warning in the log. */
+void kernels_choose_again(struct kernels *k, const char *choices);
 
 /* Times every operation from now on, until kernels_profile_end calls row once for each operation
  * that ran, with its calls and their milliseconds on the device. TF_EUNSUPPORTED but on a GPU. */

@@ -3,7 +3,6 @@
 #include "config.h"
 #include "model/vae_net.h"
 #include "model/vae_train_plan.h"
-#include "lib/log.h"
 #include "lib/mem.h"
 
 #include <stdio.h>
@@ -170,16 +169,6 @@ static int read_state(struct vae_train *t, const struct st_file *f, const char *
 	return 0;
 }
 
-/* The algorithms of the steps before, so that the run goes on bit for bit. */
-static void choose_again(struct vae_train *t, const char *choices)
-{
-	struct err e = ERR_INIT;
-
-	if (choices && kernels_choose(t->params->k, choices, &e) < 0)
-		log_warn("the run goes on, but not bit for bit: %s", e.text);
-	err_clear(&e);
-}
-
 int vae_train_load(struct vae_train *t, const char *path, uint64_t *skipped, struct err *e)
 {
 	struct st_file f;
@@ -188,7 +177,7 @@ int vae_train_load(struct vae_train *t, const char *path, uint64_t *skipped, str
 	TRY(st_open(path, &f, e));
 	rc = read_state(t, &f, path, skipped, e);
 	if (rc == 0)
-		choose_again(t, st_meta(&f, "choices"));
+		kernels_choose_again(t->k, st_meta(&f, "choices"));
 	st_close(&f);
 	return rc;
 }

@@ -4,7 +4,6 @@
 #include "worker/checkpoint.h"
 #include "lib/fault.h"
 #include "lib/files.h"
-#include "lib/log.h"
 #include "lib/mem.h"
 #include "lib/safetensors.h"
 #include "proto/limits.h"
@@ -334,16 +333,6 @@ int checkpoint_weights(const char *path, bool average, struct transformer *m, st
 	return load_values(path, average ? CHECKPOINT_AVERAGE : CHECKPOINT_WEIGHTS, &m->params, e);
 }
 
-/* The algorithms of the steps before, so that the run goes on bit for bit. */
-static void choose_again(struct kernels *k, const char *choices)
-{
-	struct err e = ERR_INIT;
-
-	if (choices && kernels_choose(k, choices, &e) < 0)
-		log_warn("the run goes on, but not bit for bit: %s", e.text);
-	err_clear(&e);
-}
-
 static int read_state(const struct st_file *f, const char *path, struct checkpoint *c,
 		      struct err *e)
 {
@@ -366,7 +355,7 @@ static int read_state(const struct st_file *f, const char *path, struct checkpoi
 	c->model->params.step = (int64_t)updates;
 	buf_clear(&c->loader);
 	buf_append(&c->loader, loader->data, loader->bytes);
-	choose_again(c->model->k, st_meta(f, "choices"));
+	kernels_choose_again(c->model->k, st_meta(f, "choices"));
 	return 0;
 }
 

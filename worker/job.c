@@ -133,33 +133,37 @@ int job_stopped(const struct job *job, struct err *e)
 		       words[reason < ARRAY_LEN(words) ? reason : 0]);
 }
 
+__attribute__((format(printf, 2, 0))) static char *path_of(const char *folder, const char *fmt,
+							   va_list ap)
+{
+	char name[1024];
+	int n = vsnprintf(name, sizeof name, fmt, ap);
+
+	CHECK(n >= 0 && (size_t)n < sizeof name);
+	return xasprintf("%s/%s", folder, name);
+}
+
 char *job_path(const char *folder, const char *fmt, ...)
 {
-	struct buf path = BUF_INIT;
-	char name[1024];
 	va_list ap;
-	int n;
+	char *path;
 
 	va_start(ap, fmt);
-	n = vsnprintf(name, sizeof name, fmt, ap);
+	path = path_of(folder, fmt, ap);
 	va_end(ap);
-	CHECK(n >= 0 && (size_t)n < sizeof name);
-	buf_printf(&path, "%s/%s", folder, name);
-	return buf_detach(&path);
+	return path;
 }
 
 char *job_result_path(const struct job *job, const char *fmt, ...)
 {
-	char name[256];
 	va_list ap;
-	int n;
+	char *path;
 
 	va_start(ap, fmt);
-	n = vsnprintf(name, sizeof name, fmt, ap);
+	path = path_of(job->results, fmt, ap);
 	va_end(ap);
-	CHECK(n >= 0 && (size_t)n < sizeof name);
 	mkdir(job->results, 0700); /* where it fails, so does what is opened there, and says why */
-	return job_path(job->results, "%s", name);
+	return path;
 }
 
 int job_hash_file(const char *path, char hex[33], struct err *e)

@@ -352,6 +352,18 @@ Tf__Reply *harness_receive(void *socket, int64_t timeout_ms)
 	return reply;
 }
 
+uint64_t harness_receive_job(void *socket)
+{
+	Tf__Reply *reply = harness_receive(socket, LIMIT_WAIT_MS);
+	uint64_t id;
+
+	assert_non_null(reply);
+	assert_int_equal(reply->code, 0);
+	id = reply->submitted->job;
+	tf__reply__free_unpacked(reply, NULL);
+	return id;
+}
+
 int harness_call(struct connection *c, Tf__Request *r, Tf__Reply **reply, struct err *e)
 {
 	Tf__Reply *mine = NULL;

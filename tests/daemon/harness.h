@@ -64,6 +64,8 @@ void harness_send(void *socket, const Tf__Request *r);
 void harness_send_noops(void *socket, const char *how, uint64_t first, uint64_t count);
 /* An answer that comes on it within the time; NULL: none. */
 Tf__Reply *harness_receive(void *socket, int64_t timeout_ms);
+/* The number of the job that the next answer on it names, which is no error. */
+uint64_t harness_receive_job(void *socket);
 char *harness_path(const struct harness *h, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));
 bool harness_exists(const struct harness *h, const char *rel);

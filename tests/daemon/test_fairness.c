@@ -44,19 +44,6 @@ static void start_bound(const char *bound)
 	harness_enrol(&h, "flo", "member", &flo);
 }
 
-/* The number of the job that the next answer names. */
-static uint64_t receive_job(void *socket)
-{
-	Tf__Reply *reply = harness_receive(socket, LIMIT_WAIT_MS);
-	uint64_t id;
-
-	assert_non_null(reply);
-	assert_int_equal(reply->code, 0);
-	id = reply->submitted->job;
-	tf__reply__free_unpacked(reply, NULL);
-	return id;
-}
-
 /* The daemon stands still while two users ask: one with many requests on each of many connections,
  * one with a few. Job numbers tell the order in which they were served then. With one line for each
  * connection, eight of the flood would come for each of the other's. */
@@ -70,11 +57,11 @@ static void many_connections_are_one_user(void **state)
 	assert_ok(harness_drain(h.line, false, false, &e), &e);
 	polite = harness_socket(&h, context, NULL);
 	harness_send_noops(polite, "done", 1, 1);
-	receive_job(polite);
+	harness_receive_job(polite);
 	for (int i = 0; i < FLOOD_LINES; i++) {
 		flood[i] = harness_socket(&h, context, &flo);
 		harness_send_noops(flood[i], "done", 1, 1);
-		receive_job(flood[i]);
+		harness_receive_job(flood[i]);
 	}
 	kill(h.pid, SIGSTOP);
 	for (int i = 0; i < FLOOD_LINES; i++)
@@ -82,15 +69,15 @@ static void many_connections_are_one_user(void **state)
 	harness_send_noops(polite, "done", 2, POLITE);
 	clock_sleep_ms(100);
 	kill(h.pid, SIGCONT);
-	first = receive_job(polite);
+	first = harness_receive_job(polite);
 	for (int i = 1; i < POLITE; i++)
-		last = receive_job(polite);
+		last = harness_receive_job(polite);
 	print_message("# %llu jobs between the first and the last of %d\n",
 		      (unsigned long long)(last - first), POLITE);
 	assert_true(last - first < 4 * POLITE);
 	for (int i = 0; i < FLOOD_LINES; i++) {
 		for (int j = 0; j < FLOOD_EACH; j++)
-			receive_job(flood[i]); /* they come too */
+			harness_receive_job(flood[i]); /* they come too */
 		zmq_close(flood[i]);
 	}
 	zmq_close(polite);
@@ -147,7 +134,7 @@ static void a_submit_is_not_behind_a_flood(void **state)
 		for (int k = 0; k < 2; k++)
 			flood_on(&flood[k], FLOOD_OPEN);
 		harness_send_noops(polite, "done", 1 + i, 1);
-		id = receive_job(polite);
+		id = harness_receive_job(polite);
 		if (i > 0)
 			before[i - 1] = id - last - 1;
 		last = id;

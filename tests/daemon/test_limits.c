@@ -544,16 +544,24 @@ static void old_use_is_forgotten(void **state)
 	harness_start(&h);
 }
 
+/* One of many; its name is in `name`. */
+static Tf__Artefact data_set(unsigned number, char name[32])
+{
+	Tf__Artefact a = TF__ARTEFACT__INIT;
+
+	snprintf(name, 32, "set-%u", number);
+	a.kind = TF__ARTEFACT_KIND__DATASET;
+	a.name = a.id = name;
+	a.state = (char *)ARTEFACT_READY;
+	return a;
+}
+
 static void fill_artefacts(struct state *s)
 {
 	for (unsigned i = 0; i < LIMIT_ARTEFACTS; i++) {
-		Tf__Artefact a = TF__ARTEFACT__INIT;
 		char name[32];
+		Tf__Artefact a = data_set(i, name);
 
-		snprintf(name, sizeof name, "set-%u", i);
-		a.kind = TF__ARTEFACT_KIND__DATASET;
-		a.name = a.id = name;
-		a.state = (char *)ARTEFACT_READY;
 		a.user = (char *)"one-of-many";
 		assert_ok(artefact_put(s, &a, &e), &e);
 	}
@@ -636,13 +644,9 @@ static void fill_large_artefacts(struct state *s)
 	for (unsigned i = 0; i < LARGE_FACTS; i++)
 		facts[i] = &fact;
 	for (unsigned i = 0; i < LARGE_ARTEFACTS; i++) {
-		Tf__Artefact a = TF__ARTEFACT__INIT;
 		char name[32];
+		Tf__Artefact a = data_set(i, name);
 
-		snprintf(name, sizeof name, "set-%u", i);
-		a.kind = TF__ARTEFACT_KIND__DATASET;
-		a.name = a.id = name;
-		a.state = (char *)ARTEFACT_READY;
 		a.n_fact = LARGE_FACTS;
 		a.fact = facts;
 		assert_ok(artefact_put(s, &a, &e), &e);

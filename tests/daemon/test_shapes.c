@@ -211,18 +211,6 @@ static void send_members(void *socket, struct members *b, uint64_t id)
 	harness_send(socket, &r);
 }
 
-static uint64_t receive_job(void *socket)
-{
-	Tf__Reply *reply = harness_receive(socket, LIMIT_WAIT_MS);
-	uint64_t id;
-
-	assert_non_null(reply);
-	assert_int_equal(reply->code, 0);
-	id = reply->submitted->job;
-	tf__reply__free_unpacked(reply, NULL);
-	return id;
-}
-
 /* The daemon stands still while one user sends a batch and another a few submits, of which it
  * handles at most one before the batch. Returns the batch's answer and the others' jobs. */
 static Tf__Reply *batch_and_others(struct members *b, uint64_t other[POLITE])
@@ -236,15 +224,15 @@ static Tf__Reply *batch_and_others(struct members *b, uint64_t other[POLITE])
 	one = harness_socket(&h, context, &flo);
 	harness_send_noops(one, "done", 1, 1); /* they are connected then */
 	harness_send_noops(polite, "done", 1, 1);
-	receive_job(one);
-	receive_job(polite);
+	harness_receive_job(one);
+	harness_receive_job(polite);
 	kill(h.pid, SIGSTOP);
 	send_members(one, b, 2);
 	harness_send_noops(polite, "done", 2, POLITE);
 	clock_sleep_ms(100);
 	kill(h.pid, SIGCONT);
 	for (int i = 0; i < POLITE; i++)
-		other[i] = receive_job(polite);
+		other[i] = harness_receive_job(polite);
 	reply = harness_receive(one, LIMIT_WAIT_MS);
 	assert_non_null(reply);
 	zmq_close(one);

@@ -10,6 +10,7 @@
 #include "worker/checkpoint.h"
 #include "worker/saver.h"
 #include "worker/worker.h"
+#include "tests/worker/same.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -349,15 +350,8 @@ static void write_vae(struct vae_copy *copy, const char *name)
 static bool same(const char *a, const char *b)
 {
 	char *p = inside(a), *q = inside(b);
-	struct buf x = BUF_INIT, y = BUF_INIT;
-	struct err e = ERR_INIT;
-	bool is;
+	bool is = same_content(p, q, 1 << 22);
 
-	assert_ok(file_read(p, 1 << 22, &x, &e), &e);
-	assert_ok(file_read(q, 1 << 22, &y, &e), &e);
-	is = x.len == y.len && memcmp(x.data, y.data, x.len) == 0;
-	buf_release(&x);
-	buf_release(&y);
 	xfree(p);
 	xfree(q);
 	return is;

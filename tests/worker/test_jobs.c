@@ -7,6 +7,7 @@
 #include "lib/mem.h"
 #include "lib/safetensors.h"
 #include "proto/limits.h"
+#include "tests/worker/same.h"
 #include "tests/worker/toy.h"
 #include "worker/kept.h"
 
@@ -262,15 +263,8 @@ static void draw_some(const char *job, uint64_t seed)
 static bool same_file(const char *job, const char *other, const char *name)
 {
 	char *a = result_path(job, name), *b = result_path(other, name);
-	struct buf x = BUF_INIT, y = BUF_INIT;
-	struct err e = ERR_INIT;
-	bool same;
+	bool same = same_content(a, b, 1 << 20);
 
-	assert_ok(file_read(a, 1 << 20, &x, &e), &e);
-	assert_ok(file_read(b, 1 << 20, &y, &e), &e);
-	same = x.len == y.len && memcmp(x.data, y.data, x.len) == 0;
-	buf_release(&x);
-	buf_release(&y);
 	xfree(a);
 	xfree(b);
 	return same;

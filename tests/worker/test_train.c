@@ -421,29 +421,40 @@ static void products_of_8_bits(void **state)
 	xfree(two);
 }
 
+/* Trains with a disk that is full at the second save, which is an event, and always, which is the
+ * end. The checkpoints of the first run; xfree them. */
+static struct checkpoint_entry *train_on_full_disks(const char *once, const char *folder,
+						    const char *always, const char *other,
+						    size_t *count)
+{
+	struct checkpoint_entry *entry = NULL;
+	char text[ERR_TEXT_MAX];
+	struct err e = ERR_INIT;
+
+	assert_ok(dir_make(folder, 0700, &e), &e);
+	assert_ok(dir_make(other, 0700, &e), &e);
+	assert_int_equal(train_with_fault("checkpoint-save:2", once, folder, "train.seed=1", text),
+			 0);
+	assert_ok(checkpoints_list(folder, &entry, count, &e), &e);
+	assert_int_equal(train_with_fault("checkpoint-save:1+", always, other, "train.seed=1",
+					  text),
+			 TF_ENOSPACE);
+	assert_non_null(strstr(text, "No space left"));
+	return entry;
+}
+
 /* A full disk at one save is an event; at the last step it is the end. */
 static void a_full_disk(void **state)
 {
 	char *model = in_folder("full-model"), *never = in_folder("never-model");
-	char text[ERR_TEXT_MAX];
-	struct checkpoint_entry *entry = NULL;
-	struct err e = ERR_INIT;
+	struct checkpoint_entry *entry;
 	size_t count = 0;
 
 	(void)state;
-	assert_ok(dir_make(model, 0700, &e), &e);
-	assert_ok(dir_make(never, 0700, &e), &e);
-	assert_int_equal(train_with_fault("checkpoint-save:2", "full", model, "train.seed=1",
-					  text),
-			 0);
-	assert_ok(checkpoints_list(model, &entry, &count, &e), &e);
+	entry = train_on_full_disks("full", model, "never", never, &count);
 	assert_int_equal(count, 3); /* 5, 15 and 20, not 10 */
 	assert_int_equal(entry[1].step, 15);
 	xfree(entry);
-	assert_int_equal(train_with_fault("checkpoint-save:1+", "never", never, "train.seed=1",
-					  text),
-			 TF_ENOSPACE);
-	assert_non_null(strstr(text, "No space left"));
 	xfree(model);
 	xfree(never);
 }
@@ -457,26 +468,17 @@ static void a_full_disk_under_an_autoencoder(void **state)
 	char *one = xasprintf("%s/step-00000012", full);
 	char *two = xasprintf("%s/step-00000012", killed);
 	char text[ERR_TEXT_MAX];
-	struct checkpoint_entry *entry = NULL;
+	struct checkpoint_entry *entry;
 	struct err e = ERR_INIT;
 	size_t count = 0;
 
 	(void)state;
-	assert_ok(dir_make(full, 0700, &e), &e);
-	assert_ok(dir_make(never, 0700, &e), &e);
-	assert_ok(dir_make(killed, 0700, &e), &e);
-	assert_int_equal(train_with_fault("checkpoint-save:2", "vae-full", full, "train.seed=1",
-					  text),
-			 0);
-	assert_ok(checkpoints_list(full, &entry, &count, &e), &e);
+	entry = train_on_full_disks("vae-full", full, "vae-never", never, &count);
 	assert_int_equal(count, 2); /* 4 and 12, not 8 */
 	assert_int_equal(entry[0].step, 4);
 	assert_int_equal(entry[1].step, 12);
 	xfree(entry);
-	assert_int_equal(train_with_fault("checkpoint-save:1+", "vae-never", never, "train.seed=1",
-					  text),
-			 TF_ENOSPACE);
-	assert_non_null(strstr(text, "No space left"));
+	assert_ok(dir_make(killed, 0700, &e), &e);
 	assert_int_equal(train_with_fault("checkpoint-save:2!", "vae-half", killed, "train.seed=1",
 					  text),
 			 KILLED);
