@@ -374,6 +374,8 @@ void worker_start_all(struct daemon *d, bool committed);
 /* Tells the job's worker to leave (the reason is on record); the clock of escalation starts. */
 void worker_order(struct daemon *d, struct worker *w);
 int worker_threads(const struct daemon *d, const struct worker *w);
+/* Where the outcome of its attempt goes; the caller frees it. */
+char *worker_outcome_path(struct daemon *d, const struct worker *w);
 struct worker *worker_of(struct daemon *d, uint64_t job); /* of its running attempt; NULL: none */
 size_t worker_most(void); /* attempts that have a process */
 struct worker *worker_by_key(struct daemon *d, const char *key);

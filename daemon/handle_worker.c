@@ -44,6 +44,7 @@ static void assignment_release(struct assignment *a)
 	xfree(a->message.source);
 	xfree(a->message.job_folder);
 	xfree(a->message.attempt_folder);
+	xfree(a->message.outcome_file);
 	xfree(a->message.output_folder);
 	record_free(a->job);
 	record_free(a->spec);
@@ -99,6 +100,7 @@ static int fill(struct daemon *d, const struct worker *w, struct assignment *a, 
 	m->job_folder = daemon_path(d, "jobs/%llu", (unsigned long long)w->job);
 	m->attempt_folder =
 		daemon_path(d, "jobs/%llu/attempt-%u", (unsigned long long)w->job, w->attempt);
+	m->outcome_file = worker_outcome_path(d, w);
 	m->device = (char *)(w->holding.gpus ? "cuda:0" : "cpu"); /* it sees its own alone */
 	m->has_threads = m->has_map_bytes = true;
 	m->threads = s->threads > 0 ? s->threads : (int32_t)worker_threads(d, w);

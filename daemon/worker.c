@@ -465,11 +465,27 @@ void worker_tick(struct daemon *d)
 
 /* ---------------------------------------------------------------- ending */
 
+char *worker_outcome_path(struct daemon *d, const struct worker *w)
+{
+	return daemon_path(d, "jobs/%llu/outcome-%u.pb", (unsigned long long)w->job, w->attempt);
+}
+
+/* Where there is one; a worker from before outcome_file has put it into a folder of the attempt. */
+static char *find_outcome(struct daemon *d, const struct worker *w)
+{
+	char *path = worker_outcome_path(d, w);
+
+	if (file_exists(path))
+		return path;
+	xfree(path);
+	return daemon_path(d, "jobs/%llu/attempt-%u/outcome.pb", (unsigned long long)w->job,
+			   w->attempt);
+}
+
 /* The attempt's outcome file; NULL when there is none that can be read. */
 static Tf__Outcome *read_outcome(struct daemon *d, const struct worker *w)
 {
-	char *path = daemon_path(d, "jobs/%llu/attempt-%u/outcome.pb", (unsigned long long)w->job,
-				 w->attempt);
+	char *path = find_outcome(d, w);
 	struct buf b = BUF_INIT;
 	struct err e = ERR_INIT;
 	Tf__Outcome *outcome = NULL;

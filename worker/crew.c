@@ -125,8 +125,8 @@ void crew_turn_to(struct crew *c, const struct job *job)
 	write_to(log, O_CREAT);
 	xfree(log);
 	log_set_job(job->id);
-	if (chdir(job->attempt_folder) < 0)
-		die(WORKER_FAILED, "%s: %s", job->attempt_folder, strerror(errno));
+	if (chdir(job->folder) < 0)
+		die(WORKER_FAILED, "%s: %s", job->folder, strerror(errno));
 }
 
 /* ---- coming */
@@ -224,7 +224,7 @@ static int leave_outcome(struct job *job, int code, const char *text, Tf__Failur
 	job_stage(job, NULL);
 	job_result(job, "peak_rss_anon_bytes", (double)link_peak_rss_anon(job->link));
 	report_outcome(job->state, code, text, failure, packed);
-	return report_write_outcome(job->attempt_folder, packed, e);
+	return report_write_outcome(job->outcome, packed, e);
 }
 
 /* What kind of failure a code is, for another attempt. */

@@ -19,33 +19,22 @@
 #include <unistd.h>
 #include <xxhash.h>
 
-/* What was asked for, beside its results, for people. The store's record is the one that counts. */
-static int write_spec(const struct job *job, struct err *e)
+/* Made here if it is not there: so the daemon need not wait for the disk. Its name is synced at the
+ * end, if there are results. */
+static int make_folder(const char *path, struct err *e)
 {
-	char *path = job_path(job->folder, "spec.pb");
-	size_t len = tf__job_spec__get_packed_size(job->spec);
-	uint8_t *data = xmalloc(len + 1);
-	int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600), rc;
-
-	tf__job_spec__pack(job->spec, data);
-	rc = fd < 0 ? err_errno(e, "%s", path) : file_write_all(fd, data, len, path, e);
-	if (fd >= 0)
-		close(fd);
-	xfree(data);
-	xfree(path);
-	return rc;
+	return mkdir(path, 0700) == 0 || errno == EEXIST ? 0 : dir_make(path, 0700, e);
 }
 
-/* Those that are not there: so the daemon need not wait for the disk. Their names are synced at the
- * end, if there are results. */
-static int make_folders(const struct job *job, struct err *e)
+/* A daemon from before outcome_file has a folder for each attempt. */
+static int find_outcome(struct job *job, const Tf__Assignment *a, struct err *e)
 {
-	const char *folder[] = { job->folder, job->attempt_folder };
-
-	for (size_t i = 0; i < ARRAY_LEN(folder); i++)
-		if (mkdir(folder[i], 0700) < 0 && errno != EEXIST)
-			TRY(dir_make(folder[i], 0700, e));
-	return write_spec(job, e);
+	if (a->outcome_file && *a->outcome_file) {
+		job->outcome = xstrdup(a->outcome_file);
+		return 0;
+	}
+	job->outcome = job_path(a->attempt_folder, "outcome.pb");
+	return make_folder(a->attempt_folder, e);
 }
 
 int job_init(struct job *job, const Tf__Assignment *assignment, struct link *link, struct err *e)
@@ -65,7 +54,6 @@ int job_init(struct job *job, const Tf__Assignment *assignment, struct link *lin
 	job->spec = assignment->spec;
 	job->assignment = assignment;
 	job->folder = assignment->job_folder;
-	job->attempt_folder = assignment->attempt_folder;
 	job->output = assignment->output_folder;
 	job->device = assignment->device && *assignment->device ? assignment->device : "cpu";
 	job->threads = assignment->has_threads ? assignment->threads : 0;
@@ -73,7 +61,8 @@ int job_init(struct job *job, const Tf__Assignment *assignment, struct link *lin
 		job->threads = job->spec->threads;
 	job->link = link;
 	job->results = job_path(job->folder, "results");
-	return make_folders(job, e);
+	TRY(make_folder(job->folder, e));
+	return find_outcome(job, assignment, e);
 }
 
 void job_release(struct job *job)
@@ -82,6 +71,7 @@ void job_release(struct job *job)
 		kernels_close(job->kernels);
 	report_free(job->state);
 	xfree_((void *)job->results);
+	xfree(job->outcome);
 	memset(job, 0, sizeof *job);
 }
 

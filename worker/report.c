@@ -363,9 +363,9 @@ void report_outcome(struct report *r, int code, const char *text, Tf__Failure fa
 }
 
 /* Aside and renamed: it is whole or not there. */
-int report_write_outcome(const char *attempt_folder, const struct buf *outcome, struct err *e)
+int report_write_outcome(const char *path, const struct buf *outcome, struct err *e)
 {
-	char *path = job_path(attempt_folder, "outcome.pb"), *aside = xasprintf("%s.tmp", path);
+	char *aside = xasprintf("%s.tmp", path);
 	int fd = open(aside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600), rc;
 
 	rc = fd < 0 ? err_errno(e, "%s", aside)
@@ -375,7 +375,6 @@ int report_write_outcome(const char *attempt_folder, const struct buf *outcome, 
 	if (rc == 0 && rename(aside, path) < 0)
 		rc = err_errno(e, "%s", path);
 	xfree(aside);
-	xfree(path);
 	return rc;
 }
 
@@ -393,13 +392,8 @@ static int sync_names(const struct job *job, struct err *e)
 
 int report_sync_outcome(const struct job *job, struct err *e)
 {
-	char *path = job_path(job->attempt_folder, "outcome.pb");
-	int rc = file_fsync(path, e);
-
-	if (rc == 0)
-		rc = file_fsync(job->attempt_folder, e);
-	xfree(path);
-	return rc == 0 ? sync_names(job, e) : rc;
+	TRY(file_fsync(job->outcome, e));
+	return sync_names(job, e);
 }
 
 int report_sync_results(const struct job *job, struct err *e)

@@ -14,9 +14,9 @@ void report_free(struct report *r);
  * bytes are appended to out. */
 void report_outcome(struct report *r, int code, const char *text, Tf__Failure failure,
 		    struct buf *out);
-/* Writes <attempt folder>/outcome.pb, which survives the death of any process. */
-int report_write_outcome(const char *attempt_folder, const struct buf *outcome, struct err *e);
-/* And a power cut: syncs it, and the names of the folders that lead to it. */
+/* Writes the outcome's file, which survives the death of any process. */
+int report_write_outcome(const char *path, const struct buf *outcome, struct err *e);
+/* And a power cut: syncs it, and the names that lead to it. */
 int report_sync_outcome(const struct job *job, struct err *e);
 /* The same of what the job left in its results, if it did. */
 int report_sync_results(const struct job *job, struct err *e);

@@ -43,7 +43,7 @@ struct job {
 	const Tf__JobSpec *spec;          /* as submitted; its oneof goes with its kind */
 	const Tf__Assignment *assignment; /* inputs with paths, source files, map_bytes */
 	const char *folder;               /* jobs/<id>: log, metrics.jsonl */
-	const char *attempt_folder;       /* scratch of this attempt; outcome.pb */
+	char *outcome;                    /* the file that the attempt's outcome goes to */
 	const char *results;              /* <folder>/results; see job_result_path */
 	const char *output;               /* where a new artefact is made, exists; NULL: none */
 	const char *device;               /* "cpu", "ref", "cuda:0" */
@@ -65,7 +65,7 @@ struct job {
 /* ---- job.c: what every kind of job needs ---- */
 
 /* Makes a job of an Assignment (borrowed; it must outlive the job). link may be NULL. Makes
- * the folders but results/. */
+ * the job's folder if it is not there. */
 int job_init(struct job *job, const Tf__Assignment *assignment, struct link *link, struct err *e);
 /* Closes metrics, and kernels that are not kept. */
 void job_release(struct job *job);

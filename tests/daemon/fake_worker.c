@@ -4,6 +4,7 @@
  *   wait       stays until ordered to stop         stubborn   stays until it is killed
  *   crash      exits with no outcome, always       once       crashes in its first attempt only
  *   quiet      writes its outcome, exits unsaid    mute       never says hello
+ *   aged       as quiet, into a folder of its attempt, as workers did before
  *   chatty     reports more figures than may be
  *   fence      speaks for another attempt first    make       makes the artefact it should
  *   half       makes half of it and fails          steps      leaves a checkpoint and fails
@@ -102,8 +103,8 @@ static void hello(void)
 	self.a = self.assigned->assignment;
 	if (self.a->stop)
 		self.stop = self.a->stop;
-	if (dir_make(self.a->attempt_folder, 0700, NULL) < 0)
-		die(9, "%s cannot be made", self.a->attempt_folder);
+	if (dir_make(self.a->job_folder, 0700, NULL) < 0)
+		die(9, "%s cannot be made", self.a->job_folder);
 }
 
 static int report(uint32_t attempt, uint64_t done, size_t metrics)
@@ -134,9 +135,24 @@ static int report(uint32_t attempt, uint64_t done, size_t metrics)
 	return code;
 }
 
+/* Where the outcome goes; the caller frees it. */
+static char *outcome_path(const char *how)
+{
+	if (strcmp(how, "aged") != 0)
+		return xstrdup(self.a->outcome_file);
+	if (dir_make(self.a->attempt_folder, 0700, NULL) < 0)
+		die(9, "%s cannot be made", self.a->attempt_folder);
+	return xasprintf("%s/outcome.pb", self.a->attempt_folder);
+}
+
+static const char *own_name(void)
+{
+	return self.a->spec->name ? self.a->spec->name : "done";
+}
+
 static void leave(int code, const char *text, Tf__Artefact *artefact, bool say)
 {
-	char *path = xasprintf("%s/outcome.pb", self.a->attempt_folder);
+	char *path = outcome_path(own_name());
 	Tf__Outcome o = TF__OUTCOME__INIT;
 	Tf__WorkerDone m = TF__WORKER_DONE__INIT;
 	Tf__Request r = TF__REQUEST__INIT;
@@ -269,7 +285,7 @@ static void behave(const char *how)
 		leave(TF_ENOMEM, "no memory", NULL, true);
 	if (strcmp(how, "medley") == 0 && self.attempt == 3)
 		abort();
-	leave(0, NULL, NULL, strcmp(how, "quiet") != 0);
+	leave(0, NULL, NULL, strcmp(how, "quiet") != 0 && strcmp(how, "aged") != 0);
 }
 
 static const char *option(int argc, char **argv, const char *name)
@@ -303,5 +319,5 @@ int main(int argc, char **argv)
 	if (getenv("TF_FAULT") && strstr(getenv("TF_FAULT"), "mute-worker"))
 		pause();
 	hello();
-	behave(self.a->spec->name ? self.a->spec->name : "done");
+	behave(own_name());
 }

@@ -68,6 +68,7 @@ static void acknowledged_jobs_survive_kill_9(void **state)
 
 static void a_worker_that_ends_without_a_daemon_counts(void **state)
 {
+	static const char *const how[] = { "quiet", "aged" };
 	struct harness h;
 	uint64_t id;
 	uint32_t attempt;
@@ -75,10 +76,12 @@ static void a_worker_that_ends_without_a_daemon_counts(void **state)
 	(void)state;
 	harness_init(&h);
 	harness_start(&h);
-	id = harness_noop(&h, "quiet");
-	harness_until(&h, id, TF__JOB_STATE__DONE);
-	xfree_(harness_reason(&h, id, &attempt));
-	assert_int_equal(attempt, 1);
+	for (size_t i = 0; i < ARRAY_LEN(how); i++) {
+		id = harness_noop(&h, how[i]);
+		harness_until(&h, id, TF__JOB_STATE__DONE);
+		xfree_(harness_reason(&h, id, &attempt));
+		assert_int_equal(attempt, 1);
+	}
 	harness_stop(&h);
 }
 

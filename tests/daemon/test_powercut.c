@@ -160,7 +160,7 @@ static uint64_t real_job(double seconds)
 static void a_real_job_alone(bool with_outcome)
 {
 	uint64_t id = real_job(with_outcome ? 0.3 : 30);
-	char *path = harness_path(&h, "jobs/%llu/attempt-1/outcome.pb", (unsigned long long)id);
+	char *path = harness_path(&h, "jobs/%llu/outcome-1.pb", (unsigned long long)id);
 
 	harness_until(&h, id, TF__JOB_STATE__RUNNING);
 	kill(h.pid, with_outcome ? SIGSTOP : SIGKILL);

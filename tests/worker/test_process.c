@@ -141,10 +141,9 @@ static int64_t line_count(const char *path, const char *word)
  * gets no line more. Then the daemon orders the idle worker to leave. */
 static void a_warm_worker_takes_another_job(void **state)
 {
-	char *second = xasprintf("%s/8", folder), *attempt = xasprintf("%s/8/attempt-1", folder);
+	char *second = xasprintf("%s/8", folder);
 	char *log = xasprintf("%s/log", second), *echo = xasprintf("%s/results/echo.txt", second);
-	char *outcome = xasprintf("%s/outcome.pb", attempt);
-	char *asked = xasprintf("%s/spec.pb", second);
+	char *outcome = xasprintf("%s/outcome-1.pb", second);
 	Tf__Assignment next = TF__ASSIGNMENT__INIT;
 	struct fake f;
 	pid_t pid;
@@ -156,25 +155,22 @@ static void a_warm_worker_takes_another_job(void **state)
 	next.job = 8;
 	next.attempt = 1;
 	next.job_folder = second;
-	next.attempt_folder = attempt;
+	next.outcome_file = outcome;
 	f.next = &next;
 	pid = start_worker();
 	wait_for(f.dones, 2);
 	wait_for(f.nexts, 2);
 	assert_int_equal(file_size(echo), 5);
 	assert_true(file_size(outcome) > 0);
-	assert_true(file_size(asked) > 0);
 	assert_true(line_count(log, "job=8") >= 2); /* begin and done */
 	assert_int_equal(line_count(log, "job=7"), 0);
 	assert_int_equal(kill(pid, 0), 0);
 	kill(pid, SIGTERM);
 	assert_int_equal(exit_status(pid), WORKER_DONE);
 	fake_stop(&f);
-	xfree(asked);
 	xfree(outcome);
 	xfree(echo);
 	xfree(log);
-	xfree(attempt);
 	xfree(second);
 }
 
