@@ -64,7 +64,8 @@ static Tf__Reply *receive(int64_t timeout_ms)
 	return NULL;
 }
 
-/* Sends and waits for the answer; sends again when none comes (another daemon may be there). */
+/* Sends and waits for the answer; sends again when none comes (another daemon may be there), or after
+ * a while when the daemon cannot write. */
 static Tf__Reply *call(Tf__Request *r)
 {
 	Tf__Reply *reply = NULL;
@@ -75,6 +76,8 @@ static Tf__Reply *call(Tf__Request *r)
 		bool sent = wire_send(self.socket, NULL, 0, &r->base, NULL) == 0;
 
 		reply = receive(sent ? 500 : 1);
+		if (reply && reply->code == TF_EUNKNOWN)
+			clock_sleep_ms(50);
 		if (reply && (reply->id != r->id || reply->code == TF_EUNKNOWN)) {
 			tf__reply__free_unpacked(reply, NULL);
 			reply = NULL;
