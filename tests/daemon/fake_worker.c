@@ -64,8 +64,8 @@ static Tf__Reply *receive(int64_t timeout_ms)
 	return NULL;
 }
 
-/* Sends and waits for the answer; sends again when none comes (another daemon may be there), or after
- * a while when the daemon cannot write. */
+/* Sends and waits for the answer; sends again when none comes (another daemon may be there), or
+ * after a while when the daemon cannot write. */
 static Tf__Reply *call(Tf__Request *r)
 {
 	Tf__Reply *reply = NULL;

@@ -3,26 +3,10 @@
 # The commands of doc/evaluation.md, word for word, against a daemon with real workers.
 set -u
 . "${TF_SOURCE:?}/tests/tap.sh"
-build=$(cd "${TF_BUILD:?}" && pwd)
-source=$(cd "$TF_SOURCE" && pwd)
-work=$(mktemp -d)
-export TRANSFUSE_STATE=$work/state PATH=$build:$PATH HOME=$work XDG_CONFIG_HOME=
-unset TRANSFUSE_ENDPOINT
-daemon=0
-leave() {
-	kill "$daemon" 2>/dev/null
-	wait "$daemon" 2>/dev/null
-	rm -rf "$work"
-}
-trap leave EXIT
+. "$TF_SOURCE/tests/system/daemon.sh"
+start_daemon --slots 2 --map-mib 64 --data-map-mib 64
 
-mkfifo "$work/ready"
-transfused --state "$TRANSFUSE_STATE" --slots 2 --threads 1 --map-mib 64 --data-map-mib 64 \
-	--ready-fd 3 3>"$work/ready" 2>"$work/daemon.log" </dev/null >/dev/null &
-daemon=$!
-read -r -t 120 _ <"$work/ready" || { echo "Bail out! no daemon:"; tail -5 "$work/daemon.log"; exit 1; }
-
-awk '/^```sh$/ { on = 1; next } /^```$/ { on = 0 } on' "$source/doc/evaluation.md" >"$work/script"
+awk '/^```sh$/ { on = 1; next } /^```$/ { on = 0 } on' "$TF_SOURCE/doc/evaluation.md" >"$work/script"
 cd "$work" || exit 1
 runs() { sh "$work/script" >"$work/out" 2>&1 || { tail -20 "$work/out"; return 1; }; }
 check 'the script runs' runs

@@ -5,30 +5,11 @@
 # is lost or ends twice.
 set -u
 . "${TF_SOURCE:?}/tests/tap.sh"
-build=$(cd "${TF_BUILD:?}" && pwd)
-[ -x "$build/tools/emoji" ] && [ -e /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf ] || {
-	skip 'jobs that join' 'no emoji font or extractor here'; finish; exit; }
-work=$(mktemp -d)
-export TRANSFUSE_STATE=$work/state PATH=$build:$PATH HOME=$work XDG_CONFIG_HOME=
-unset TRANSFUSE_ENDPOINT
-daemon=0
-leave() {
-	transfuse drain --stop >/dev/null 2>&1
-	kill "$daemon" 2>/dev/null
-	wait "$daemon" 2>/dev/null
-	rm -rf "$work"
-}
-trap leave EXIT
+. "$TF_SOURCE/tests/system/daemon.sh"
+need_emoji 'jobs that join'
 cd "$work" || exit 1
 
-start_daemon() { # OPTION...
-	rm -f ready; mkfifo ready
-	transfused --state "$TRANSFUSE_STATE" --slots 1 --fast-slots 0 --threads 1 --map-mib 64 --data-map-mib 64 "$@" \
-		--ready-fd 3 3>ready 2>>daemon.log </dev/null >/dev/null &
-	daemon=$!
-	read -r -t 120 _ <ready || { echo "Bail out! no daemon:"; tail -5 daemon.log; exit 1; }
-}
-must() { "$@" --wait >out 2>&1 || { echo "Bail out! $*:"; sed 's/^/# /' out; exit 1; }; }
+begin() { start_daemon --slots 1 --fast-slots 0 --map-mib 64 --data-map-mib 64 "$@"; }
 ids() { sed -n 's/^{"id":\([0-9]*\),.*/\1/p' "$@"; }
 field() { transfuse show "$1" --json | grep -o "\"$2\":[^,}]*" | head -1 | cut -d: -f2 | tr -d '" '; }
 
@@ -44,7 +25,7 @@ eval: {every: 0}
 data: [{name: pairs}]
 END
 "$build/tools/emoji" --count 24 --size 32 pictures >/dev/null
-start_daemon --joined-jobs 1
+begin --joined-jobs 1
 must transfuse data import pixels pictures --size 32
 must transfuse tokenizer train words --from-data pixels --pieces 300
 must transfuse vae train look vae.yaml
@@ -91,7 +72,7 @@ all_as_alone() { # TAG [N left out]
 # Held, then released at once, so that they are there together.
 release() { transfuse release --tag "$1" >/dev/null; }
 
-start_daemon
+begin
 begun=$(date +%s%N)
 submit_all joined --hold
 release joined
@@ -125,7 +106,7 @@ paid() {
 		exit !(hours > 0 && hours * 3600e9 <= 1.02 * ns) }' usage.json
 }
 kill "$daemon"; wait "$daemon"
-start_daemon --joined-jobs 3
+begin --joined-jobs 3
 transfuse usage --json | grep -o '"cpu_hours":[0-9.e-]*' | cut -d: -f2 >before
 begun=$(date +%s%N)
 submit_all again --hold
@@ -136,7 +117,7 @@ check 'the process is paid for once' paid
 bounded() { together again 3 && ! together again 4; }
 check 'no more run together than the option says' bounded
 kill "$daemon"; wait "$daemon"
-start_daemon
+begin
 
 # One is cancelled and one cannot be done while the others go on.
 submit_all mixed --hold
@@ -179,7 +160,7 @@ submit_all adopted --hold
 release adopted
 until_running adopted 5
 kill -9 "$daemon"; wait "$daemon" 2>/dev/null
-start_daemon
+begin
 further=$(transfuse generate ref --prompt 'it comes later' --steps 20 --tag adopted --json | ids)
 check 'a new daemon adopts them all' transfuse wait --tag adopted
 check 'and a further job joins them' grep -q "job=$further .* joins job " daemon.log
@@ -192,7 +173,7 @@ check 'and none is repeated' once
 kill "$daemon"; wait "$daemon"
 
 # A worker that does not hear of what it is given: that job waits again, and has not failed.
-TF_FAULT=join:1 start_daemon --hello-seconds 1
+TF_FAULT=join:1 begin --hello-seconds 1
 transfuse generate ref --prompt 'it lasts' --steps 1000 --count 64 --tag lost --hold >/dev/null
 submit_all lost --hold
 release lost

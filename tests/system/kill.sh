@@ -8,18 +8,14 @@
 # TF_KILLS: how many processes are killed (default 60); TF_SEED: of what and when, printed.
 set -u
 . "${TF_SOURCE:?}/tests/tap.sh"
-build=${TF_BUILD:?}
+. "$TF_SOURCE/tests/system/daemon.sh"
 kills=${TF_KILLS:-60}
 seed=${TF_SEED:-$$}
 RANDOM=$seed
 echo "# $kills kills, TF_SEED=$seed"
 
-[ -x "$build/tools/emoji" ] && [ -e /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf ] || {
-	skip 'kill -9 at random moments' 'no emoji font or extractor here'; finish; exit; }
+need_emoji 'kill -9 at random moments'
 
-work=$(mktemp -d)
-export TRANSFUSE_STATE=$work/state PATH=$build:$PATH
-daemon=
 leave() {
 	kill -9 $daemon $(jobs -p) 2>/dev/null
 	pkill -9 -f "transfuse-worker .*$runtime" 2>/dev/null
@@ -28,19 +24,12 @@ leave() {
 runtime=none
 trap leave EXIT
 
-start_daemon() {
-	rm -f "$work/ready"; mkfifo "$work/ready"
-	setsid transfused --state "$TRANSFUSE_STATE" --slots 2 --threads 1 --map-mib 256 --data-map-mib 256 \
-		--ready-fd 3 3>"$work/ready" 2>>"$work/daemon.log" </dev/null >/dev/null &
-	daemon=$!
-	read -r -t 120 _ <"$work/ready" || { echo "Bail out! no daemon:"; tail -5 "$work/daemon.log"; exit 1; }
+begin() {
+	start_daemon --slots 2 --map-mib 256 --data-map-mib 256
 	runtime=$(sed -n 's,^ipc://\(.*\)/socket$,\1,p' "$TRANSFUSE_STATE/endpoint" | head -1)
 	# workers are found by it: without one, pkill would take those of other daemons
 	[ -n "$runtime" ] || { runtime=none; echo "Bail out! no socket in $TRANSFUSE_STATE/endpoint"; exit 1; }
 }
-
-# Waits for a job and says how it ended; 0 when done.
-must() { "$@" --wait >"$work/out" 2>&1 || { echo "Bail out! $*:"; sed 's/^/# /' "$work/out"; exit 1; }; }
 
 cat >"$work/vae.yaml" <<END
 model: {channels: [8, 8], latent_channels: 4, downsample: 4}
@@ -55,7 +44,7 @@ eval: {every: 0}
 data: [{name: pairs}]
 END
 "$build/tools/emoji" --count 24 --size 32 "$work/pictures"
-start_daemon
+begin
 must transfuse data import pixels "$work/pictures" --size 32
 must transfuse tokenizer train words --from-data pixels --pieces 400
 must transfuse vae train look "$work/vae.yaml"
@@ -125,7 +114,7 @@ while [ "$(killed)" -lt "$kills" ]; do
 	before=$(killed) which=$((1 + RANDOM % 7))
 	[ $((which & 2)) -eq 0 ] || kill_worker
 	[ $((which & 4)) -eq 0 ] || kill_client
-	[ $((which & 1)) -eq 0 ] || { kill_daemon; start_daemon; }
+	[ $((which & 1)) -eq 0 ] || { kill_daemon; begin; }
 	[ $(($(killed) - before)) -lt 2 ] || together=$((together + 1))
 done 2>/dev/null
 touch "$work/stop"

@@ -4,26 +4,8 @@
 # ends with the bytes of one that was left alone. Its record says how often it stepped back.
 set -u
 . "${TF_SOURCE:?}/tests/tap.sh"
-build=${TF_BUILD:?}
-work=$(mktemp -d)
-export TRANSFUSE_STATE=$work/state PATH=$build:$PATH
-daemon=0
-leave() {
-	transfuse drain --stop >/dev/null 2>&1
-	kill "$daemon" 2>/dev/null
-	wait "$daemon" 2>/dev/null
-	rm -rf "$work"
-}
-trap leave EXIT
-
-mkfifo "$work/ready"
-transfused --state "$TRANSFUSE_STATE" --slots 1 --threads 1 --map-mib 64 --data-map-mib 64 \
-	--preempt-after-seconds 0 --ready-fd 3 3>"$work/ready" 2>"$work/daemon.log" </dev/null >/dev/null &
-daemon=$!
-read -r -t 120 _ <"$work/ready" || { echo "Bail out! no daemon:"; tail -5 "$work/daemon.log"; exit 1; }
-
-# Waits for a job and stops everything when it failed.
-must() { "$@" --wait >"$work/out" 2>&1 || { echo "Bail out! $*:"; sed 's/^/# /' "$work/out"; exit 1; }; }
+. "$TF_SOURCE/tests/system/daemon.sh"
+start_daemon --slots 1 --map-mib 64 --data-map-mib 64 --preempt-after-seconds 0
 
 for i in $(seq 200); do echo "the $i. line says that $((i * 7919 % 1000)) comes after $((i * 31 % 100))"; done \
 	>"$work/lines.txt"
