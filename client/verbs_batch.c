@@ -121,8 +121,11 @@ static int send_batch(struct client *c, struct batch *b, struct err *e)
 	return 0;
 }
 
+/* What was submitted, also when the rest could not be; then the error follows. */
 static void print_batch(const struct client *c, const struct batch *b)
 {
+	if (b->sent == 0)
+		return;
 	if (args_has(&c->args, OPTION_JSON)) {
 		json_t *o = json_object(), *jobs = json_array();
 
@@ -130,7 +133,7 @@ static void print_batch(const struct client *c, const struct batch *b)
 			json_array_append_new(jobs, json_integer((json_int_t)b->job[i]));
 		json_object_set_new(o, "jobs", jobs);
 		json_print(o);
-	} else if (b->sent > 0) {
+	} else {
 		printf("%zu job%s submitted: %" PRIu64 " to %" PRIu64 "\n", b->sent,
 		       b->sent == 1 ? " is" : "s are", b->job[0], b->job[b->sent - 1]);
 	}

@@ -48,4 +48,5 @@ check 'leaves none of its batch' [ "$(count)" = "$before" ]
 printf '\n\n' >"$folder/wrong"
 check 'an empty file' answers 2 'no line with a job' "$cli" submit --batch "$folder/wrong"
 check 'no file' answers 2 'expects --batch' "$cli" submit
+check 'nor is anything said of jobs when the file is not there' sh -c "[ -z \"\$('$cli' submit --batch '$folder/none' --json 2>/dev/null)\" ]"
 finish
