@@ -32,7 +32,7 @@ static int list_artefact(void *arg, const Tf__Artefact *a)
 	}
 	l->looked++;
 	if (l->kind == 0 || (int)a->kind == l->kind)
-		reply_pack_item(&l->packed, &a->base);
+		reply_pack_item(&l->packed, NULL, 0, &a->base);
 	return 0;
 }
 
@@ -90,7 +90,7 @@ int handle_artefact_show(struct daemon *d, struct request *r)
 	a.fact = fact;
 	if (checkpoints_fact(d, &a, &steps, &text))
 		fact[a.n_fact++] = &steps;
-	reply_pack_item(&packed, &a.base);
+	reply_pack_item(&packed, NULL, 0, &a.base);
 	reply_put_packed(d, r, TF__REPLY__BODY_ARTEFACTS, &packed);
 	buf_release(&packed);
 	buf_release(&text);

@@ -258,10 +258,32 @@ struct list {
 	size_t refusals, refused_bytes;
 };
 
-static int list_job(void *arg, Tf__JobRecord *r)
+/* packed: the record's message Job, which goes on as it is, what is not on record behind it. */
+static void pack_job(struct list *l, const Tf__JobRecord *r, struct state_value packed)
+{
+	Tf__JobNews news = TF__JOB_NEWS__INIT;
+	struct job_view view;
+
+	job_view(l->d, r, &view);
+	if (!packed.len) {
+		reply_pack_item(&l->packed, NULL, 0, &view.job.base);
+		return;
+	}
+	if (view.job.progress != r->job->progress)
+		news.progress = view.job.progress;
+	news.has_seq = view.job.has_seq && view.job.seq != r->job->seq;
+	news.seq = view.job.seq;
+	news.has_place = view.job.has_place;
+	news.place = view.job.place;
+	news.waits = view.job.waits;
+	news.has_expected_start = view.job.has_expected_start;
+	news.expected_start = view.job.expected_start;
+	reply_pack_item(&l->packed, packed.data, packed.len, &news.base);
+}
+
+static int list_job(void *arg, Tf__JobRecord *r, struct state_value packed)
 {
 	struct list *l = arg;
-	struct job_view view;
 
 	if (l->count >= l->limit || l->packed.len + l->refused_bytes > REPLY_LIST_BYTES ||
 	    l->passed >= LIMIT_JOBS_PASSED) {
@@ -273,8 +295,7 @@ static int list_job(void *arg, Tf__JobRecord *r)
 		l->passed++;
 		return 0;
 	}
-	job_view(l->d, r, &view);
-	reply_pack_item(&l->packed, &view.job.base);
+	pack_job(l, r, packed);
 	l->count++;
 	return 0;
 }
@@ -301,8 +322,7 @@ int handle_job_list(struct daemon *d, struct request *r)
 	TRY(job_filter_init(&l.filter, m, &r->err));
 	if (m->has_limit && m->limit > 0 && m->limit < LIMIT_JOBS_LISTED)
 		l.limit = m->limit;
-	rc = l.filter.all ? jobs_each(d->state, m->before, list_job, &l, &r->err)
-			  : jobs_each_live(d->state, m->before, false, list_job, &l, &r->err);
+	rc = jobs_list(d->state, l.filter.all, m->before, list_job, &l, &r->err);
 	if (rc == 0)
 		reply_list(d, r, &l);
 	buf_release(&l.packed);
@@ -452,7 +472,7 @@ int handle_each(struct daemon *d, struct request *r, const Tf__JobRefs *m,
 		}
 		rc = job_get(d->state, m->job[i], &record, &r->err);
 		if (rc == 0)
-			list_job(&l, record);
+			list_job(&l, record, (struct state_value){ NULL, 0 });
 		record_free(record);
 	}
 	if (rc == 0)

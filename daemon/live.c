@@ -36,7 +36,11 @@ static uint64_t id_at(const struct live *l, size_t i)
 static size_t find(const struct live *l, uint64_t id)
 {
 	size_t low = 0, high = l->count;
+	uint64_t last = high > 0 ? id_at(l, high - 1) : 0;
 
+	/* where it is when no number is missing between it and the last */
+	if (id > 0 && id <= last && last - id < high && id_at(l, high - 1 - (last - id)) == id)
+		return high - 1 - (last - id);
 	while (low < high) {
 		size_t middle = low + (high - low) / 2, i = middle;
 

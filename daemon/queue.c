@@ -489,14 +489,15 @@ void queue_describe(struct daemon *d, const struct job *j, Tf__Job *view, char w
 	if (j->state != TF__JOB_STATE__QUEUED)
 		return;
 	queue_forecast(d);
-	if (d->draining || d->disk_low)
-		snprintf(waits, WAITS_MAX, "the daemon starts no jobs now: %s",
-			 d->draining ? "it is drained" : "the disk is nearly full");
+	view->waits = waits;
+	if (d->draining)
+		view->waits = (char *)"the daemon starts no jobs now: it is drained";
+	else if (d->disk_low)
+		view->waits = (char *)"the daemon starts no jobs now: the disk is nearly full";
 	else
 		schedule_explain(&kept.in, &d->first, j, waits, WAITS_MAX);
 	view->has_place = true;
 	view->place = j->place;
-	view->waits = waits;
 	view->has_expected_start = j->expected_ms != NEVER_MS && !d->draining;
 	view->expected_start = view->has_expected_start ? j->expected_ms : 0;
 }

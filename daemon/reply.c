@@ -62,12 +62,14 @@ void reply_put(struct daemon *d, struct request *r, Tf__Reply *reply)
 
 static void put_varint(struct buf *b, uint64_t value)
 {
-	do {
-		char byte = (char)((value & 0x7F) | (value > 0x7F ? 0x80 : 0));
+	char bytes[10];
+	size_t n = 0;
 
-		buf_append(b, &byte, 1);
+	do {
+		bytes[n++] = (char)((value & 0x7F) | (value > 0x7F ? 0x80 : 0));
 		value >>= 7;
 	} while (value);
+	buf_append(b, bytes, n);
 }
 
 /* Field number and length of an embedded message, as protobuf has them. */
@@ -77,18 +79,24 @@ static void put_field(struct buf *b, unsigned field, size_t len)
 	put_varint(b, len);
 }
 
-void reply_pack_rest(struct buf *list, const ProtobufCMessage *rest)
+static void pack(struct buf *list, const ProtobufCMessage *m, size_t len)
 {
-	size_t len = protobuf_c_message_get_packed_size(rest);
-
 	buf_reserve(list, len);
-	list->len += protobuf_c_message_pack(rest, (uint8_t *)list->data + list->len);
+	list->len += protobuf_c_message_pack(m, (uint8_t *)list->data + list->len);
 }
 
-void reply_pack_item(struct buf *list, const ProtobufCMessage *item)
+void reply_pack_rest(struct buf *list, const ProtobufCMessage *rest)
 {
-	put_field(list, 1, protobuf_c_message_get_packed_size(item));
-	reply_pack_rest(list, item);
+	pack(list, rest, protobuf_c_message_get_packed_size(rest));
+}
+
+void reply_pack_item(struct buf *list, const void *packed, size_t len, const ProtobufCMessage *rest)
+{
+	size_t more = protobuf_c_message_get_packed_size(rest);
+
+	put_field(list, 1, len + more);
+	buf_append(list, packed, len);
+	pack(list, rest, more);
 }
 
 void reply_put_packed(struct daemon *d, struct request *r, unsigned field, const struct buf *body)

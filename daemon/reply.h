@@ -8,11 +8,12 @@
 /* ---- reply.c ---- */
 /* Puts the reply (its version and id are filled in) into the outbox. */
 void reply_put(struct daemon *d, struct request *r, Tf__Reply *reply);
-/* A body that is packed piece by piece: an item of a list (field 1 of Jobs, Artefacts), whatever
- * else is in the message, the reply with it. Items have REPLY_LIST_BYTES together; the rest of a
- * message is for what goes along. */
+/* A body packed piece by piece: an item of a list (field 1 of Jobs, Artefacts), of which the
+ * first len bytes are packed already; whatever else is in the message; the reply with it. Items
+ * have REPLY_LIST_BYTES together; the rest of a message is for what goes along. */
 #define REPLY_LIST_BYTES (LIMIT_MESSAGE_BYTES - (256u << 10))
-void reply_pack_item(struct buf *list, const ProtobufCMessage *item);
+void reply_pack_item(struct buf *list, const void *packed, size_t len,
+		     const ProtobufCMessage *rest);
 void reply_pack_rest(struct buf *list, const ProtobufCMessage *rest);
 void reply_put_packed(struct daemon *d, struct request *r, unsigned field, const struct buf *body);
 void reply_ok(struct daemon *d, struct request *r);

@@ -352,7 +352,7 @@ int daemon_load(struct daemon *d, struct err *e)
 	d->seq = d->seq > reserved ? d->seq : reserved;
 	d->seq_reserved = reserved;
 	TRY(slots_load(d, e));
-	TRY(jobs_each_live(d->state, 0, true, load_job, d, e));
+	TRY(jobs_each_live(d->state, load_job, d, e));
 	TRY(examine(d, e));
 	d->announced = true;
 	job_follow_up(d);

@@ -2,29 +2,20 @@
  * A walk over the bytes of a message; see wire_check.h. */
 #include "config.h"
 #include "proto/wire_check.h"
+#include "lib/bytes.h"
 #include "proto/limits.h"
 
 #include <inttypes.h>
 #include <string.h>
 
-enum wire_type { WIRE_VARINT = 0, WIRE_FIXED64 = 1, WIRE_BYTES = 2, WIRE_FIXED32 = 5 };
-
-struct cursor {
-	const uint8_t *at, *end;
-};
-
-/* One field as it lies in the message. */
-struct element {
-	uint32_t number;
-	enum wire_type type;
-	uint64_t value;      /* of a varint */
-	struct cursor bytes; /* of WIRE_BYTES */
-};
-
-static int take_varint(struct cursor *c, uint64_t *out)
+static inline int take_varint(struct wire_cursor *c, uint64_t *out)
 {
 	uint64_t value = 0;
 
+	if (c->at < c->end && *c->at < 0x80) { /* nearly all */
+		*out = *c->at++;
+		return 0;
+	}
 	for (int shift = 0; shift < 64 && c->at < c->end; shift += 7) {
 		uint8_t byte = *c->at++;
 
@@ -37,7 +28,7 @@ static int take_varint(struct cursor *c, uint64_t *out)
 	return -1;
 }
 
-static int take_bytes(struct cursor *c, uint64_t n, struct cursor *out)
+static int take_bytes(struct wire_cursor *c, uint64_t n, struct wire_cursor *out)
 {
 	if (n > (uint64_t)(c->end - c->at))
 		return -1;
@@ -46,14 +37,10 @@ static int take_bytes(struct cursor *c, uint64_t n, struct cursor *out)
 	return 0;
 }
 
-static int take_element(struct cursor *c, struct element *out)
+static int take_value(struct wire_cursor *c, struct wire_field *out)
 {
-	uint64_t tag, length = 8;
+	uint64_t length;
 
-	if (take_varint(c, &tag) < 0 || tag >> 3 == 0 || tag >> 3 > (1u << 29) - 1)
-		return -1;
-	out->number = (uint32_t)(tag >> 3);
-	out->type = (enum wire_type)(tag & 7);
 	switch (out->type) {
 	case WIRE_VARINT:
 		return take_varint(c, &out->value);
@@ -70,12 +57,25 @@ static int take_element(struct cursor *c, struct element *out)
 	}
 }
 
+int wire_next(struct wire_cursor *c, struct wire_field *out)
+{
+	uint64_t tag;
+
+	if (c->at >= c->end)
+		return 0;
+	if (take_varint(c, &tag) < 0 || tag >> 3 == 0 || tag >> 3 > (1u << 29) - 1)
+		return -1;
+	out->number = (uint32_t)(tag >> 3);
+	out->type = (enum wire_type)(tag & 7);
+	return take_value(c, out) < 0 ? -1 : 1;
+}
+
 uint64_t wire_peek_varint(const void *data, size_t len, uint32_t field)
 {
-	struct cursor c = { data, (const uint8_t *)data + len };
-	struct element el;
+	struct wire_cursor c = { data, (const uint8_t *)data + len };
+	struct wire_field el;
 
-	while (c.at < c.end && take_element(&c, &el) == 0)
+	while (wire_next(&c, &el) > 0)
 		if (el.number == field && el.type == WIRE_VARINT)
 			return el.value;
 	return 0;
@@ -104,6 +104,9 @@ int wire_text_check(const char *text, size_t len)
 {
 	const uint8_t *p = (const uint8_t *)text;
 
+	/* as nearly all texts are */
+	for (; len >= 8 && bytes_are_ascii(bytes_load(p)); len -= 8)
+		p += 8;
 	while (len) {
 		size_t n = utf8_length(p, len);
 
@@ -115,7 +118,8 @@ int wire_text_check(const char *text, size_t len)
 	return 0;
 }
 
-/* What a text may be long. The exact bounds of a spec's fields are in spec.c. */
+/* What a text may be long that has more than LIMIT_TEXT_BYTES. The exact bounds of a spec's fields
+ * are in spec.c. */
 static size_t text_limit(const ProtobufCFieldDescriptor *field)
 {
 	if (strcmp(field->name, "experiment") == 0)
@@ -125,12 +129,12 @@ static size_t text_limit(const ProtobufCFieldDescriptor *field)
 	return LIMIT_TEXT_BYTES;
 }
 
-static int check_text(const char *in, const ProtobufCFieldDescriptor *field, struct cursor text,
-		      struct err *e)
+static int check_text(const char *in, const ProtobufCFieldDescriptor *field,
+		      struct wire_cursor text, struct err *e)
 {
 	size_t len = text.end - text.at;
 
-	FAIL_IF(len > text_limit(field), e, TF_ELIMIT,
+	FAIL_IF(len > LIMIT_TEXT_BYTES && len > text_limit(field), e, TF_ELIMIT,
 		"field '%s' of %s has %zu bytes, at most %zu are allowed", field->name, in, len,
 		text_limit(field));
 	FAIL_IF(wire_text_check((const char *)text.at, len) < 0, e, TF_EINVALID,
@@ -148,10 +152,10 @@ static int check_enum(const char *in, const ProtobufCFieldDescriptor *field, uin
 	return 0;
 }
 
-static int check_enums(const char *in, const ProtobufCFieldDescriptor *field, struct element *el,
+static int check_enums(const char *in, const ProtobufCFieldDescriptor *field, struct wire_field *el,
 		       struct err *e)
 {
-	struct cursor packed = el->bytes;
+	struct wire_cursor packed = el->bytes;
 
 	if (el->type == WIRE_VARINT)
 		return check_enum(in, field, el->value, e);
@@ -167,10 +171,10 @@ static int check_enums(const char *in, const ProtobufCFieldDescriptor *field, st
 	return 0;
 }
 
-static int check_message(const ProtobufCMessageDescriptor *type, struct cursor c, int depth,
+static int check_message(const ProtobufCMessageDescriptor *type, struct wire_cursor c, int depth,
 			 struct err *e);
 
-static int check_field(const char *in, const ProtobufCFieldDescriptor *field, struct element *el,
+static int check_field(const char *in, const ProtobufCFieldDescriptor *field, struct wire_field *el,
 		       int depth, struct err *e)
 {
 	if (field->type == PROTOBUF_C_TYPE_ENUM)
@@ -184,28 +188,29 @@ static int check_field(const char *in, const ProtobufCFieldDescriptor *field, st
 	return check_message(field->descriptor, el->bytes, depth + 1, e);
 }
 
-static int check_message(const ProtobufCMessageDescriptor *type, struct cursor c, int depth,
+static int check_message(const ProtobufCMessageDescriptor *type, struct wire_cursor c, int depth,
 			 struct err *e)
 {
-	struct element el;
+	struct wire_field el;
+	int rc;
 
 	FAIL_IF(depth > WIRE_DEPTH_MAX, e, TF_ELIMIT, "a message is nested more than %d deep",
 		WIRE_DEPTH_MAX);
-	while (c.at < c.end) {
-		const ProtobufCFieldDescriptor *field;
+	while ((rc = wire_next(&c, &el)) > 0) {
+		const ProtobufCFieldDescriptor *field =
+			protobuf_c_message_descriptor_get_field(type, el.number);
 
-		FAIL_IF(take_element(&c, &el) < 0, e, TF_EINVALID,
-			"a message of type %s is damaged or cut short", type->short_name);
-		field = protobuf_c_message_descriptor_get_field(type, el.number);
 		if (field)
 			TRY(check_field(type->short_name, field, &el, depth, e));
 	}
+	FAIL_IF(rc < 0, e, TF_EINVALID, "a message of type %s is damaged or cut short",
+		type->short_name);
 	return 0;
 }
 
 int wire_check(const ProtobufCMessageDescriptor *type, const void *data, size_t len, struct err *e)
 {
-	struct cursor c = { data, (const uint8_t *)data + len };
+	struct wire_cursor c = { data, (const uint8_t *)data + len };
 
 	FAIL_IF(len > LIMIT_MESSAGE_BYTES, e, TF_ELIMIT,
 		"a message of %zu bytes; at most %u are allowed", len, LIMIT_MESSAGE_BYTES);

@@ -12,6 +12,24 @@
 
 #define WIRE_DEPTH_MAX 8 /* of messages in messages; the deepest of transfused.proto has 6 */
 
+/* ---- a message's fields, one after another */
+
+enum wire_type { WIRE_VARINT = 0, WIRE_FIXED64 = 1, WIRE_BYTES = 2, WIRE_FIXED32 = 5 };
+struct wire_cursor {
+	const uint8_t *at, *end;
+};
+/* One field as it lies in the message. */
+struct wire_field {
+	uint32_t number;
+	enum wire_type type;
+	uint64_t value;           /* of a varint */
+	struct wire_cursor bytes; /* of the other types */
+};
+/* 1: a field, behind which c is now; 0: c is at the end; negative: damaged or cut short. */
+int wire_next(struct wire_cursor *c, struct wire_field *out);
+
+/* ---- the whole of it */
+
 /* Walks the bytes along the descriptor: framing, wire types, depth, enum values, texts (UTF-8,
  * no NUL, length). Unknown fields are stepped over. */
 int wire_check(const ProtobufCMessageDescriptor *type, const void *data, size_t len, struct err *e);

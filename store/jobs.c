@@ -4,6 +4,7 @@
 #include "store/jobs.h"
 #include "lib/mem.h"
 #include "proto/limits.h"
+#include "proto/wire_check.h"
 
 #include <string.h>
 
@@ -122,14 +123,35 @@ int job_by_token(struct state *s, const uint8_t token[JOB_TOKEN_BYTES], uint64_t
 	return 0;
 }
 
+#define RECORD_JOB 2 /* the number of JobRecord.job */
+
 struct walk {
 	struct state *state;
 	job_fn job;
+	job_row_fn row;
 	attempt_fn attempt;
 	void *arg;
 	struct err *e;
-	struct record_room room;
+	struct unpack_room room;
 };
+
+/* The message Job in the bytes of a JobRecord. */
+static int walk_row(const struct walk *w, Tf__JobRecord *r, struct state_value record)
+{
+	struct wire_cursor c = { record.data, (const uint8_t *)record.data + record.len };
+	struct state_value job = { NULL, 0 };
+	struct wire_field f;
+	int found = 0;
+
+	while (wire_next(&c, &f) > 0)
+		if (f.number == RECORD_JOB && f.type == WIRE_BYTES) {
+			job = (struct state_value){ f.bytes.at, f.bytes.end - f.bytes.at };
+			found++;
+		}
+	FAIL_IF(found != 1, w->e, TF_ECORRUPT, "store: the record of job %llu has %d jobs",
+		(unsigned long long)r->job->id, found);
+	return w->row(w->arg, r, job);
+}
 
 static int walk_job(void *arg, struct state_value key, struct state_value value)
 {
@@ -140,8 +162,8 @@ static int walk_job(void *arg, struct state_value key, struct state_value value)
 	if (rc == 0)
 		rc = check_job(r, state_key_number(key.data), w->e);
 	if (rc == 0)
-		rc = w->job(w->arg, r);
-	record_room_clear(&w->room, r ? &r->base : NULL);
+		rc = w->row ? walk_row(w, r, value) : w->job(w->arg, r);
+	unpack_room_clear(&w->room, r ? &r->base : NULL);
 	return rc;
 }
 
@@ -172,15 +194,21 @@ int jobs_each_upward(struct state *s, uint64_t from, job_fn fn, void *arg, struc
 	return state_each(s, STATE_JOBS, key, sizeof key, false, walk_job, &w, e);
 }
 
-int jobs_each_live(struct state *s, uint64_t before, bool oldest_first, job_fn fn, void *arg,
-		   struct err *e)
+int jobs_each_live(struct state *s, job_fn fn, void *arg, struct err *e)
 {
 	struct walk w = { .state = s, .job = fn, .arg = arg, .e = e };
+
+	return state_each(s, STATE_LIVE, NULL, 0, false, walk_live, &w, e);
+}
+
+int jobs_list(struct state *s, bool all, uint64_t before, job_row_fn fn, void *arg, struct err *e)
+{
+	struct walk w = { .state = s, .row = fn, .arg = arg, .e = e };
 	uint8_t key[8];
 
 	state_key(before, key);
-	return state_each(s, STATE_LIVE, key, before ? sizeof key : 0, !oldest_first, walk_live, &w,
-			  e);
+	return state_each(s, all ? STATE_JOBS : STATE_LIVE, key, before ? sizeof key : 0, true,
+			  all ? walk_job : walk_live, &w, e);
 }
 
 static void pair_key(uint64_t job, uint64_t second, uint8_t key[16])

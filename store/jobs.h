@@ -32,9 +32,12 @@ typedef int (*job_fn)(void *arg, Tf__JobRecord *record); /* borrowed, for this c
 int jobs_each(struct state *s, uint64_t before, job_fn fn, void *arg, struct err *e);
 /* Each job, oldest first, from number `from` on. */
 int jobs_each_upward(struct state *s, uint64_t from, job_fn fn, void *arg, struct err *e);
-/* Each job that has not ended: newest first below `before`, or oldest first. */
-int jobs_each_live(struct state *s, uint64_t before, bool oldest_first, job_fn fn, void *arg,
-		   struct err *e);
+/* Each job that has not ended, oldest first. */
+int jobs_each_live(struct state *s, job_fn fn, void *arg, struct err *e);
+/* For a list, newest first below `before` (0: from the newest on), all or those that have not
+ * ended: fn gets the record's message Job as it is packed, too. */
+typedef int (*job_row_fn)(void *arg, Tf__JobRecord *record, struct state_value job);
+int jobs_list(struct state *s, bool all, uint64_t before, job_row_fn fn, void *arg, struct err *e);
 
 /* Notes that `waiter` waits for `job`; forgets it; the waiters of a job (caller frees *out). */
 int job_after_put(struct state *s, uint64_t job, uint64_t waiter, struct err *e);

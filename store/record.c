@@ -36,68 +36,45 @@ int record_put(struct state *s, enum state_table table, const void *key, size_t 
 	return rc;
 }
 
-static int unpack(ProtobufCAllocator *allocator, struct state_value value,
-		  const ProtobufCMessageDescriptor *type, void *out, struct err *e)
+/* What was unpacked, when it is of a version that is known; NULL: it cannot be read. */
+static int check(ProtobufCMessage *m, struct state_value value,
+		 const ProtobufCMessageDescriptor *type, struct err *e)
 {
-	ProtobufCMessage *m = protobuf_c_message_unpack(type, allocator, value.len, value.data);
 	uint32_t version;
 
 	FAIL_IF(!m, e, TF_ECORRUPT, "store: a %s of %zu bytes cannot be read", type->short_name,
 		value.len);
 	version = *version_of(m);
-	if (version == 0 || version > TF_STORE_VERSION) {
-		protobuf_c_message_free_unpacked(m, allocator);
-		return err_set(e, TF_EVERSION, "store: a %s of version %u, this program knows %u",
-			       type->short_name, version, TF_STORE_VERSION);
-	}
-	*(ProtobufCMessage **)out = m;
+	FAIL_IF(version == 0 || version > TF_STORE_VERSION, e, TF_EVERSION,
+		"store: a %s of version %u, this program knows %u", type->short_name, version,
+		TF_STORE_VERSION);
 	return 0;
 }
 
 int record_unpack(struct state_value value, const ProtobufCMessageDescriptor *type, void *out,
 		  struct err *e)
 {
-	return unpack(NULL, value, type, out, e);
+	ProtobufCMessage *m = protobuf_c_message_unpack(type, NULL, value.len, value.data);
+	int rc = check(m, value, type, e);
+
+	if (rc < 0 && m)
+		protobuf_c_message_free_unpacked(m, NULL);
+	if (rc == 0)
+		*(ProtobufCMessage **)out = m;
+	return rc;
 }
 
-static void *room_take(void *data, size_t size)
-{
-	struct record_room *room = data;
-	char *at = room->bytes + room->used;
-
-	size = (size + 15) / 16 * 16;
-	if (size > sizeof room->bytes - room->used) {
-		room->over = true;
-		return malloc(size);
-	}
-	room->used += size;
-	return at;
-}
-
-static void room_give(void *data, void *p)
-{
-	struct record_room *room = data;
-
-	if ((char *)p < room->bytes || (char *)p >= room->bytes + sizeof room->bytes)
-		free(p);
-}
-
-int record_unpack_in(struct record_room *room, struct state_value value,
+int record_unpack_in(struct unpack_room *room, struct state_value value,
 		     const ProtobufCMessageDescriptor *type, void *out, struct err *e)
 {
-	ProtobufCAllocator allocator = { room_take, room_give, room };
+	ProtobufCMessage *m = unpack_in_room(room, type, value.data, value.len, SIZE_MAX);
+	int rc = check(m, value, type, e);
 
-	return unpack(&allocator, value, type, out, e);
-}
-
-void record_room_clear(struct record_room *room, ProtobufCMessage *record)
-{
-	ProtobufCAllocator allocator = { room_take, room_give, room };
-
-	if (record && room->over)
-		protobuf_c_message_free_unpacked(record, &allocator);
-	room->used = 0;
-	room->over = false;
+	if (rc < 0)
+		unpack_room_clear(room, m);
+	else
+		*(ProtobufCMessage **)out = m;
+	return rc;
 }
 
 int record_get(struct state *s, enum state_table table, const void *key, size_t key_len,

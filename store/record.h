@@ -4,6 +4,7 @@
 #ifndef STORE_RECORD_H
 #define STORE_RECORD_H
 
+#include "proto/unpack_room.h"
 #include "store/state.h"
 
 #include <protobuf-c/protobuf-c.h>
@@ -18,16 +19,9 @@ int record_get(struct state *s, enum state_table table, const void *key, size_t 
 /* Unpacks a value met on a walk. */
 int record_unpack(struct state_value value, const ProtobufCMessageDescriptor *type, void *out,
 		  struct err *e);
-/* Memory of one record after another, for a walk: most of unpacking would be malloc's. */
-struct record_room {
-	size_t used;
-	bool over; /* something did not fit and was allocated */
-	_Alignas(16) char bytes[8192];
-};
-/* The same in a room that is all zeros or was cleared; *out lasts until it is. */
-int record_unpack_in(struct record_room *room, struct state_value value,
+/* The same, the record lasting until the room is cleared. */
+int record_unpack_in(struct unpack_room *room, struct state_value value,
 		     const ProtobufCMessageDescriptor *type, void *out, struct err *e);
-void record_room_clear(struct record_room *room, ProtobufCMessage *record); /* NULL is fine */
 /* Frees an unpacked record and clears the pointer; NULL is fine. */
 #define record_free(p)                                                                             \
 	do {                                                                                       \

@@ -367,6 +367,95 @@ static void what_a_killed_daemon_was_starting_holds_no_lock(void **state)
 		skip();
 }
 
+/* Shown by itself the job is what it is in a list. */
+static void assert_shown(struct harness *h, const Tf__Job *listed)
+{
+	Tf__Reply *reply = harness_show(h, listed->id);
+	Tf__Job shown = *reply->jobs->job[0];
+	uint8_t one[4096], other[4096];
+	size_t len;
+
+	shown.spec = NULL;
+	assert_true(tf__job__get_packed_size(&shown) < sizeof one);
+	len = tf__job__pack(&shown, one);
+	assert_int_equal(tf__job__get_packed_size(listed), len);
+	tf__job__pack(listed, other);
+	assert_memory_equal(one, other, len);
+	tf__reply__free_unpacked(reply, NULL);
+}
+
+static void submit_noop(struct harness *h, Tf__JobSpec *spec, const char *how)
+{
+	Tf__NoopSpec noop = TF__NOOP_SPEC__INIT;
+	struct err e = ERR_INIT;
+
+	spec->kind = TF__JOB_KIND__NOOP;
+	spec->name = (char *)how;
+	spec->spec_case = TF__JOB_SPEC__SPEC_NOOP;
+	spec->noop = &noop;
+	assert_ok(harness_submit(h->line, spec, NULL, false, NULL, &e), &e);
+}
+
+/* Jobs 1 to 7: done, failed, running with a walltime and figures, queued twice, waiting, held. */
+static void submit_all_kinds(struct harness *h)
+{
+	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
+	Tf__Demand hour = TF__DEMAND__INIT;
+	char *tags[] = { (char *)"red", (char *)"blue" };
+	uint64_t running = 3;
+
+	submit_noop(h, &spec, "done");
+	submit_noop(h, &spec, "fail");
+	harness_until(h, 1, TF__JOB_STATE__DONE);
+	harness_until(h, 2, TF__JOB_STATE__FAILED);
+	hour.has_walltime = true;
+	hour.walltime = 3600;
+	spec.demand = &hour;
+	submit_noop(h, &spec, "wait");
+	harness_until(h, running, TF__JOB_STATE__RUNNING);
+	spec.tag = tags;
+	spec.n_tag = ARRAY_LEN(tags);
+	submit_noop(h, &spec, "done");
+	submit_noop(h, &spec, "done");
+	spec.n_after = 1;
+	spec.after = &running;
+	submit_noop(h, &spec, "done");
+	spec.has_hold = spec.hold = true;
+	submit_noop(h, &spec, "done");
+}
+
+/* The records' bytes, and behind them what is only in memory. */
+static void a_list_tells_what_each_job_tells(void **state)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__JobList m = TF__JOB_LIST__INIT;
+	Tf__Reply *reply = NULL;
+	struct err e = ERR_INIT;
+	struct harness h;
+	Tf__Job **job;
+
+	(void)state;
+	harness_init(&h);
+	harness_start(&h);
+	submit_all_kinds(&h);
+	m.has_all = m.all = true;
+	r.body_case = TF__REQUEST__BODY_JOB_LIST;
+	r.job_list = &m;
+	clock_sleep_ms(300); /* job 3 has said what it will */
+	assert_ok(harness_call(h.line, &r, &reply, &e), &e);
+	assert_int_equal(reply->jobs->n_job, 7);
+	job = reply->jobs->job; /* the newest first */
+	assert_int_equal(job[0]->state, TF__JOB_STATE__HELD);
+	assert_non_null(job[1]->waits);
+	assert_int_equal(job[2]->place, 2);
+	assert_true(job[3]->has_expected_start);
+	assert_non_null(job[4]->progress);
+	for (size_t i = 0; i < reply->jobs->n_job; i++)
+		assert_shown(&h, job[i]);
+	tf__reply__free_unpacked(reply, NULL);
+	harness_stop(&h);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -379,6 +468,7 @@ int main(void)
 		cmocka_unit_test(a_mute_worker_is_lost),
 		cmocka_unit_test(dependents_wait_and_fall),
 		cmocka_unit_test(a_token_gives_one_job),
+		cmocka_unit_test(a_list_tells_what_each_job_tells),
 		cmocka_unit_test(a_drain_puts_jobs_back),
 		cmocka_unit_test(sigterm_leaves_the_workers),
 		cmocka_unit_test(a_second_daemon_is_refused),

@@ -563,9 +563,21 @@ static int see(void *arg, Tf__JobRecord *r)
 	return 0;
 }
 
+static int see_row(void *arg, Tf__JobRecord *r, struct state_value job)
+{
+	uint8_t packed[1024];
+
+	assert_int_equal(job.len, tf__job__get_packed_size(r->job));
+	assert_true(job.len <= sizeof packed);
+	tf__job__pack(r->job, packed);
+	assert_memory_equal(job.data, packed, job.len);
+	return see(arg, r);
+}
+
 static void indexes_follow_the_records(void **state)
 {
 	struct seen live = { .count = 0 }, all = { .count = 0 }, old = { .count = 0 };
+	struct seen rows = { .count = 0 };
 	uint8_t token[16] = "token 0000000000";
 	uint64_t id;
 
@@ -574,13 +586,20 @@ static void indexes_follow_the_records(void **state)
 	put_job(2, TF__JOB_STATE__RUNNING);
 	put_job(3, TF__JOB_STATE__QUEUED);
 	put_job(2, TF__JOB_STATE__DONE);
-	assert_ok(jobs_each_live(store, 0, true, see, &live, &e), &e);
+	assert_ok(jobs_each_live(store, see, &live, &e), &e);
 	assert_int_equal(live.count, 2);
 	assert_int_equal(live.id[0], 1);
 	assert_int_equal(live.id[1], 3);
 	assert_ok(jobs_each(store, 0, see, &all, &e), &e);
 	assert_int_equal(all.count, 3);
 	assert_int_equal(all.id[0], 3);
+	assert_ok(jobs_list(store, true, 0, see_row, &rows, &e), &e);
+	assert_int_equal(rows.count, 3);
+	assert_int_equal(rows.id[2], 1);
+	rows.count = 0;
+	assert_ok(jobs_list(store, false, 3, see_row, &rows, &e), &e);
+	assert_int_equal(rows.count, 1);
+	assert_int_equal(rows.id[0], 1);
 	assert_ok(jobs_each(store, 3, see, &old, &e), &e);
 	assert_int_equal(old.count, 2);
 	assert_int_equal(old.id[0], 2);
@@ -621,7 +640,7 @@ static void a_walk_meets_records_of_all_sizes(void **state)
 		assert_ok(job_put(store, r, &e), &e);
 		record_free(r);
 	}
-	assert_ok(jobs_each_live(store, 0, true, measure, &seen, &e), &e);
+	assert_ok(jobs_each_live(store, measure, &seen, &e), &e);
 	assert_int_equal(seen.count, ARRAY_LEN(len));
 	for (size_t i = 0; i < ARRAY_LEN(len); i++)
 		assert_int_equal(seen.id[i], len[i]);
