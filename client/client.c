@@ -67,7 +67,7 @@ int client_ask(struct client *c, Tf__Request *r, Tf__Reply__BodyCase want, Tf__R
 }
 
 int client_list_jobs(struct client *c, Tf__JobList *m, uint64_t most,
-		     int (*fn)(void *arg, const Tf__Jobs *page), void *arg, struct err *e)
+		     int (*fn)(void *arg, const Tf__Job *job), void *arg, struct err *e)
 {
 	TRY(client_connect(c, e));
 	return client_note(c, line_list_jobs(c->line, m, most, fn, arg, e));

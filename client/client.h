@@ -124,7 +124,7 @@ int client_ask_for(struct client *c, Tf__Request *r, Tf__Reply__BodyCase want, i
 int client_note(struct client *c, int rc);
 /* The jobs that m asks for, as line_list_jobs gives them. */
 int client_list_jobs(struct client *c, Tf__JobList *m, uint64_t most,
-		     int (*fn)(void *arg, const Tf__Jobs *page), void *arg, struct err *e);
+		     int (*fn)(void *arg, const Tf__Job *job), void *arg, struct err *e);
 /* An answer taken out of several outstanding ones: its error, if it is one. */
 int client_check(struct client *c, const Tf__Reply *reply, Tf__Reply__BodyCase want, struct err *e);
 enum status status_of(const struct client *c, int code);
@@ -164,9 +164,13 @@ void table_release(struct table *t);   /* what is never printed; twice is fine *
 void format_bytes(uint64_t bytes, char out[FORMAT_MAX]);    /* "1.4 GB" */
 void format_count(uint64_t n, char out[FORMAT_MAX]);        /* "12,345" */
 void format_value(double x, char out[FORMAT_MAX]);          /* "12,345", "0.0123457" */
+char *format_whole(uint64_t n, char *out);                  /* "12345"; the end of it */
 void format_age(int64_t since_ms, char out[FORMAT_MAX]);    /* "3 min", "2 d"; "-" for 0 */
 void format_left(const Tf__Job *j, char out[FORMAT_MAX]);   /* until it says it is done; or "" */
 void format_until(int64_t at_ms, char out[FORMAT_MAX]);     /* "now", "in 3 min"; "" for 0 */
+/* The same when it is now_ms, for those that look at the clock once. */
+void format_age_at(int64_t now_ms, int64_t since_ms, char out[FORMAT_MAX]);
+void format_until_at(int64_t now_ms, int64_t at_ms, char out[FORMAT_MAX]);
 /* The text with control characters shown as '?', so that nothing of it moves the cursor. Free
  * it. */
 char *text_safe(const char *text);

@@ -3,6 +3,7 @@
  * terminal with control characters in it. */
 #include "config.h"
 #include "client/client.h"
+#include "lib/bytes.h"
 #include "lib/clock.h"
 #include "lib/mem.h"
 
@@ -16,13 +17,18 @@
 #include <wchar.h>
 
 #define NARROWEST 10 /* the last column keeps at least so much */
+#define PART_BYTES (64u << 10) /* of a table, written at a time */
 
 /* Puts '?' for what could steer a terminal. Whether the text is of ASCII alone. */
-static bool make_safe(char *text)
+static bool make_safe(char *text, size_t len)
 {
+	const unsigned char *end = (unsigned char *)text + len;
+	unsigned char *p = (unsigned char *)text;
 	bool ascii = true;
 
-	for (unsigned char *p = (unsigned char *)text; *p; p++) {
+	while (end - p >= 8 && bytes_are_printable(bytes_load(p)))
+		p += 8;
+	for (; p < end; p++) {
 		if (*p >= ' ' && *p < 0x7f)
 			continue;
 		if (*p < 0x80)
@@ -39,7 +45,7 @@ char *text_safe(const char *text)
 {
 	char *copy = xstrdup(text ? text : "");
 
-	make_safe(copy);
+	make_safe(copy, strlen(copy));
 	return copy;
 }
 
@@ -114,79 +120,94 @@ void table_init(struct table *t, const char *align, const char *const *head)
 
 void table_add(struct table *t, const char *const *cell)
 {
+	struct table_cell *c;
+
 	if (t->rows == t->room) {
 		t->room = t->room ? 2 * t->room : 16;
 		t->cell = xrealloc(t->cell, (size_t)t->room * t->columns, sizeof *t->cell);
 	}
-	for (int i = 0; i < t->columns; i++) {
-		struct table_cell *c = &t->cell[(size_t)t->rows * t->columns + i];
+	c = &t->cell[(size_t)t->rows++ * t->columns];
+	for (int i = 0; i < t->columns; i++, c++) {
 		const char *text = cell[i] && *cell[i] ? cell[i] : "-";
 		char *safe;
 
 		c->bytes = (uint32_t)strlen(text);
-		buf_append(&t->text, text, c->bytes);
-		safe = t->text.data + t->text.len - c->bytes;
-		c->width = make_safe(safe) ? (int)c->bytes : text_width(safe);
+		buf_reserve(&t->text, c->bytes);
+		safe = t->text.data + t->text.len;
+		memcpy(safe, text, c->bytes + 1);
+		t->text.len += c->bytes;
+		c->width = make_safe(safe, c->bytes) ? (int)c->bytes : text_width(safe);
 		if (c->width > t->width[i])
 			t->width[i] = c->width;
 	}
-	t->rows++;
-}
-
-static void put_spaces(struct buf *out, int n)
-{
-	if (n <= 0)
-		return;
-	buf_reserve(out, (size_t)n);
-	memset(out->data + out->len, ' ', (size_t)n);
-	out->len += (size_t)n;
 }
 
 /* most: columns that the last cell may have; 0: any number. */
 static void put_row(const struct table *t, const struct table_cell *cell, const char **text,
 		    int most, struct buf *out)
 {
-	for (int i = 0; i < t->columns; i++) {
-		bool last = i == t->columns - 1;
-		size_t start;
+	int last = t->columns - 1;
+	size_t room = 1;
+	char *p;
 
-		if (t->align[i] == 'r')
-			put_spaces(out, t->width[i] - cell[i].width);
-		start = out->len;
-		buf_append(out, *text, cell[i].bytes);
+	for (int i = 0; i <= last; i++)
+		room += cell[i].bytes + 2 + (size_t)(t->width[i] - cell[i].width);
+	buf_reserve(out, room);
+	p = out->data + out->len;
+	memset(p, ' ', room);
+	for (int i = 0; i <= last; i++) {
+		int space = t->width[i] - cell[i].width;
+
+		p += t->align[i] == 'r' ? space : 0;
+		memcpy(p, *text, cell[i].bytes);
 		*text += cell[i].bytes;
-		if (last && most && cell[i].width > most) {
-			text_cut(out->data + start, most);
-			out->len = start + strlen(out->data + start);
+		if (i == last && most && cell[i].width > most) {
+			p[cell[i].bytes] = 0;
+			text_cut(p, most);
+			p += strlen(p);
+		} else {
+			p += cell[i].bytes;
 		}
-		if (!last)
-			put_spaces(out, 2 + (t->align[i] == 'r' ? 0 : t->width[i] - cell[i].width));
+		if (i < last)
+			p += 2 + (t->align[i] == 'r' ? 0 : space);
 	}
-	buf_append(out, "\n", 1);
+	*p++ = '\n';
+	*p = 0;
+	out->len = (size_t)(p - out->data);
 }
 
-void table_render(struct table *t, int columns, struct buf *out)
+/* to: what is there goes out part by part, so that a long table does not lie in memory twice; NULL:
+ * all of it stays in out. */
+static void render(struct table *t, int columns, struct buf *out, FILE *to)
 {
 	const char *text = t->text.data;
 	int most = 0, used = 0;
 
 	for (int i = 0; i + 1 < t->columns; i++)
 		used += t->width[i] + 2;
-	buf_reserve(out, t->text.len + (size_t)t->rows * (size_t)(used + 1));
 	if (columns > used)
 		most = columns - used > NARROWEST ? columns - used : NARROWEST;
-	for (int row = 0; row < t->rows; row++)
+	for (int row = 0; row < t->rows; row++) {
 		put_row(t, &t->cell[(size_t)row * t->columns], &text, most, out);
+		if (to && (out->len > PART_BYTES || row == t->rows - 1)) {
+			fwrite(out->data, 1, out->len, to);
+			buf_clear(out);
+		}
+	}
 	table_release(t);
+}
+
+void table_render(struct table *t, int columns, struct buf *out)
+{
+	render(t, columns, out, NULL);
 }
 
 void table_print(struct table *t)
 {
-	struct buf out = BUF_INIT;
+	struct buf part = BUF_INIT;
 
-	table_render(t, terminal_width(STDOUT_FILENO), &out);
-	fwrite(out.data, 1, out.len, stdout);
-	buf_release(&out);
+	render(t, terminal_width(STDOUT_FILENO), &part, stdout);
+	buf_release(&part);
 }
 
 void table_release(struct table *t)
@@ -233,22 +254,45 @@ void format_value(double x, char out[FORMAT_MAX])
 		snprintf(out, FORMAT_MAX, "%.6g", x);
 }
 
+char *format_whole(uint64_t n, char *out)
+{
+	char digits[20], *p = digits + sizeof digits;
+	size_t len;
+
+	do {
+		*--p = (char)('0' + n % 10);
+		n /= 10;
+	} while (n);
+	len = (size_t)(digits + sizeof digits - p);
+	memcpy(out, p, len);
+	out[len] = 0;
+	return out + len;
+}
+
+void format_age_at(int64_t now_ms, int64_t since_ms, char out[FORMAT_MAX])
+{
+	static const struct {
+		int64_t below, seconds;
+		const char *unit;
+	} step[] = { { 60, 1, " s" },
+		     { 3600, 60, " min" },
+		     { 48 * 3600, 3600, " h" },
+		     { INT64_MAX, 86400, " d" } };
+	int64_t s = (now_ms - since_ms) / 1000;
+	size_t i = 0;
+
+	s = s < 0 ? 0 : s;
+	while (s >= step[i].below)
+		i++;
+	if (since_ms <= 0)
+		strcpy(out, "-");
+	else
+		strcpy(format_whole((uint64_t)(s / step[i].seconds), out), step[i].unit);
+}
+
 void format_age(int64_t since_ms, char out[FORMAT_MAX])
 {
-	int64_t s = (clock_wall_ms() - since_ms) / 1000;
-
-	if (since_ms <= 0)
-		snprintf(out, FORMAT_MAX, "-");
-	else if (s < 0)
-		snprintf(out, FORMAT_MAX, "0 s");
-	else if (s < 60)
-		snprintf(out, FORMAT_MAX, "%" PRId64 " s", s);
-	else if (s < 3600)
-		snprintf(out, FORMAT_MAX, "%" PRId64 " min", s / 60);
-	else if (s < 48 * 3600)
-		snprintf(out, FORMAT_MAX, "%" PRId64 " h", s / 3600);
-	else
-		snprintf(out, FORMAT_MAX, "%" PRId64 " d", s / 86400);
+	format_age_at(clock_wall_ms(), since_ms, out);
 }
 
 void format_left(const Tf__Job *j, char out[FORMAT_MAX])
@@ -261,19 +305,22 @@ void format_left(const Tf__Job *j, char out[FORMAT_MAX])
 		clock_format_span(p->eta_s, out);
 }
 
-void format_until(int64_t at_ms, char out[FORMAT_MAX])
+void format_until_at(int64_t now_ms, int64_t at_ms, char out[FORMAT_MAX])
 {
 	char span[FORMAT_MAX];
-	int64_t now = clock_wall_ms();
 
 	out[0] = 0;
-	if (at_ms <= 0)
-		return;
-	format_age(now - (at_ms - now), span);
-	if (at_ms > now + 999)
+	if (at_ms > now_ms + 999) {
+		format_age_at(at_ms, now_ms, span);
 		snprintf(out, FORMAT_MAX, "in %.40s", span);
-	else
-		snprintf(out, FORMAT_MAX, "now");
+	} else if (at_ms > 0) {
+		strcpy(out, "now");
+	}
+}
+
+void format_until(int64_t at_ms, char out[FORMAT_MAX])
+{
+	format_until_at(clock_wall_ms(), at_ms, out);
 }
 
 /* ---- JSON for people */

@@ -3,6 +3,7 @@
  * at once; what wants a tree of it reads that text. */
 #include "config.h"
 #include "client/client.h"
+#include "lib/bytes.h"
 #include "lib/clock.h"
 #include "lib/mem.h"
 #include "proto/retry.h"
@@ -13,9 +14,18 @@
 
 /* ---- values */
 
+/* As buf_append, but for the zero behind, which json_item_job puts at the end. */
+static inline void put(struct buf *out, const char *text, size_t len)
+{
+	if (out->room - out->len <= len)
+		buf_reserve(out, len);
+	memcpy(out->data + out->len, text, len);
+	out->len += len;
+}
+
 static void put_null(struct buf *out)
 {
-	buf_append(out, "null", 4);
+	put(out, "null", 4);
 }
 
 static void put_escaped(struct buf *out, unsigned char c)
@@ -24,40 +34,50 @@ static void put_escaped(struct buf *out, unsigned char c)
 	const char *at = strchr(plain, c);
 
 	if (at)
-		buf_append(out, (char[]){ '\\', letter[at - plain] }, 2);
+		put(out, (char[]){ '\\', letter[at - plain] }, 2);
 	else
 		buf_printf(out, "\\u%04X", c);
 }
 
+/* How many bytes from the beginning need no escape; seven more may not. */
+static size_t plain_length(const char *text, size_t len)
+{
+	size_t n = 0;
+
+	while (len - n >= 8) {
+		uint64_t word = bytes_load(text + n);
+
+		if (!bytes_are_from(word, ' ') || !bytes_lack(word, '"') || !bytes_lack(word, '\\'))
+			break;
+		n += 8;
+	}
+	return n;
+}
+
 static void put_string(struct buf *out, const char *text)
 {
-	size_t from = 0, i;
+	size_t len = strlen(text), from = 0;
 
-	buf_append(out, "\"", 1);
-	for (i = 0; text[i]; i++) {
+	put(out, "\"", 1);
+	for (size_t i = plain_length(text, len); i < len; i++) {
 		unsigned char c = (unsigned char)text[i];
 
 		if (c >= ' ' && c != '"' && c != '\\')
 			continue;
-		buf_append(out, text + from, i - from);
+		put(out, text + from, i - from);
 		put_escaped(out, c);
 		from = i + 1;
 	}
-	buf_append(out, text + from, i - from);
-	buf_append(out, "\"", 1);
+	put(out, text + from, len - from);
+	put(out, "\"", 1);
 }
 
 /* As jansson reads them: what is over INT64_MAX is none of ours. */
 static void put_whole(struct buf *out, uint64_t n)
 {
-	char digits[20], *p = digits + sizeof digits;
+	char digits[24];
 
-	n = n <= INT64_MAX ? n : INT64_MAX;
-	do {
-		*--p = (char)('0' + n % 10);
-		n /= 10;
-	} while (n);
-	buf_append(out, p, (size_t)(digits + sizeof digits - p));
+	put(out, digits, (size_t)(format_whole(n <= INT64_MAX ? n : INT64_MAX, digits) - digits));
 }
 
 static void put_real(struct buf *out, double x)
@@ -70,7 +90,7 @@ static void put_real(struct buf *out, double x)
 		return;
 	}
 	value = json_real(x);
-	buf_append(out, text, json_dumpb(value, text, sizeof text,
+	put(out, text, json_dumpb(value, text, sizeof text,
 					 JSON_ENCODE_ANY | JSON_REAL_PRECISION(JSON_DIGITS)));
 	json_decref(value);
 }
@@ -83,17 +103,36 @@ static void put_comma(struct buf *out)
 	char last = out->len ? out->data[out->len - 1] : '[';
 
 	if (last != '{' && last != '[')
-		buf_append(out, ",", 1);
+		put(out, ",", 1);
 }
 
-static void key(struct buf *out, const char *name)
+/* A name that may need escapes. */
+static void key_of(struct buf *out, const char *name)
 {
 	put_comma(out);
 	put_string(out, name);
-	buf_append(out, ":", 1);
+	put(out, ":", 1);
 }
 
-static void text_or_null(struct buf *out, const char *name, const char *text)
+/* With a literal as its name a key and its value are few instructions; a job has thirty. */
+#define LITERAL static inline __attribute__((always_inline))
+
+LITERAL void key(struct buf *out, const char *name)
+{
+	size_t len = strlen(name);
+	char *p;
+
+	if (out->room - out->len <= len + 4)
+		buf_reserve(out, len + 4);
+	put_comma(out);
+	p = out->data + out->len;
+	*p = '"';
+	memcpy(p + 1, name, len);
+	memcpy(p + 1 + len, "\":", 2);
+	out->len += len + 3;
+}
+
+LITERAL void text_or_null(struct buf *out, const char *name, const char *text)
 {
 	key(out, name);
 	if (text && *text)
@@ -102,13 +141,13 @@ static void text_or_null(struct buf *out, const char *name, const char *text)
 		put_null(out);
 }
 
-static void whole(struct buf *out, const char *name, uint64_t n)
+LITERAL void whole(struct buf *out, const char *name, uint64_t n)
 {
 	key(out, name);
 	put_whole(out, n);
 }
 
-static void whole_or_null(struct buf *out, const char *name, protobuf_c_boolean has, uint64_t n)
+LITERAL void whole_or_null(struct buf *out, const char *name, protobuf_c_boolean has, uint64_t n)
 {
 	key(out, name);
 	if (has)
@@ -117,13 +156,13 @@ static void whole_or_null(struct buf *out, const char *name, protobuf_c_boolean 
 		put_null(out);
 }
 
-static void real_or_null(struct buf *out, const char *name, protobuf_c_boolean has, double x)
+LITERAL void real_or_null(struct buf *out, const char *name, protobuf_c_boolean has, double x)
 {
 	key(out, name);
 	put_real(out, has ? x : NAN);
 }
 
-static void time_or_null(struct buf *out, const char *name, protobuf_c_boolean has, int64_t ms)
+LITERAL void time_or_null(struct buf *out, const char *name, protobuf_c_boolean has, int64_t ms)
 {
 	char text[CLOCK_TEXT_MAX] = "";
 
@@ -135,21 +174,23 @@ static void time_or_null(struct buf *out, const char *name, protobuf_c_boolean h
 static void ids(struct buf *out, const char *name, size_t n, const uint64_t *id)
 {
 	key(out, name);
-	buf_append(out, "[", 1);
+	put(out, "[", 1);
 	for (size_t i = 0; i < n; i++) {
 		put_comma(out);
 		put_whole(out, id[i]);
 	}
-	buf_append(out, "]", 1);
+	put(out, "]", 1);
 }
 
 static void metrics(struct buf *out, const char *name, size_t n, Tf__Metric **metric)
 {
 	key(out, name);
-	buf_append(out, "{", 1);
-	for (size_t i = 0; i < n; i++)
-		real_or_null(out, metric[i]->name, true, metric[i]->value);
-	buf_append(out, "}", 1);
+	put(out, "{", 1);
+	for (size_t i = 0; i < n; i++) {
+		key_of(out, metric[i]->name);
+		put_real(out, metric[i]->value);
+	}
+	put(out, "}", 1);
 }
 
 /* ---- parts of a job */
@@ -161,7 +202,7 @@ static void progress(struct buf *out, const Tf__Progress *p)
 		put_null(out);
 		return;
 	}
-	buf_append(out, "{", 1);
+	put(out, "{", 1);
 	text_or_null(out, "phase", p->phase);
 	whole_or_null(out, "done", p->has_done, p->done);
 	whole_or_null(out, "total", p->has_total && p->total, p->total);
@@ -169,7 +210,7 @@ static void progress(struct buf *out, const Tf__Progress *p)
 	real_or_null(out, "rate", p->has_rate, p->rate);
 	real_or_null(out, "eta_s", p->has_eta_s, p->eta_s);
 	metrics(out, "metrics", p->n_metric, p->metric);
-	buf_append(out, "}", 1);
+	put(out, "}", 1);
 }
 
 /* What was asked for; what was not is left out. */
@@ -184,7 +225,7 @@ static void demand(struct buf *out, const Tf__Demand *d)
 		      { "mem", d ? d->mem : 0 } };
 
 	key(out, "demand");
-	buf_append(out, "{", 1);
+	put(out, "{", 1);
 	for (size_t i = 0; i < ARRAY_LEN(first); i++)
 		if (first[i].n)
 			whole(out, first[i].name, first[i].n);
@@ -196,66 +237,67 @@ static void demand(struct buf *out, const Tf__Demand *d)
 		time_or_null(out, "begin", true, d->begin);
 	if (d && d->has_deadline)
 		time_or_null(out, "deadline", true, d->deadline);
-	buf_append(out, "}", 1);
+	put(out, "}", 1);
 }
 
 static void stops(struct buf *out, const Tf__Job *j)
 {
 	key(out, "stops");
-	buf_append(out, "[", 1);
+	put(out, "[", 1);
 	for (size_t i = 0; i < j->n_stop; i++) {
 		put_comma(out);
-		buf_append(out, "{", 1);
+		put(out, "{", 1);
 		text_or_null(out, "reason", stop_reason_name(j->stop[i]->reason));
 		whole(out, "times", j->stop[i]->times);
 		real_or_null(out, "lost_s", true, j->stop[i]->lost_s);
-		buf_append(out, "}", 1);
+		put(out, "}", 1);
 	}
-	buf_append(out, "]", 1);
+	put(out, "]", 1);
 }
 
 static void tags(struct buf *out, const Tf__Job *j)
 {
 	key(out, "tags");
-	buf_append(out, "[", 1);
+	put(out, "[", 1);
 	for (size_t i = 0; i < j->n_tag; i++) {
 		put_comma(out);
 		put_string(out, j->tag[i]);
 	}
-	buf_append(out, "]", 1);
+	put(out, "]", 1);
 }
 
 /* How many attempts failed, of each kind: {"crash": 1}. */
 static void failures(struct buf *out, const Tf__Job *j)
 {
 	key(out, "failures");
-	buf_append(out, "{", 1);
+	put(out, "{", 1);
 	for (size_t i = 1; i < j->n_failed && i < FAILURES; i++)
 		if (j->failed[i])
 			whole(out, failure_name((Tf__Failure)i), j->failed[i]);
-	buf_append(out, "}", 1);
+	put(out, "}", 1);
 }
 
 /* Milliseconds of a job: in the queue, then its work by stage: {"queue_ms": 1, "load_ms": 0.2}. */
 static void timing(struct buf *out, const Tf__Job *j)
 {
 	key(out, "timing");
-	buf_append(out, "{", 1);
+	put(out, "{", 1);
 	if (j->n_timing && j->started >= j->submitted)
 		whole(out, "queue_ms", (uint64_t)(j->started - j->submitted));
 	for (size_t i = 0; i < j->n_timing; i++) {
 		char *name = xasprintf("%s_ms", j->timing[i]->name);
 
-		real_or_null(out, name, true, j->timing[i]->value);
+		key_of(out, name);
+		put_real(out, j->timing[i]->value);
 		xfree(name);
 	}
-	buf_append(out, "}", 1);
+	put(out, "}", 1);
 }
 
 void json_item_job(struct buf *out, const Tf__Job *j)
 {
 	put_comma(out);
-	buf_append(out, "{", 1);
+	put(out, "{", 1);
 	whole(out, "id", j->id);
 	text_or_null(out, "kind", job_kind_name(j->kind));
 	text_or_null(out, "name", j->name);

@@ -46,11 +46,12 @@ int line_submit_batch(struct transfuse *t, Tf__JobSpec *const *spec, size_t coun
  * timeout_ms are over. */
 int line_news(struct transfuse *t, uint64_t job, uint64_t since, uint32_t timeout_ms,
 	      Tf__Reply **out, struct err *e);
-/* The jobs that m asks for, newest first and at most so many, in pages: the daemon makes the next
- * one while fn looks at this one. m->before, where given, is where the list begins; the rest of it
- * is the page's. A return of fn other than 0 ends the list and is returned. */
-typedef int (*line_jobs_fn)(void *arg, const Tf__Jobs *page);
-int line_list_jobs(struct transfuse *t, Tf__JobList *m, uint64_t most, line_jobs_fn fn, void *arg,
+/* The jobs that m asks for, newest first and at most so many. They come in pages: the daemon makes
+ * the next one while fn looks at the jobs of this one, each borrowed for the call. m->before, where
+ * given, is where the list begins; the rest of it is the page's. A return of fn other than 0 ends
+ * the list and is returned. */
+typedef int (*line_job_fn)(void *arg, const Tf__Job *job);
+int line_list_jobs(struct transfuse *t, Tf__JobList *m, uint64_t most, line_job_fn fn, void *arg,
 		   struct err *e);
 
 /* Sixteen random bytes: the client's number of a submit. */

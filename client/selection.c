@@ -18,10 +18,9 @@ void selection_release(struct selection *s)
 	*s = (struct selection){ 0 };
 }
 
-static int add_page(void *arg, const Tf__Jobs *page)
+static int add_job(void *arg, const Tf__Job *job)
 {
-	for (size_t i = 0; i < page->n_job; i++)
-		add(arg, page->job[i]->id);
+	add(arg, job->id);
 	return 0;
 }
 
@@ -35,7 +34,7 @@ static int by_tags(struct client *c, const Tf__JobState *state, size_t states,
 	m.state = (Tf__JobState *)state;
 	m.n_state = states;
 	m.has_all = m.all = states == 0;
-	TRY(client_list_jobs(c, &m, UINT64_MAX, add_page, out, e));
+	TRY(client_list_jobs(c, &m, UINT64_MAX, add_job, out, e));
 	/* the oldest first, as they were submitted */
 	for (size_t i = 0; i < out->count / 2; i++) {
 		uint64_t id = out->id[i];

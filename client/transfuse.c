@@ -204,30 +204,104 @@ static int send_page(struct transfuse *t, Tf__JobList *m, uint64_t most, uint64_
 	return connection_send(t->connection, &r, id, e);
 }
 
-/* Takes the page that was asked for, and asks for the next one when there is one: *id is 0 when
- * not. */
-static int next_page(struct transfuse *t, Tf__JobList *m, uint64_t *most, uint64_t *id,
-		     Tf__Reply **out, struct err *e)
-{
-	const Tf__Jobs *page;
+/* An answer with a message Jobs, as it came. */
+struct page {
+	struct wire_message message;
+	struct wire_cursor jobs;
+	uint64_t count, next; /* next: where the following page begins; 0: there is none */
+};
 
-	do {
-		if (*out)
-			tf__reply__free_unpacked(*out, NULL);
-		TRY(connection_receive(t->connection, ASK_MS, out, e));
-	} while ((*out)->id != *id);
-	*id = 0;
-	TRY(line_check(*out, TF__REPLY__BODY_JOBS, e));
-	page = (*out)->jobs;
-	*most -= page->n_job < *most ? page->n_job : *most;
-	if (!page->more || !page->has_next || *most == 0)
+enum { JOBS_JOB = 1, JOBS_MORE = 2, JOBS_NEXT = 30 }; /* numbers of the fields of Jobs */
+
+/* Finds the jobs in an answer; its error, if it is one or is of another kind. */
+static int find_jobs(const struct transfuse *t, struct page *p, struct err *e)
+{
+	const uint8_t *data = zmq_msg_data(&p->message.body);
+	size_t len = zmq_msg_size(&p->message.body);
+	struct wire_cursor c = { data, data + len };
+	Tf__Reply *reply = NULL;
+	struct wire_field f;
+	size_t others = 0;
+	int rc;
+
+	while ((rc = wire_next(&c, &f)) > 0)
+		if (f.number == TF__REPLY__BODY_JOBS && f.type == WIRE_BYTES)
+			p->jobs = f.bytes;
+		else
+			others++;
+	if (rc == 0 && p->jobs.at && others == 2) /* version and id */
 		return 0;
-	m->has_before = 1;
-	m->before = page->next;
-	return send_page(t, m, *most, id, e);
+	if (wire_unpack_reply(data, len, &reply, e) < 0)
+		return err_prefix(e, "the answer of %s", connection_endpoint(t->connection));
+	rc = line_check(reply, TF__REPLY__BODY_JOBS, e);
+	tf__reply__free_unpacked(reply, NULL);
+	return rc;
 }
 
-int line_list_jobs(struct transfuse *t, Tf__JobList *m, uint64_t most, line_jobs_fn fn, void *arg,
+static void look_through(struct page *p)
+{
+	struct wire_cursor c = p->jobs;
+	struct wire_field f;
+	uint64_t more = 0;
+
+	while (wire_next(&c, &f) > 0) {
+		p->count += f.number == JOBS_JOB;
+		if (f.number == JOBS_MORE && f.type == WIRE_VARINT)
+			more = f.value;
+		if (f.number == JOBS_NEXT && f.type == WIRE_VARINT)
+			p->next = f.value;
+	}
+	if (!more)
+		p->next = 0;
+}
+
+/* Takes the page that was asked for. */
+static int receive_page(struct transfuse *t, uint64_t id, struct page *p, struct err *e)
+{
+	uint64_t of;
+	int rc;
+
+	*p = (struct page){ .count = 0 };
+	for (;;) {
+		TRY(connection_receive_packed(t->connection, ASK_MS, &p->message, &of, e));
+		if (of == id)
+			break;
+		wire_message_close(&p->message);
+	}
+	rc = find_jobs(t, p, e);
+	if (rc == 0)
+		look_through(p);
+	else
+		wire_message_close(&p->message);
+	return rc;
+}
+
+static int each_job(struct transfuse *t, const struct page *p, line_job_fn fn, void *arg,
+		    struct err *e)
+{
+	struct unpack_room room = { .used = 0 };
+	struct wire_cursor c = p->jobs;
+	struct wire_field f;
+	int rc = 0;
+
+	while (rc == 0 && wire_next(&c, &f) > 0) {
+		ProtobufCMessage *job = NULL;
+
+		if (f.number != JOBS_JOB)
+			continue;
+		rc = wire_unpack_part(&room, &tf__job__descriptor, f.bytes, &job, e);
+		if (rc == 0)
+			rc = fn(arg, (const Tf__Job *)job);
+		else
+			err_prefix(e, "the answer of %s", connection_endpoint(t->connection));
+		unpack_room_clear(&room, job);
+	}
+	return rc;
+}
+
+/* The next page is asked for as soon as one is there, before its jobs are unpacked: the daemon
+ * makes it meanwhile. */
+int line_list_jobs(struct transfuse *t, Tf__JobList *m, uint64_t most, line_job_fn fn, void *arg,
 		   struct err *e)
 {
 	uint64_t id = 0;
@@ -236,13 +310,20 @@ int line_list_jobs(struct transfuse *t, Tf__JobList *m, uint64_t most, line_jobs
 	FAIL_IF(!t->connection, e, TF_ENODAEMON, "there is no connection to a daemon");
 	rc = send_page(t, m, most, &id, e);
 	while (rc == 0 && id) {
-		Tf__Reply *page = NULL;
+		struct page page;
 
-		rc = next_page(t, m, &most, &id, &page, e);
+		rc = receive_page(t, id, &page, e);
+		if (rc < 0)
+			break;
+		id = 0;
+		most -= page.count < most ? page.count : most;
+		m->has_before = 1;
+		m->before = page.next;
+		if (page.next && most > 0)
+			rc = send_page(t, m, most, &id, e);
 		if (rc == 0)
-			rc = fn(arg, page->jobs);
-		if (page)
-			tf__reply__free_unpacked(page, NULL);
+			rc = each_job(t, &page, fn, arg, e);
+		wire_message_close(&page.message);
 	}
 	connection_forget(t->connection, id);
 	return rc;
@@ -411,18 +492,13 @@ struct told {
 	void *arg;
 };
 
-static int tell_page(void *arg, const Tf__Jobs *page)
+static int tell_job(void *arg, const Tf__Job *job)
 {
 	const struct told *to = arg;
-	int rc = 0;
+	struct transfuse_job j;
 
-	for (size_t i = 0; rc == 0 && i < page->n_job; i++) {
-		struct transfuse_job j;
-
-		tell(page->job[i], &j);
-		rc = to->fn(to->arg, &j);
-	}
-	return rc;
+	tell(job, &j);
+	return to->fn(to->arg, &j);
 }
 
 int transfuse_list(struct transfuse *t, int all, uint64_t before, size_t most,
@@ -434,5 +510,5 @@ int transfuse_list(struct transfuse *t, int all, uint64_t before, size_t most,
 	m.has_all = m.has_before = 1;
 	m.all = all != 0;
 	m.before = before;
-	return line_list_jobs(t, &m, most ? most : UINT64_MAX, tell_page, &to, begin(t));
+	return line_list_jobs(t, &m, most ? most : UINT64_MAX, tell_job, &to, begin(t));
 }

@@ -38,16 +38,16 @@ static void percent_of(const Tf__Job *j, char out[16])
 		snprintf(out, 16, "%.0f %%", 100.0 * (double)p->done / (double)p->total);
 }
 
-static void add_job(struct table *t, const Tf__Job *j)
+static void add_job(struct table *t, const Tf__Job *j, int64_t now)
 {
 	char id[24], age[FORMAT_MAX], percent[16], place[16], start[FORMAT_MAX], left[FORMAT_MAX];
 
-	snprintf(id, sizeof id, "%" PRIu64, j->id);
-	format_age(j->has_submitted ? j->submitted : 0, age);
+	format_whole(j->id, id);
+	format_age_at(now, j->has_submitted ? j->submitted : 0, age);
 	percent_of(j, percent);
 	format_left(j, left);
-	snprintf(place, sizeof place, "%u", j->place);
-	format_until(j->has_expected_start ? j->expected_start : 0, start);
+	format_whole(j->place, place);
+	format_until_at(now, j->has_expected_start ? j->expected_start : 0, start);
 	table_add(t, (const char *[]){ id, job_kind_name(j->kind), j->name, j->user,
 				       job_state_name(j->state), j->has_place ? place : NULL,
 				       start[0] ? start : NULL, j->slot, percent,
@@ -64,6 +64,7 @@ struct job_list {
 	struct buf json;       /* the array so far: "[{...},{...}" */
 	json_t *counts;        /* user -> state -> number */
 	size_t found;
+	int64_t now_ms;
 };
 
 static void count_job(json_t *counts, const Tf__Job *j)
@@ -79,19 +80,17 @@ static void count_job(json_t *counts, const Tf__Job *j)
 			    json_integer(1 + json_integer_value(json_object_get(row, state))));
 }
 
-static int take_jobs(void *arg, const Tf__Jobs *jobs)
+static int take_job(void *arg, const Tf__Job *job)
 {
 	struct job_list *l = arg;
 
-	for (size_t i = 0; i < jobs->n_job; i++) {
-		if (l->form == JOBS_COUNTS)
-			count_job(l->counts, jobs->job[i]);
-		else if (l->form == JOBS_ROWS)
-			add_job(&l->table, jobs->job[i]);
-		else
-			json_item_job(&l->json, jobs->job[i]);
-	}
-	l->found += jobs->n_job;
+	if (l->form == JOBS_COUNTS)
+		count_job(l->counts, job);
+	else if (l->form == JOBS_ROWS)
+		add_job(&l->table, job, l->now_ms);
+	else
+		json_item_job(&l->json, job);
+	l->found++;
 	return 0;
 }
 
@@ -170,7 +169,9 @@ int verb_jobs(struct client *c, struct err *e)
 {
 	static const char *const head[] = { "id", "kind", "name", "user", "state", "place",
 					    "start", "slot", "progress", "eta", "age", "reason" };
-	struct job_list l = { .json = BUF_INIT, .counts = json_object() };
+	struct job_list l = { .json = BUF_INIT,
+			      .counts = json_object(),
+			      .now_ms = clock_wall_ms() };
 	Tf__JobList m = TF__JOB_LIST__INIT;
 	int64_t limit = INT64_MAX;
 	int rc;
@@ -182,7 +183,7 @@ int verb_jobs(struct client *c, struct err *e)
 	buf_text(&l.json, "[");
 	rc = read_filters(&c->args, &m, &limit, e);
 	if (rc == 0)
-		rc = client_list_jobs(c, &m, limit, take_jobs, &l, e);
+		rc = client_list_jobs(c, &m, limit, take_job, &l, e);
 	if (rc == 0 && l.form == JOBS_COUNTS && args_has(&c->args, OPTION_JSON))
 		json_print(json_incref(l.counts));
 	else if (rc == 0)

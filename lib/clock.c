@@ -38,16 +38,22 @@ static char *put_digits(char *p, int value, int count, char behind)
 /* By hand: lists of jobs have ten thousands of them. */
 void clock_format_ms(int64_t wall_ms, char out[CLOCK_TEXT_MAX])
 {
-	const time_t seconds = wall_ms / 1000;
-	struct tm tm = { 0 };
+	static _Thread_local struct tm day; /* of the last one: they are often of one day */
+	static _Thread_local time_t day_of = -1; /* none */
+	const time_t seconds = wall_ms / 1000, today = seconds < 0 ? -1 : seconds / 86400;
+	int second = (int)(seconds % 86400);
 
-	gmtime_r(&seconds, &tm);
-	out = put_digits(out, tm.tm_year + 1900, 4, '-');
-	out = put_digits(out, tm.tm_mon + 1, 2, '-');
-	out = put_digits(out, tm.tm_mday, 2, 'T');
-	out = put_digits(out, tm.tm_hour, 2, ':');
-	out = put_digits(out, tm.tm_min, 2, ':');
-	out = put_digits(out, tm.tm_sec, 2, '.');
+	if (today < 0 || today != day_of) {
+		gmtime_r(&seconds, &day);
+		day_of = today;
+		second = day.tm_hour * 3600 + day.tm_min * 60 + day.tm_sec;
+	}
+	out = put_digits(out, day.tm_year + 1900, 4, '-');
+	out = put_digits(out, day.tm_mon + 1, 2, '-');
+	out = put_digits(out, day.tm_mday, 2, 'T');
+	out = put_digits(out, second / 3600, 2, ':');
+	out = put_digits(out, second / 60 % 60, 2, ':');
+	out = put_digits(out, second % 60, 2, '.');
 	out = put_digits(out, (int)(wall_ms % 1000), 3, 'Z');
 	*out = 0;
 }

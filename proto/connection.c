@@ -200,44 +200,54 @@ int connection_send(struct connection *c, Tf__Request *r, uint64_t *id, struct e
 	return 0;
 }
 
-/* An answer to an open request; NULL when what came was none. */
-static int take_message(struct connection *c, Tf__Reply **out, struct err *e)
+/* Answers that are nobody's are looked at, too, before they are dropped. */
+static int drop_answer(struct wire_message *m, struct err *e)
 {
-	struct wire_message m;
-	int rc = wire_receive(c->socket, false, &m, e);
+	Tf__Reply *reply = NULL;
+	int rc = wire_unpack_reply(zmq_msg_data(&m->body), zmq_msg_size(&m->body), &reply, e);
 
-	*out = NULL;
-	if (rc <= 0)
-		return rc;
-	rc = wire_unpack_reply(zmq_msg_data(&m.body), zmq_msg_size(&m.body), out, e);
-	wire_message_close(&m);
-	if (rc < 0)
-		return err_prefix(e, "the answer of %s", c->endpoint);
-	if ((*out)->id == 0 || !find_open(c, (*out)->id)) {
-		tf__reply__free_unpacked(*out, NULL);
-		*out = NULL;
-		return 1;
-	}
-	connection_forget(c, (*out)->id);
-	return 1;
+	if (rc == 0)
+		tf__reply__free_unpacked(reply, NULL);
+	return rc;
 }
 
-int connection_receive(struct connection *c, int64_t timeout_ms, Tf__Reply **out, struct err *e)
+/* 1: something came, of an open request if *id is not 0, and only then m is to be closed. */
+static int take_message(struct connection *c, struct wire_message *m, uint64_t *id, struct err *e)
+{
+	int rc = wire_receive(c->socket, false, m, e);
+
+	*id = 0;
+	if (rc <= 0)
+		return rc;
+	rc = wire_reply_id(zmq_msg_data(&m->body), zmq_msg_size(&m->body), id, e);
+	if (rc == 0 && *id && find_open(c, *id)) {
+		connection_forget(c, *id);
+		return 1;
+	}
+	*id = 0;
+	if (rc == 0)
+		rc = drop_answer(m, e);
+	wire_message_close(m);
+	return rc < 0 ? err_prefix(e, "the answer of %s", c->endpoint) : 1;
+}
+
+int connection_receive_packed(struct connection *c, int64_t timeout_ms, struct wire_message *out,
+			      uint64_t *id, struct err *e)
 {
 	int64_t until = clock_mono_ms() + timeout_ms;
 
-	*out = NULL;
 	for (;;) {
 		zmq_pollitem_t items[] = { { c->socket, 0, ZMQ_POLLIN, 0 },
 					   { wire_watch_socket(c->watch), 0, ZMQ_POLLIN, 0 } };
-		int rc = 1;
+		int rc;
 
 		take_events(c);
 		if (c->ready)
 			send_open(c);
-		while (rc > 0 && !*out)
-			rc = take_message(c, out, e);
-		if (rc < 0 || *out)
+		do
+			rc = take_message(c, out, id, e);
+		while (rc > 0 && !*id);
+		if (rc != 0)
 			return rc < 0 ? rc : 0;
 		FAIL_IF(c->interrupted && c->interrupted(), e, TF_ECANCELLED, "interrupted");
 		TRY(check_line(c, e));
@@ -245,6 +255,19 @@ int connection_receive(struct connection *c, int64_t timeout_ms, Tf__Reply **out
 			"the daemon at %s gives no answer", c->endpoint);
 		zmq_poll(items, 2, TURN_MS);
 	}
+}
+
+int connection_receive(struct connection *c, int64_t timeout_ms, Tf__Reply **out, struct err *e)
+{
+	struct wire_message m;
+	uint64_t id;
+	int rc;
+
+	*out = NULL;
+	TRY(connection_receive_packed(c, timeout_ms, &m, &id, e));
+	rc = wire_unpack_reply(zmq_msg_data(&m.body), zmq_msg_size(&m.body), out, e);
+	wire_message_close(&m);
+	return rc < 0 ? err_prefix(e, "the answer of %s", c->endpoint) : 0;
 }
 
 static int reply_failure(const Tf__Reply *r, struct err *e)

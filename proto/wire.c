@@ -3,6 +3,7 @@
 #include "config.h"
 #include "proto/wire.h"
 #include "lib/mem.h"
+#include "proto/unpack_room.h"
 #include "proto/wire_check.h"
 
 #include <errno.h>
@@ -38,21 +39,26 @@ static void limited_free(void *data, void *p)
 	free(p);
 }
 
+static int not_unpacked(const ProtobufCMessageDescriptor *type, size_t len, bool exceeded,
+			size_t most, struct err *e)
+{
+	FAIL_IF(exceeded, e, TF_ELIMIT,
+		"a message of %zu bytes unpacks to more than %zu bytes, which is refused", len,
+		most);
+	return err_set(e, TF_EINVALID, "a message of type %s lacks a required field or is damaged",
+		       type->short_name);
+}
+
 static int unpack(const ProtobufCMessageDescriptor *type, const void *data, size_t len,
 		  size_t factor, ProtobufCMessage **out, struct err *e)
 {
-	struct allowance allowance = { UNPACK_FLOOR + factor * len, false };
+	size_t most = UNPACK_FLOOR + factor * len;
+	struct allowance allowance = { most, false };
 	ProtobufCAllocator allocator = { limited_alloc, limited_free, &allowance };
 
 	TRY(wire_check(type, data, len, e));
 	*out = protobuf_c_message_unpack(type, &allocator, len, data);
-	if (*out)
-		return 0;
-	FAIL_IF(allowance.exceeded, e, TF_ELIMIT,
-		"a message of %zu bytes unpacks to more than %zu bytes, which is refused", len,
-		(size_t)UNPACK_FLOOR + factor * len);
-	return err_set(e, TF_EINVALID, "a message of type %s lacks a required field or is damaged",
-		       type->short_name);
+	return *out ? 0 : not_unpacked(type, len, allowance.exceeded, most, e);
 }
 
 int wire_unpack(const ProtobufCMessageDescriptor *type, const void *data, size_t len,
@@ -100,6 +106,23 @@ int wire_unpack_reply(const void *data, size_t len, Tf__Reply **out, struct err 
 	TRY(unpack(&tf__reply__descriptor, data, len, LIMIT_UNPACK_REPLY_FACTOR, &m, e));
 	*out = (Tf__Reply *)m;
 	return 0;
+}
+
+int wire_reply_id(const void *data, size_t len, uint64_t *id, struct err *e)
+{
+	TRY(check_version("the daemon", data, len, e));
+	*id = wire_peek_varint(data, len, 2);
+	return 0;
+}
+
+int wire_unpack_part(struct unpack_room *room, const ProtobufCMessageDescriptor *type,
+		     struct wire_cursor part, ProtobufCMessage **out, struct err *e)
+{
+	size_t len = part.end - part.at, most = UNPACK_FLOOR + LIMIT_UNPACK_REPLY_FACTOR * len;
+
+	TRY(wire_check(type, part.at, len, e));
+	*out = unpack_in_room(room, type, part.at, len, most);
+	return *out ? 0 : not_unpacked(type, len, room->exceeded, most, e);
 }
 
 /* ---- sending */

@@ -10,6 +10,8 @@
 #include "proto/keys.h"
 #include "proto/limits.h"
 #include "proto/transfused.pb-c.h"
+#include "proto/unpack_room.h"
+#include "proto/wire_check.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -33,6 +35,12 @@ int wire_unpack_request(const void *data, size_t len, Tf__Request **out, uint64_
 /* A Reply; a code other than 0 in it is no failure here. Its factor is
  * LIMIT_UNPACK_REPLY_FACTOR. */
 int wire_unpack_reply(const void *data, size_t len, Tf__Reply **out, struct err *e);
+/* A Reply's id (0: it has none), after its version was checked and nothing else. */
+int wire_reply_id(const void *data, size_t len, uint64_t *id, struct err *e);
+/* A message out of a Reply that was not unpacked, checked like it; *out lasts until the room, which
+ * the caller clears also after an error, is cleared. */
+int wire_unpack_part(struct unpack_room *room, const ProtobufCMessageDescriptor *type,
+		     struct wire_cursor part, ProtobufCMessage **out, struct err *e);
 
 /* ---- sending and receiving, never waiting */
 

@@ -128,8 +128,16 @@ static void mistakes(void **state)
 	assert_null(suggest_verb("xyzzy"));
 }
 
+#define NOW_MS 1800000000000ll
+
 static void numbers(void **state)
 {
+	static const struct {
+		int64_t seconds;
+		const char *text;
+	} age[] = { { -5, "0 s" },	{ 0, "0 s" },	       { 59, "59 s" },
+		    { 60, "1 min" },	{ 3599, "59 min" },    { 3600, "1 h" },
+		    { 172799, "47 h" }, { 172800, "2 d" },     { 100 * 86400, "100 d" } };
 	char out[FORMAT_MAX], *safe;
 
 	(void)state;
@@ -147,9 +155,72 @@ static void numbers(void **state)
 	assert_string_equal(out, "2 min");
 	format_age(0, out);
 	assert_string_equal(out, "-");
+	assert_ptr_equal(format_whole(UINT64_MAX, out), out + 20);
+	assert_string_equal(out, "18446744073709551615");
+	assert_string_equal((format_whole(0, out), out), "0");
+	for (size_t i = 0; i < ARRAY_LEN(age); i++) {
+		format_age_at(NOW_MS, NOW_MS - 1000 * age[i].seconds, out);
+		assert_string_equal(out, age[i].text);
+	}
+	format_until_at(NOW_MS, NOW_MS + 3600000, out);
+	assert_string_equal(out, "in 1 h");
+	format_until_at(NOW_MS, NOW_MS + 999, out);
+	assert_string_equal(out, "now");
+	format_until_at(NOW_MS, 0, out);
+	assert_string_equal(out, "");
 	safe = text_safe("a\033[2Jb\nc\xc2\x9b" "d");
 	assert_string_equal(safe, "a?[2Jb?c??d");
 	xfree(safe);
+}
+
+/* Eight bytes are looked at together: whatever is among them is found at each place. */
+static void texts_of_all_bytes(void **state)
+{
+	(void)state;
+	for (size_t len = 1; len <= 18; len++)
+		for (size_t at = 0; at < len; at++)
+			for (int byte = 1; byte < 256; byte++) {
+				char text[19] = "", *tag = text, *safe;
+				bool shown = byte >= ' ' && byte != 0x7f;
+				Tf__Job job = TF__JOB__INIT;
+				json_t *o;
+
+				memset(text, 'a', len);
+				text[at] = (char)byte;
+				safe = text_safe(text);
+				assert_int_equal(safe[at], shown ? (char)byte : '?');
+				xfree(safe);
+				job.n_tag = 1;
+				job.tag = &tag;
+				if (byte >= 0x80)
+					continue; /* not UTF-8 */
+				o = json_of_job(&job);
+				assert_string_equal(json_string_value(json_array_get(
+							    json_object_get(o, "tags"), 0)),
+						    text);
+				json_decref(o);
+			}
+}
+
+static void times(void **state)
+{
+	static const struct {
+		int64_t ms;
+		const char *text;
+	} at[] = { { 1800000000123ll, "2027-01-15T08:00:00.123Z" },
+		   { 1799999999999ll, "2027-01-15T07:59:59.999Z" },
+		   { 1799971200000ll, "2027-01-15T00:00:00.000Z" },
+		   { 1799971199999ll, "2027-01-14T23:59:59.999Z" },
+		   { 951782400000ll, "2000-02-29T00:00:00.000Z" },
+		   { -1000, "1969-12-31T23:59:59.000Z" },
+		   { 0, "1970-01-01T00:00:00.000Z" } };
+	char out[CLOCK_TEXT_MAX];
+
+	(void)state;
+	for (size_t i = 0; i < 2 * ARRAY_LEN(at); i++) {
+		clock_format_ms(at[i % ARRAY_LEN(at)].ms, out);
+		assert_string_equal(out, at[i % ARRAY_LEN(at)].text);
+	}
 }
 
 static void need_key(const json_t *o, const char *key)
@@ -311,6 +382,8 @@ int main(void)
 		cmocka_unit_test(reading), cmocka_unit_test(mistakes),
 		cmocka_unit_test(numbers), cmocka_unit_test(job_as_json),
 		cmocka_unit_test(jobs_as_text),
+		cmocka_unit_test(texts_of_all_bytes),
+		cmocka_unit_test(times),
 		cmocka_unit_test(sources),
 	};
 

@@ -314,6 +314,71 @@ static void long_list(void **state)
 	xfree(job);
 }
 
+/* Eight bytes are looked at together: what is no text is found at each place. */
+static void texts_of_all_lengths(void **state)
+{
+	char text[24];
+
+	(void)state;
+	for (size_t len = 0; len < sizeof text; len++) {
+		memset(text, 'a', len);
+		assert_int_equal(wire_text_check(text, len), 0);
+		for (size_t at = 0; at < len; at++)
+			for (int byte = 0; byte < 256; byte++) {
+				text[at] = (char)byte;
+				assert_int_equal(wire_text_check(text, len),
+						 byte > 0 && byte < 0x80 ? 0 : TF_EINVALID);
+				text[at] = 'a';
+			}
+	}
+	memcpy(text, "aaaaaaa\xc3\xa9""aaaaaaa\xf0\x9f\x98\x80", 20);
+	assert_int_equal(wire_text_check(text, 20), 0);
+	assert_int_equal(wire_text_check(text, 19), TF_EINVALID);
+}
+
+/* Field after field; a part of a message is checked like the whole and lies in a room. */
+static void parts(void **state)
+{
+	Tf__Job job = TF__JOB__INIT;
+	struct unpack_room room = { .used = 0 };
+	ProtobufCMessage *m = NULL;
+	struct err e = ERR_INIT;
+	struct wire_cursor c, whole;
+	struct wire_field f;
+	uint64_t numbers = 0;
+	uint8_t *data;
+	size_t len;
+
+	(void)state;
+	job.id = 300;
+	job.kind = TF__JOB_KIND__NOOP;
+	job.state = TF__JOB_STATE__QUEUED;
+	job.user = (char *)"o";
+	assert_ok(wire_pack(&job.base, &data, &len, &e), &e);
+	whole = c = (struct wire_cursor){ data, data + len };
+	while (wire_next(&c, &f) > 0) {
+		numbers = 10 * numbers + f.number;
+		assert_true(f.number != 1 || f.value == 300);
+		assert_true(f.number != 4 || (f.type == WIRE_BYTES && *f.bytes.at == 'o'));
+	}
+	assert_int_equal(numbers, 1245);
+	assert_int_equal(wire_next(&c, &f), 0);
+	assert_ok(wire_unpack_part(&room, &tf__job__descriptor, whole, &m, &e), &e);
+	assert_int_equal(((Tf__Job *)m)->id, 300);
+	assert_true((char *)m >= room.bytes && (char *)m < room.bytes + sizeof room.bytes);
+	unpack_room_clear(&room, m);
+	for (const uint8_t *end = data; end < whole.end; end++) {
+		struct wire_cursor part = { data, end };
+
+		assert_int_equal(wire_unpack_part(&room, &tf__job__descriptor, part, &m, &e),
+				 TF_EINVALID);
+		unpack_room_clear(&room, NULL);
+	}
+	c = (struct wire_cursor){ data, data + 2 }; /* within the id */
+	assert_true(wire_next(&c, &f) < 0);
+	xfree(data);
+}
+
 static void random_bytes(void **state)
 {
 	(void)state;
@@ -344,6 +409,7 @@ int main(void)
 		cmocka_unit_test(framing),      cmocka_unit_test(depth),
 		cmocka_unit_test(amplification), cmocka_unit_test(too_long),
 		cmocka_unit_test(long_list),    cmocka_unit_test(random_bytes),
+		cmocka_unit_test(texts_of_all_lengths), cmocka_unit_test(parts),
 	};
 
 	return cmocka_run_group_tests_name("test_wire", tests, NULL, NULL);
