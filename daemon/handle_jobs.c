@@ -265,7 +265,8 @@ static void pack_job(struct list *l, const Tf__JobRecord *r, struct state_value 
 	struct job_view view;
 
 	job_view(l->d, r, &view);
-	if (!packed.len) {
+	/* a second progress would be merged with the first, which is of an earlier run */
+	if (!packed.len || (r->job->progress && view.job.progress != r->job->progress)) {
 		reply_pack_item(&l->packed, NULL, 0, &view.job.base);
 		return;
 	}
