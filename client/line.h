@@ -54,7 +54,4 @@ typedef int (*line_job_fn)(void *arg, const Tf__Job *job);
 int line_list_jobs(struct transfuse *t, Tf__JobList *m, uint64_t most, line_job_fn fn, void *arg,
 		   struct err *e);
 
-/* Sixteen random bytes: the client's number of a submit. */
-int random_token(uint8_t token[16], struct err *e);
-
 #endif

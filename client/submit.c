@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Submitting a job and following it to its end. A submit carries a random token: the same
+ * Submitting a job and following it to its end. A submit carries a token: the same
  * message sent again after a lost connection is the same job. */
 #include "config.h"
 #include "client/client.h"

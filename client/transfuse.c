@@ -7,12 +7,12 @@
 #include "lib/mem.h"
 #include "proto/limits.h"
 #include "proto/spec.h"
+#include "proto/token.h"
 #include "proto/wire.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/random.h>
 
 #define ASK_MS 30000
 #define POLL_MS 10000
@@ -72,21 +72,14 @@ int line_ask(struct transfuse *t, Tf__Request *r, Tf__Reply__BodyCase want, int6
 	return wrong_answer(e);
 }
 
-int random_token(uint8_t token[16], struct err *e)
-{
-	if (getrandom(token, 16, 0) != 16)
-		return err_errno(e, "random bytes");
-	return 0;
-}
-
 int line_submit(struct transfuse *t, Tf__JobSpec *spec, bool dry_run, Tf__Reply **out,
 		struct err *e)
 {
 	Tf__Request r = TF__REQUEST__INIT;
 	Tf__Submit m = TF__SUBMIT__INIT;
-	uint8_t token[16];
+	uint8_t token[TOKEN_BYTES];
 
-	TRY(random_token(token, e));
+	TRY(token_make(token, e));
 	m.token.data = token;
 	m.token.len = sizeof token;
 	m.spec = spec;
@@ -103,9 +96,9 @@ static int pack_all(const struct line_member *member, size_t count, ProtobufCBin
 	for (size_t i = 0; i < count; i++) {
 		Tf__Submit m = TF__SUBMIT__INIT;
 		Tf__AfterMember after = TF__AFTER_MEMBER__INIT, *first = &after;
-		uint8_t token[16];
+		uint8_t token[TOKEN_BYTES];
 
-		TRY(random_token(token, e));
+		TRY(token_make(token, e));
 		m.token.data = token;
 		m.token.len = sizeof token;
 		m.spec = member[i].spec;

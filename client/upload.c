@@ -6,6 +6,7 @@
 #include "client/client.h"
 #include "client/line.h"
 #include "lib/mem.h"
+#include "proto/token.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -33,10 +34,10 @@ int upload_open(struct client *c, const char *name, uint64_t size, struct upload
 	Tf__Request r = TF__REQUEST__INIT;
 	Tf__UploadOpen m = TF__UPLOAD_OPEN__INIT;
 	Tf__Reply *reply;
-	uint8_t token[16];
+	uint8_t token[TOKEN_BYTES];
 	struct upload *u;
 
-	TRY(random_token(token, e));
+	TRY(token_make(token, e));
 	m.token.data = token;
 	m.token.len = sizeof token;
 	m.name = (char *)name;

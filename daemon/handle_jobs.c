@@ -200,8 +200,8 @@ int submit_one(struct daemon *d, const struct request *r, const Tf__Submit *m,
 	int rc;
 
 	*out = (struct submitted){ 0 };
-	FAIL_IF(m->token.len != JOB_TOKEN_BYTES, e, TF_EINVALID,
-		"a token of %zu bytes: expected %u", m->token.len, JOB_TOKEN_BYTES);
+	FAIL_IF(m->token.len != TOKEN_BYTES, e, TF_EINVALID,
+		"a token of %zu bytes: expected %u", m->token.len, TOKEN_BYTES);
 	rc = job_by_token(d->state, m->token.data, &out->job, e);
 	out->already = rc == 0;
 	if (rc == 0)

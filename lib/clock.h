@@ -8,6 +8,7 @@
 #define CLOCK_TEXT_MAX 32
 
 int64_t clock_wall_ms(void);     /* milliseconds since 1970, UTC */
+int64_t clock_wall_us(void);
 int64_t clock_mono_ns(void);     /* monotonic nanoseconds */
 int64_t clock_mono_ms(void);
 /* ISO 8601 in UTC with milliseconds: 2026-01-31T12:00:00.123Z. */

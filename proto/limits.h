@@ -29,7 +29,8 @@
 #define LIMIT_GROUPS 1000u                    /* a user's, of jobs that have not ended */
 #define LIMIT_JOBS_QUEUED 1000000u
 #define LIMIT_JOURNAL_BYTES (1u << 20)        /* commits of the store before they are folded */
-#define LIMIT_UNFOLDED_TOKENS 64u             /* new jobs in them: pages in memory */
+#define LIMIT_UNFOLDED_JOBS 512u              /* new ones in them */
+#define LIMIT_UNFOLDED_TOKENS 64u             /* theirs that lie apart: pages in memory */
 #define LIMIT_JOBS_LISTED 10000u              /* in one reply */
 #define LIMIT_OVERVIEW_JOBS 100u              /* in one overview */
 #define LIMIT_JOBS_PASSED 4096u               /* passed over for one reply, not being asked for */

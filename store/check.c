@@ -154,7 +154,7 @@ static int walk_token(void *arg, struct state_value key, struct state_value valu
 {
 	struct check *c = arg;
 
-	if (key.len != JOB_TOKEN_BYTES || value.len != 8 ||
+	if (key.len != TOKEN_BYTES || value.len != 8 ||
 	    !has(c, STATE_JOBS, value.data, value.len))
 		found(c, "a token leads to no job");
 	return 0;

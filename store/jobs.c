@@ -37,13 +37,13 @@ static bool record_is_whole(const Tf__JobRecord *r)
 {
 	const Tf__Job *j = r->job;
 
-	return j->id != 0 && r->token.len == JOB_TOKEN_BYTES && j->state >= TF__JOB_STATE__QUEUED &&
+	return j->id != 0 && r->token.len == TOKEN_BYTES && j->state >= TF__JOB_STATE__QUEUED &&
 	       j->state <= TF__JOB_STATE__CANCELLED && j->kind >= TF__JOB_KIND__INGEST &&
 	       j->kind <= TF__JOB_KIND__NOOP && (!job_state_active(j->state) || j->attempt > 0) &&
 	       (j->state == TF__JOB_STATE__STOPPING) == (j->stopping != TF__STOP_REASON__STOP_NONE);
 }
 
-/* A job keeps its token. They are random: each put touches a page of its own. */
+/* A job keeps its token: no page is changed for it again. */
 static int token_put(struct state *s, const Tf__JobRecord *r, const uint8_t key[8], struct err *e)
 {
 	uint64_t known;
@@ -51,7 +51,7 @@ static int token_put(struct state *s, const Tf__JobRecord *r, const uint8_t key[
 
 	if (rc != TF_ENOTFOUND)
 		return rc;
-	return state_put(s, STATE_TOKENS, r->token.data, JOB_TOKEN_BYTES, key, 8, e);
+	return state_put(s, STATE_TOKENS, r->token.data, TOKEN_BYTES, key, 8, e);
 }
 
 int job_put(struct state *s, Tf__JobRecord *record, struct err *e)
@@ -111,12 +111,12 @@ int job_spec_get(struct state *s, uint64_t id, Tf__SpecRecord **out, struct err 
 	return rc;
 }
 
-int job_by_token(struct state *s, const uint8_t token[JOB_TOKEN_BYTES], uint64_t *out,
+int job_by_token(struct state *s, const uint8_t token[TOKEN_BYTES], uint64_t *out,
 		 struct err *e)
 {
 	struct state_value v;
 
-	TRY(state_get(s, STATE_TOKENS, token, JOB_TOKEN_BYTES, &v, e));
+	TRY(state_get(s, STATE_TOKENS, token, TOKEN_BYTES, &v, e));
 	FAIL_IF(v.len != 8, e, TF_ECORRUPT, "store: a token leads to %zu bytes instead of 8",
 		v.len);
 	*out = state_key_number(v.data);

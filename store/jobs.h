@@ -5,10 +5,9 @@
 #define STORE_JOBS_H
 
 #include "proto/spec.h"
+#include "proto/token.h"
 #include "store/record.h"
 #include "store/store.pb-c.h"
-
-#define JOB_TOKEN_BYTES 16u
 
 /* Starting, running or stopping: the job has an attempt. */
 bool job_state_active(Tf__JobState state);
@@ -24,7 +23,7 @@ int job_get(struct state *s, uint64_t id, Tf__JobRecord **out, struct err *e);
 int job_spec_put(struct state *s, uint64_t id, Tf__SpecRecord *record, struct err *e);
 int job_spec_get(struct state *s, uint64_t id, Tf__SpecRecord **out, struct err *e);
 /* The job a token was given to; TF_ENOTFOUND without a sentence. */
-int job_by_token(struct state *s, const uint8_t token[JOB_TOKEN_BYTES], uint64_t *out,
+int job_by_token(struct state *s, const uint8_t token[TOKEN_BYTES], uint64_t *out,
 		 struct err *e);
 
 typedef int (*job_fn)(void *arg, Tf__JobRecord *record); /* borrowed, for this call */

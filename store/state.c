@@ -40,7 +40,9 @@ struct state {
 	bool failed;    /* a commit failed: to be closed */
 	bool must_fold; /* nothing is added to the journal: it may not be on disk as it was read, or
 			   enough waits */
-	size_t tokens;  /* put since the last fold; what is forgotten counts, too */
+	size_t tokens, apart; /* put since the last fold; of them beside no other. What is forgotten
+				 counts, too */
+	uint64_t new_job;     /* the least whose token was put since then; 0: none was */
 	struct journal *journal; /* NULL: only read */
 	bool reading_only;
 	bool missing[STATE_TABLES]; /* an older program's store, opened for reading, lacks it */
@@ -164,7 +166,8 @@ static int fold(struct state *s, struct err *e)
 		return mdb_error(e, s, "commit", rc);
 	journal_begin(s->journal, epoch);
 	s->must_fold = false;
-	s->tokens = 0;
+	s->tokens = s->apart = 0;
+	s->new_job = 0;
 	return 0;
 }
 
@@ -417,6 +420,32 @@ static int delete(struct state *s, enum state_table table, MDB_val *k)
 	return mdb_del(s->write, s->table[table], k, NULL);
 }
 
+/* Whether the token a step away was put since the last fold: numbers of jobs only grow. */
+static bool beside_new(const struct state *s, MDB_cursor *c, MDB_val k, MDB_cursor_op step)
+{
+	MDB_val v;
+
+	return mdb_cursor_get(c, &k, &v, MDB_SET) == 0 && mdb_cursor_get(c, &k, &v, step) == 0 &&
+	       v.mv_size == 8 && state_key_number(v.mv_data) >= s->new_job;
+}
+
+/* LMDB holds a changed page in memory until the fold, and that memory for good. A random token
+ * changes a page of its own, so it is the number of those that must not be left to chance. One
+ * beside a token that is new, too, is on a page that has changed already, or on the next one: so
+ * are nearly all tokens that begin with the time (proto/token.h), whatever else is in the table. */
+static void token_note(struct state *s, MDB_val k, uint64_t job)
+{
+	MDB_cursor *c = NULL;
+	bool beside = s->new_job && !mdb_cursor_open(s->write, s->table[STATE_TOKENS], &c) &&
+		      (beside_new(s, c, k, MDB_PREV) || beside_new(s, c, k, MDB_NEXT));
+
+	mdb_cursor_close(c);
+	s->tokens++;
+	s->apart += !beside;
+	if (!s->new_job || job < s->new_job)
+		s->new_job = job;
+}
+
 int state_put(struct state *s, enum state_table table, const void *key, size_t key_len,
 	      const void *data, size_t len, struct err *e)
 {
@@ -431,7 +460,8 @@ int state_put(struct state *s, enum state_table table, const void *key, size_t k
 		return mdb_error(e, s, table_names[table], rc);
 	}
 	journal_note(s->journal, in_part(s), table, key, key_len, len ? data : "", len);
-	s->tokens += table == STATE_TOKENS;
+	if (table == STATE_TOKENS && len == 8)
+		token_note(s, k, state_key_number(data));
 	return 0;
 }
 
@@ -549,12 +579,10 @@ bool state_can_commit(const struct state *s)
 	return !s->part || (s->aside && !s->must_fold && journal_fits(s->journal));
 }
 
-/* LMDB holds a changed page in memory until the fold, and that memory for good. Tokens are random:
- * each changes a page of its own, so it is their number that must not be left to chance. */
 static int journal_commit(struct state *s, struct err *e)
 {
 	TRY(journal_write(s->journal, e));
-	s->must_fold = s->tokens >= LIMIT_UNFOLDED_TOKENS;
+	s->must_fold = s->apart >= LIMIT_UNFOLDED_TOKENS || s->tokens >= LIMIT_UNFOLDED_JOBS;
 	return 0;
 }
 

@@ -9,6 +9,7 @@
 #include "lib/clock.h"
 #include "lib/files.h"
 #include "lib/mem.h"
+#include "proto/token.h"
 
 #include <fcntl.h>
 #include <pthread.h>
@@ -196,21 +197,20 @@ struct client {
 	int64_t until_ns;
 	double *took_ms;
 	size_t count, room;
-	uint32_t number;
 };
 
 static void *submit_all(void *arg)
 {
 	struct client *c = arg;
 	Tf__JobSpec spec;
-	uint32_t token[4] = { c->number, 0, 0, (uint32_t)clock_mono_ms() };
+	uint8_t token[TOKEN_BYTES];
 
 	noop_spec(&spec);
 	while (clock_mono_ns() < c->until_ns) {
 		int64_t start = clock_mono_ns();
 
-		token[1]++;
-		if (harness_submit(c->line, &spec, (uint8_t *)token, false, NULL, NULL) < 0)
+		if (token_make(token, NULL) < 0 ||
+		    harness_submit(c->line, &spec, token, false, NULL, NULL) < 0)
 			abort();
 		if (c->count == c->room) {
 			c->room = c->room ? 2 * c->room : 4096;
@@ -248,7 +248,6 @@ static void bench_clients(size_t clients)
 	keys = owner_of(&h);
 	for (size_t i = 0; i < clients; i++) {
 		c[i] = (struct client){ .line = harness_line(&h, &keys),
-					.number = (uint32_t)i + 1,
 					.until_ns =
 						clock_mono_ns() + SUBMIT_SECONDS * 1000000000LL };
 		pthread_create(&thread[i], NULL, submit_all, &c[i]);

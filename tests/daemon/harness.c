@@ -5,6 +5,7 @@
 #include "lib/clock.h"
 #include "lib/files.h"
 #include "lib/mem.h"
+#include "proto/token.h"
 #include "proto/wire.h"
 
 #include <dirent.h>
@@ -382,15 +383,16 @@ int harness_call(struct connection *c, Tf__Request *r, Tf__Reply **reply, struct
 int harness_submit(struct connection *c, const Tf__JobSpec *spec, const uint8_t token[16],
 		   bool dry_run, uint64_t *id, struct err *e)
 {
-	static uint64_t counter;
 	Tf__Request r = TF__REQUEST__INIT;
 	Tf__Submit m = TF__SUBMIT__INIT;
-	uint64_t own[2] = { (uint64_t)getpid() << 32 | ++counter, (uint64_t)clock_mono_ns() };
+	uint8_t own[TOKEN_BYTES];
 	Tf__Reply *reply = NULL;
 	int rc;
 
-	m.token.len = 16;
-	m.token.data = token ? (uint8_t *)token : (uint8_t *)own;
+	if (!token)
+		TRY(token_make(own, e));
+	m.token.len = TOKEN_BYTES;
+	m.token.data = token ? (uint8_t *)token : own;
 	m.spec = (Tf__JobSpec *)spec;
 	m.has_dry_run = m.dry_run = dry_run;
 	r.body_case = TF__REQUEST__BODY_SUBMIT;

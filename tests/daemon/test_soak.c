@@ -2,6 +2,7 @@
  * What must not grow: memory and descriptors of the daemon under clients that submit, cancel and
  * watch, and its memory with ever more ended jobs on disk. The long forms:
  *   TF_SOAK=1800 tests/daemon/test_soak      half an hour (default: 4000 jobs without a pause)
+ *   TF_RANDOM=1 with it                      of clients whose tokens do not begin with the time
  *   TF_ENDED=1000000 tests/daemon/test_soak  a million ended jobs (default 20,000) */
 #include "tests/daemon/harness.h"
 #include "lib/clock.h"
@@ -73,7 +74,7 @@ static void put_ended(struct state *s, uint64_t id)
 	Tf__JobSpec job_spec = TF__JOB_SPEC__INIT;
 	Tf__NoopSpec noop = TF__NOOP_SPEC__INIT;
 	Tf__Job j = TF__JOB__INIT;
-	uint8_t token[16];
+	uint8_t token[TOKEN_BYTES]; /* random: as those of older clients were */
 
 	assert_int_equal(getrandom(token, sizeof token, 0), sizeof token);
 	job_spec.kind = j.kind = TF__JOB_KIND__NOOP;
@@ -118,6 +119,7 @@ struct client {
 	struct connection *line;
 	pthread_t thread;
 	unsigned number;
+	bool random_tokens;
 	int pause_ms;  /* at most, between a job and the next */
 	unsigned each; /* one job of so many is watched, another listed */
 	size_t most;   /* jobs */
@@ -131,11 +133,13 @@ static int submit(struct client *c, uint64_t *id)
 {
 	Tf__JobSpec spec = TF__JOB_SPEC__INIT;
 	Tf__NoopSpec noop = TF__NOOP_SPEC__INIT;
-	uint8_t token[16]; /* random, as those of clients */
+	uint8_t token[TOKEN_BYTES];
 	int64_t start;
 	int rc;
 
-	assert_int_equal(getrandom(token, sizeof token, 0), sizeof token);
+	assert_ok(token_make(token, &e), &e);
+	if (c->random_tokens)
+		assert_int_equal(getrandom(token, sizeof token, 0), sizeof token);
 	start = clock_mono_ns();
 	spec.kind = TF__JOB_KIND__NOOP;
 	spec.name = (char *)"done";
@@ -223,6 +227,7 @@ static void start_clients(struct client *c, long seconds)
 	for (unsigned i = 0; i < CLIENTS; i++) {
 		c[i].line = harness_line(&h, &owner);
 		c[i].number = i + 1;
+		c[i].random_tokens = from_environment("TF_RANDOM", 0);
 		c[i].pause_ms = quick ? 0 : 15;
 		c[i].each = quick ? 64 : 8;
 		c[i].most = (quick ? SHORT_JOBS : TOOK_MAX) / CLIENTS;

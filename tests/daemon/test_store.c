@@ -525,31 +525,6 @@ static void a_newer_journal_is_refused(void **state)
 	xfree(killed);
 }
 
-static void commit_jobs(uint64_t first, uint64_t count)
-{
-	for (uint64_t id = first; id < first + count; id++)
-		put_job(id, TF__JOB_STATE__QUEUED);
-	assert_ok(state_commit(store, &e), &e);
-}
-
-/* However they are spread over commits; a change of a job is no new one. */
-static void many_new_jobs_are_folded(void **state)
-{
-	(void)state;
-	for (uint64_t id = 1; id < LIMIT_UNFOLDED_TOKENS; id++)
-		commit_jobs(id, 1);
-	commit_jobs(1, LIMIT_UNFOLDED_TOKENS - 1);
-	assert_false(state_folded(store));
-	commit_jobs(LIMIT_UNFOLDED_TOKENS, 1);
-	assert_false(state_folded(store));
-	put_number("a", 1);
-	assert_true(state_folded(store));
-	commit_jobs(1000, 2 * LIMIT_UNFOLDED_TOKENS);
-	assert_false(state_folded(store));
-	put_number("a", 2);
-	assert_true(state_folded(store));
-}
-
 struct seen {
 	uint64_t id[16];
 	size_t count;
@@ -774,7 +749,6 @@ int main(void)
 						close_store),
 		cmocka_unit_test_setup_teardown(a_newer_journal_is_refused, open_store,
 						close_store),
-		cmocka_unit_test_setup_teardown(many_new_jobs_are_folded, open_store, close_store),
 		cmocka_unit_test_setup_teardown(indexes_follow_the_records, open_store,
 						close_store),
 		cmocka_unit_test_setup_teardown(a_walk_meets_records_of_all_sizes, open_store,
