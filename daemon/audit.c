@@ -59,8 +59,7 @@ static void put_value(struct buf *b, const ProtobufCFieldDescriptor *f, const vo
 
 	switch (f->type) {
 	case PROTOBUF_C_TYPE_STRING:
-		if (*(char *const *)at)
-			buf_printf(b, " %s=%.100s", f->name, *(char *const *)at);
+		buf_printf(b, " %s=%.100s", f->name, *(char *const *)at);
 		break;
 	case PROTOBUF_C_TYPE_UINT64:
 		buf_printf(b, " %s=%llu", f->name, (unsigned long long)*(const uint64_t *)at);
@@ -78,8 +77,7 @@ static void put_value(struct buf *b, const ProtobufCFieldDescriptor *f, const vo
 		buf_printf(b, " %s=%s", f->name, v ? v->name : "?");
 		break;
 	case PROTOBUF_C_TYPE_MESSAGE:
-		if (*(ProtobufCMessage *const *)at)
-			put_message(b, *(ProtobufCMessage *const *)at, depth + 1);
+		put_message(b, *(ProtobufCMessage *const *)at, depth + 1);
 		break;
 	default:
 		break;
@@ -103,10 +101,13 @@ static bool is_set(const ProtobufCMessage *m, const ProtobufCFieldDescriptor *f)
 {
 	const void *quantifier = (const char *)m + f->quantifier_offset;
 
-	if (f->flags & PROTOBUF_C_FIELD_FLAG_ONEOF)
-		return *(const uint32_t *)quantifier == f->id;
-	if (f->label == PROTOBUF_C_LABEL_OPTIONAL && f->type != PROTOBUF_C_TYPE_STRING &&
-	    f->type != PROTOBUF_C_TYPE_MESSAGE)
+	if (f->flags & PROTOBUF_C_FIELD_FLAG_ONEOF && *(const uint32_t *)quantifier != f->id)
+		return false;
+	if (f->label == PROTOBUF_C_LABEL_REPEATED)
+		return *(const size_t *)quantifier > 0;
+	if (f->type == PROTOBUF_C_TYPE_STRING || f->type == PROTOBUF_C_TYPE_MESSAGE)
+		return *(const void *const *)((const char *)m + f->offset) != NULL;
+	if (f->label == PROTOBUF_C_LABEL_OPTIONAL && !(f->flags & PROTOBUF_C_FIELD_FLAG_ONEOF))
 		return *(const protobuf_c_boolean *)quantifier;
 	return true;
 }
@@ -118,7 +119,7 @@ static void put_message(struct buf *b, const ProtobufCMessage *m, int depth)
 		const char *at = (const char *)m + f->offset;
 		size_t n, size = value_size(f);
 
-		if (!is_shown(f->name) || !is_set(m, f))
+		if (!is_set(m, f) || !is_shown(f->name)) /* few fields are set */
 			continue;
 		if (f->label != PROTOBUF_C_LABEL_REPEATED) {
 			put_value(b, f, at, depth);
