@@ -333,6 +333,9 @@ char *daemon_path(const struct daemon *d, const char *fmt, ...)
 
 /* ---- loop.c ---- */
 void loop_run(struct daemon *d);
+/* What comes in a turn after all that there was has been taken: what is due, the commit, the
+ * answers, then the starts. */
+void loop_settle(struct daemon *d);
 /* Ends a turn: follows up ended jobs, answers waits, commits, sends. False when the commit failed.
  */
 bool loop_commit(struct daemon *d);
@@ -402,6 +405,9 @@ int may_change(const struct request *r, const char *owner, const char *what, str
 void server_zap(struct daemon *d);     /* answers the questions of handshakes */
 /* Reads messages and handles a turn's worth of requests. */
 void server_receive(struct daemon *d);
+/* Handles one, whoever sent it: its answer is in the outbox, waits, or comes with a task. m stays
+ * the caller's. */
+void server_take(struct daemon *d, struct wire_message *m);
 void server_hold_back(struct daemon *d); /* waits a little when there is a flood */
 /* While a batch is made, whose part of the transaction is open: other users' plain submits are
  * handled and committed, at most one of each. False: that failed, and the store was opened again

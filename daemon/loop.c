@@ -281,11 +281,23 @@ static void housekeeping(struct daemon *d)
 	}
 }
 
+void loop_settle(struct daemon *d)
+{
+	bool at_once;
+
+	housekeeping(d);
+	/* what ended and what starts instead are one commit, unless a new process would keep
+	 * somebody waiting for an answer */
+	at_once = warm_any(d) || d->outbox.count == 0;
+	if (at_once || loop_commit(d))
+		worker_start_all(d, !at_once);
+	fold_store(d);
+}
+
 static void turn(struct daemon *d)
 {
 	zmq_pollitem_t item[FIXED_ITEMS + LIMIT_WORKERS + READER_PROCESSES_MAX + 2];
 	size_t n = fill_items(d, item);
-	bool at_once;
 
 	CHECK(n <= ARRAY_LEN(item));
 	server_hold_back(d);
@@ -300,13 +312,7 @@ static void turn(struct daemon *d)
 		take_ended(d, item, n);
 	if (n && item[3].revents)
 		tasks_finish(d);
-	housekeeping(d);
-	/* what ended and what starts instead are one commit, unless a new process would keep
-	 * somebody waiting for an answer */
-	at_once = warm_any(d) || d->outbox.count == 0;
-	if (at_once || loop_commit(d))
-		worker_start_all(d, !at_once);
-	fold_store(d);
+	loop_settle(d);
 }
 
 void loop_run(struct daemon *d)

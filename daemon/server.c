@@ -264,7 +264,7 @@ static int dispatch(struct daemon *d, struct request *r)
 	return row->handle(d, r);
 }
 
-static void take(struct daemon *d, struct wire_message *m)
+void server_take(struct daemon *d, struct wire_message *m)
 {
 	struct request r = { .route_len = m->route_len };
 	Tf__Request *message = NULL;
@@ -321,7 +321,7 @@ static void take_in(struct daemon *d, const struct inbox_bounds *bounds, struct 
 			d->holding = true;
 			return;
 		}
-		take(d, m);
+		server_take(d, m);
 	} else {
 		bool known = d->state && user_get(d->state, m->user, &user, NULL) == 0;
 		const char *name = known ? user->name : "(nobody)";
@@ -430,7 +430,7 @@ bool server_between(struct daemon *d)
 			break;
 	state_part_aside(d->state, true);
 	while (inbox_take_beside(d->inbox, &bounds, is_plain, &at, &m, BETWEEN_NS, began)) {
-		take(d, &m);
+		server_take(d, &m);
 		wire_message_close(&m);
 		served = true;
 	}
@@ -455,7 +455,7 @@ void server_receive(struct daemon *d)
 		int64_t began = now;
 
 		d->between_ns = 0;
-		take(d, &m);
+		server_take(d, &m);
 		wire_message_close(&m);
 		now = clock_mono_ns();
 		inbox_charge(d->inbox, now - began - d->between_ns, now);
