@@ -17,6 +17,7 @@
 #include "lib/files.h"
 #include "lib/log.h"
 #include "lib/mem.h"
+#include "lib/utf8.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -29,6 +30,7 @@
 #define KEY_SHOWN 8
 #define TEXT_SHOWN 300
 #define SUBJECT_SHOWN 300
+#define VALUE_SHOWN 100 /* of one of its texts */
 #define DEPTH_MAX 3
 #define ITEMS_SHOWN 4
 
@@ -56,10 +58,12 @@ static void put_message(struct buf *b, const ProtobufCMessage *m, int depth);
 static void put_value(struct buf *b, const ProtobufCFieldDescriptor *f, const void *at, int depth)
 {
 	const ProtobufCEnumValue *v;
+	const char *text;
 
 	switch (f->type) {
 	case PROTOBUF_C_TYPE_STRING:
-		buf_printf(b, " %s=%.100s", f->name, *(char *const *)at);
+		text = *(char *const *)at;
+		buf_printf(b, " %s=%.*s", f->name, (int)utf8_cut(text, VALUE_SHOWN), text);
 		break;
 	case PROTOBUF_C_TYPE_UINT64:
 		buf_printf(b, " %s=%llu", f->name, (unsigned long long)*(const uint64_t *)at);
@@ -150,10 +154,8 @@ static void put_subject(struct buf *b, const Tf__Request *m)
 /* One column: what would break a line is shown as '?'. */
 static void put_column(struct buf *b, const char *text, size_t most)
 {
-	size_t n = strlen(text) < most ? strlen(text) : most, at;
+	size_t n = utf8_cut(text, most), at;
 
-	while (n < strlen(text) && n > 0 && ((unsigned char)text[n] & 0xC0) == 0x80)
-		n--; /* not within a character */
 	buf_text(b, "\t");
 	at = b->len;
 	buf_append(b, *text ? text : "-", *text ? n : 1);

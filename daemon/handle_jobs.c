@@ -11,6 +11,7 @@
 #include "lib/clock.h"
 #include "lib/files.h"
 #include "lib/mem.h"
+#include "lib/utf8.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -400,16 +401,6 @@ static int cancel_one(struct daemon *d, const struct request *r, uint64_t id, st
 	return 0;
 }
 
-/* Where a text ends that has so many bytes at most, and no part of a character. */
-static size_t text_end(const char *text, size_t most)
-{
-	size_t n = strnlen(text, most + 1);
-
-	for (n = n > most ? most : n; text[n] && ((uint8_t)text[n] & 0xC0) == 0x80; n--)
-		;
-	return n;
-}
-
 static void refusal_add(struct list *l, uint64_t job, const struct err *e)
 {
 	Tf__JobRefusal *refusal = xmalloc(sizeof *refusal);
@@ -417,7 +408,7 @@ static void refusal_add(struct list *l, uint64_t job, const struct err *e)
 	tf__job_refusal__init(refusal);
 	refusal->job = job;
 	refusal->code = e->code;
-	refusal->text = xstrndup(e->text, text_end(e->text, REFUSAL_BYTES));
+	refusal->text = xstrndup(e->text, utf8_cut(e->text, REFUSAL_BYTES));
 	l->refused_bytes += tf__job_refusal__get_packed_size(refusal) + REFUSAL_HEAD_BYTES;
 	l->refused = xrealloc(l->refused, l->refusals + 1, sizeof *l->refused);
 	l->refused[l->refusals++] = refusal;

@@ -8,6 +8,7 @@
 #include "lib/clock.h"
 #include "lib/log.h"
 #include "lib/mem.h"
+#include "lib/utf8.h"
 #include "proto/retry.h"
 
 #include <stdio.h>
@@ -18,13 +19,9 @@
 
 static char *shortened(const char *text)
 {
-	size_t n = strlen(text);
+	size_t n = utf8_cut(text, REASON_BYTES);
 
-	if (n <= REASON_BYTES)
-		return xstrdup(text);
-	for (n = REASON_BYTES; n > 0 && ((unsigned char)text[n] & 0xC0) == 0x80; n--)
-		; /* not within a UTF-8 character */
-	return xasprintf("%.*s...", (int)n, text);
+	return text[n] ? xasprintf("%.*s...", (int)n, text) : xstrdup(text);
 }
 
 /* "attempt 2: why (crash 1 of 3)"; the caller's. */

@@ -2,6 +2,7 @@
  * Error codes and sentences; see err.h. No state but the program's name. */
 #include "config.h"
 #include "lib/err.h"
+#include "lib/utf8.h"
 
 #include <errno.h>
 #include <stdbool.h>
@@ -45,6 +46,7 @@ int err_set(struct err *e, int code, const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(e->text, sizeof e->text, fmt, ap);
 	va_end(ap);
+	utf8_mend(e->text);
 	return code;
 }
 
@@ -83,6 +85,7 @@ int err_prefix(struct err *e, const char *fmt, ...)
 	va_end(ap);
 	memcpy(text, e->text, sizeof text);
 	snprintf(e->text, sizeof e->text, "%.500s: %.500s", prefix, text);
+	utf8_mend(e->text);
 	return e->code;
 }
 

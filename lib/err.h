@@ -20,7 +20,7 @@ enum tf_error {
 
 struct err {
 	int code;                 /* TF_OK or the code last set */
-	char text[ERR_TEXT_MAX];  /* one sentence, no newline; cut when too long */
+	char text[ERR_TEXT_MAX];  /* one sentence, no newline; cut when too long; always UTF-8 */
 };
 
 #define ERR_INIT { 0, { 0 } }

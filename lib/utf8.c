@@ -3,6 +3,8 @@
 #include "config.h"
 #include "lib/utf8.h"
 
+#include <string.h>
+
 #include <stdint.h>
 
 size_t utf8_length(const char *text, size_t bytes)
@@ -38,4 +40,26 @@ bool utf8_valid(const char *text, size_t bytes)
 			return false;
 	}
 	return true;
+}
+
+size_t utf8_cut(const char *text, size_t most)
+{
+	size_t n = strnlen(text, most + 1);
+
+	for (n = n > most ? most : n; n > 0 && ((unsigned char)text[n] & 0xC0) == 0x80; n--)
+		;
+	return n;
+}
+
+void utf8_mend(char *text)
+{
+	size_t left = strlen(text), n;
+
+	for (; left > 0; text += n, left -= n) {
+		n = utf8_length(text, left);
+		if (n > 0)
+			continue;
+		*text = '?';
+		n = 1;
+	}
 }

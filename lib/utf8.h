@@ -9,5 +9,9 @@
 /* Bytes of the character text begins with, 1 to 4; 0 when it is not valid or cut short. */
 size_t utf8_length(const char *text, size_t bytes);
 bool utf8_valid(const char *text, size_t bytes);
+/* How many bytes of it, `most` or fewer, end with no part of a character. */
+size_t utf8_cut(const char *text, size_t most);
+/* Bytes that are of no valid character become '?'. */
+void utf8_mend(char *text);
 
 #endif
