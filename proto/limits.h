@@ -58,6 +58,7 @@
 #define LIMIT_UPLOADS 256u                    /* open at once */
 #define LIMIT_UPLOAD_BYTES (1ull << 42)
 #define LIMIT_ARTEFACTS 100000u
+#define LIMIT_ARTEFACT_BYTES (2u << 20)       /* on record of one: facts, what it was made from */
 #define LIMIT_ARTEFACTS_LOOKED 4096u           /* at, for one reply */
 #define LIMIT_USAGE_LISTED 10000u             /* sums of usage in one reply */
 #define LIMIT_GC_LISTED 1000u                 /* things to let go in one reply */

@@ -49,15 +49,52 @@ static int not_unpacked(const ProtobufCMessageDescriptor *type, size_t len, bool
 		       type->short_name);
 }
 
+static void drop_unknown(ProtobufCMessage *m, ProtobufCAllocator *allocator);
+
+static void drop_below(ProtobufCMessage *m, const ProtobufCFieldDescriptor *f,
+		       ProtobufCAllocator *allocator)
+{
+	char *at = (char *)m + f->offset, *quantifier = (char *)m + f->quantifier_offset;
+	size_t n = 1;
+
+	if (f->label == PROTOBUF_C_LABEL_REPEATED) {
+		n = *(size_t *)quantifier;
+		at = *(char **)at;
+	} else if (f->flags & PROTOBUF_C_FIELD_FLAG_ONEOF) {
+		n = *(uint32_t *)quantifier == f->id;
+	}
+	for (size_t i = 0; i < n; i++)
+		if (((ProtobufCMessage **)at)[i])
+			drop_unknown(((ProtobufCMessage **)at)[i], allocator);
+}
+
+/* Fields of another version are passed over, not on: they would be packed again with the rest, into
+ * records and answers whose size is known by the fields that were checked. */
+static void drop_unknown(ProtobufCMessage *m, ProtobufCAllocator *allocator)
+{
+	for (unsigned i = 0; i < m->n_unknown_fields; i++)
+		allocator->free(allocator->allocator_data, m->unknown_fields[i].data);
+	if (m->unknown_fields)
+		allocator->free(allocator->allocator_data, m->unknown_fields);
+	m->unknown_fields = NULL;
+	m->n_unknown_fields = 0;
+	for (unsigned i = 0; i < m->descriptor->n_fields; i++)
+		if (m->descriptor->fields[i].type == PROTOBUF_C_TYPE_MESSAGE)
+			drop_below(m, &m->descriptor->fields[i], allocator);
+}
+
 static int unpack(const ProtobufCMessageDescriptor *type, const void *data, size_t len,
 		  size_t factor, ProtobufCMessage **out, struct err *e)
 {
 	size_t most = UNPACK_FLOOR + factor * len;
 	struct allowance allowance = { most, false };
 	ProtobufCAllocator allocator = { limited_alloc, limited_free, &allowance };
+	bool unknown;
 
-	TRY(wire_check(type, data, len, e));
+	TRY(wire_check(type, data, len, &unknown, e));
 	*out = protobuf_c_message_unpack(type, &allocator, len, data);
+	if (*out && unknown)
+		drop_unknown(*out, &allocator);
 	return *out ? 0 : not_unpacked(type, len, allowance.exceeded, most, e);
 }
 
@@ -120,7 +157,7 @@ int wire_unpack_part(struct unpack_room *room, const ProtobufCMessageDescriptor 
 {
 	size_t len = part.end - part.at, most = UNPACK_FLOOR + LIMIT_UNPACK_REPLY_FACTOR * len;
 
-	TRY(wire_check(type, part.at, len, e));
+	TRY(wire_check(type, part.at, len, NULL, e));
 	*out = unpack_in_room(room, type, part.at, len, most);
 	return *out ? 0 : not_unpacked(type, len, room->exceeded, most, e);
 }

@@ -172,10 +172,10 @@ static int check_enums(const char *in, const ProtobufCFieldDescriptor *field, st
 }
 
 static int check_message(const ProtobufCMessageDescriptor *type, struct wire_cursor c, int depth,
-			 struct err *e);
+			 bool *unknown, struct err *e);
 
 static int check_field(const char *in, const ProtobufCFieldDescriptor *field, struct wire_field *el,
-		       int depth, struct err *e)
+		       int depth, bool *unknown, struct err *e)
 {
 	if (field->type == PROTOBUF_C_TYPE_ENUM)
 		return check_enums(in, field, el, e);
@@ -185,11 +185,11 @@ static int check_field(const char *in, const ProtobufCFieldDescriptor *field, st
 		field->name, in);
 	if (field->type == PROTOBUF_C_TYPE_STRING)
 		return check_text(in, field, el->bytes, e);
-	return check_message(field->descriptor, el->bytes, depth + 1, e);
+	return check_message(field->descriptor, el->bytes, depth + 1, unknown, e);
 }
 
 static int check_message(const ProtobufCMessageDescriptor *type, struct wire_cursor c, int depth,
-			 struct err *e)
+			 bool *unknown, struct err *e)
 {
 	struct wire_field el;
 	int rc;
@@ -201,18 +201,23 @@ static int check_message(const ProtobufCMessageDescriptor *type, struct wire_cur
 			protobuf_c_message_descriptor_get_field(type, el.number);
 
 		if (field)
-			TRY(check_field(type->short_name, field, &el, depth, e));
+			TRY(check_field(type->short_name, field, &el, depth, unknown, e));
+		*unknown |= !field;
 	}
 	FAIL_IF(rc < 0, e, TF_EINVALID, "a message of type %s is damaged or cut short",
 		type->short_name);
 	return 0;
 }
 
-int wire_check(const ProtobufCMessageDescriptor *type, const void *data, size_t len, struct err *e)
+int wire_check(const ProtobufCMessageDescriptor *type, const void *data, size_t len, bool *unknown,
+	       struct err *e)
 {
 	struct wire_cursor c = { data, (const uint8_t *)data + len };
+	bool none;
 
+	unknown = unknown ? unknown : &none;
+	*unknown = false;
 	FAIL_IF(len > LIMIT_MESSAGE_BYTES, e, TF_ELIMIT,
 		"a message of %zu bytes; at most %u are allowed", len, LIMIT_MESSAGE_BYTES);
-	return check_message(type, c, 1, e);
+	return check_message(type, c, 1, unknown, e);
 }

@@ -7,6 +7,7 @@
 #include "lib/err.h"
 #include "proto/transfused.pb-c.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -31,8 +32,10 @@ int wire_next(struct wire_cursor *c, struct wire_field *out);
 /* ---- the whole of it */
 
 /* Walks the bytes along the descriptor: framing, wire types, depth, enum values, texts (UTF-8,
- * no NUL, length). Unknown fields are stepped over. */
-int wire_check(const ProtobufCMessageDescriptor *type, const void *data, size_t len, struct err *e);
+ * no NUL, length). Unknown fields are stepped over; *unknown (may be NULL) says whether there are
+ * any. */
+int wire_check(const ProtobufCMessageDescriptor *type, const void *data, size_t len, bool *unknown,
+	       struct err *e);
 /* The first varint field number `field` of the outermost message; 0 when there is none before the
  * first fault. Used for version and id of a message that is refused. */
 uint64_t wire_peek_varint(const void *data, size_t len, uint32_t field);

@@ -226,9 +226,9 @@ static void depth(void **state)
 		put_bytes(&b, 1, inner, len);
 		xfree(inner);
 		if (i == WIRE_DEPTH_MAX - 2)
-			assert_int_equal(wire_check(&nested, b.data, b.len, NULL), 0);
+			assert_int_equal(wire_check(&nested, b.data, b.len, NULL, NULL), 0);
 	}
-	assert_int_equal(wire_check(&nested, b.data, b.len, &e), TF_ELIMIT);
+	assert_int_equal(wire_check(&nested, b.data, b.len, NULL, &e), TF_ELIMIT);
 	buf_release(&b);
 }
 
@@ -276,7 +276,7 @@ static void too_long(void **state)
 	xfree(chunk.data.data);
 	data = xcalloc(1, LIMIT_MESSAGE_BYTES + 1);
 	err_clear(&e);
-	assert_int_equal(wire_check(&tf__request__descriptor, data, LIMIT_MESSAGE_BYTES + 1, &e),
+	assert_int_equal(wire_check(&tf__request__descriptor, data, LIMIT_MESSAGE_BYTES + 1, NULL, &e),
 			 TF_ELIMIT);
 	xfree(data);
 }
