@@ -205,12 +205,23 @@ static Tf__Artefact finished(struct daemon *d, const Tf__Artefact *old, const Tf
 	a.bytes = made->has_bytes ? made->bytes : (uint64_t)dir_size(path);
 	a.n_fact = made->n_fact;
 	a.fact = made->fact;
-	if (made->n_made_from || spec->n_input) {
-		a.n_made_from = made->n_made_from ? made->n_made_from : spec->n_input;
-		a.made_from = made->n_made_from ? made->made_from : spec->input;
+	if (spec->n_input) {
+		a.n_made_from = spec->n_input;
+		a.made_from = spec->input;
 	}
 	xfree(path);
 	return a;
+}
+
+/* An answer has room for what is on record of one. */
+static int fits_record(const Tf__Artefact *a, struct err *e)
+{
+	size_t bytes = tf__artefact__get_packed_size(a);
+
+	FAIL_IF(bytes > LIMIT_ARTEFACT_BYTES, e, TF_ELIMIT,
+		"what the worker says of %s '%s' takes %zu bytes: the limit is %u",
+		artefact_kind_name(a->kind), a->name, bytes, LIMIT_ARTEFACT_BYTES);
+	return 0;
 }
 
 /* What the record said before is in the user's sum already. */
@@ -245,7 +256,9 @@ int artefact_publish(struct daemon *d, const Tf__JobRecord *r, const Tf__Outcome
 		rc = put_in_place(d, old->artefact, e);
 	if (rc == 0) {
 		a = finished(d, old->artefact, outcome->artefact, spec);
-		rc = fits_quota(d, old->artefact, &a, e);
+		rc = fits_record(&a, e);
+		if (rc == 0)
+			rc = fits_quota(d, old->artefact, &a, e);
 		if (rc == 0)
 			rc = artefact_put(d->state, &a, e);
 	}

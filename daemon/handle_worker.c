@@ -200,14 +200,33 @@ static void note_room(struct daemon *d, const struct worker *w, uint32_t room)
 	}
 }
 
+static int check_word(const char *what, const char *word, struct err *e)
+{
+	size_t len = word ? strlen(word) : 0;
+
+	FAIL_IF(len > LIMIT_NAME_BYTES, e, TF_ELIMIT, "%s of %zu bytes: the limit is %u", what, len,
+		LIMIT_NAME_BYTES);
+	return 0;
+}
+
+/* It is kept in memory, and shown in lists of jobs. */
+static int check_progress(const Tf__Progress *p, struct err *e)
+{
+	FAIL_IF(p->n_metric > LIMIT_METRICS, e, TF_ELIMIT, "%zu metrics: the limit is %u",
+		p->n_metric, LIMIT_METRICS);
+	for (size_t i = 0; i < p->n_metric; i++)
+		TRY(check_word("a metric's name", p->metric[i]->name, e));
+	TRY(check_word("a phase", p->phase, e));
+	return check_word("a unit", p->unit, e);
+}
+
 int handle_worker_report(struct daemon *d, struct request *r)
 {
 	const Tf__WorkerReport *m = r->message->worker_report;
 	struct job *j;
 
 	TRY(check_attempt(d, r, m->job, m->attempt));
-	FAIL_IF(m->progress->n_metric > LIMIT_METRICS, &r->err, TF_ELIMIT,
-		"%zu metrics: the limit is %u", m->progress->n_metric, LIMIT_METRICS);
+	TRY(check_progress(m->progress, &r->err));
 	j = live_find(&d->live, m->job);
 	if (!r->worker->route_len && j->state != TF__JOB_STATE__STARTING)
 		hear_again(d, r);

@@ -91,11 +91,13 @@ static void clear_metrics(size_t *n, Tf__Metric ***list)
 static void copy_metrics(size_t from_n, Tf__Metric *const *from, size_t *n, Tf__Metric ***list)
 {
 	clear_metrics(n, list);
-	*n = from_n < LIMIT_METRICS ? from_n : LIMIT_METRICS;
-	*list = xcalloc(*n + 1, sizeof **list);
-	for (size_t i = 0; i < *n; i++) {
-		Tf__Metric *m = (*list)[i] = xmalloc(sizeof *m);
+	*list = xcalloc(LIMIT_METRICS, sizeof **list);
+	for (size_t i = 0; i < from_n && *n < LIMIT_METRICS; i++) {
+		Tf__Metric *m;
 
+		if (strlen(from[i]->name) > LIMIT_NAME_BYTES)
+			continue; /* a list of jobs has room for so much of each */
+		m = (*list)[(*n)++] = xmalloc(sizeof *m);
 		tf__metric__init(m);
 		m->name = xstrdup(from[i]->name);
 		m->value = from[i]->value;

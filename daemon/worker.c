@@ -17,6 +17,7 @@
 #include "lib/files.h"
 #include "lib/log.h"
 #include "lib/mem.h"
+#include "proto/wire.h"
 
 #include <zmq.h>
 #include <errno.h>
@@ -488,17 +489,15 @@ static Tf__Outcome *read_outcome(struct daemon *d, const struct worker *w)
 	char *path = find_outcome(d, w);
 	struct buf b = BUF_INIT;
 	struct err e = ERR_INIT;
-	Tf__Outcome *outcome = NULL;
+	ProtobufCMessage *outcome = NULL;
 
-	if (file_exists(path)) {
-		if (file_read(path, LIMIT_MESSAGE_BYTES, &b, &e) == 0)
-			outcome = tf__outcome__unpack(NULL, b.len, (const uint8_t *)b.data);
-		if (!outcome)
-			log_line(LOG_ERROR, w->job, "%s cannot be read %s", path, e.text);
-	}
+	if (file_exists(path) &&
+	    (file_read(path, LIMIT_MESSAGE_BYTES, &b, &e) < 0 ||
+	     wire_unpack(&tf__outcome__descriptor, b.data, b.len, &outcome, &e) < 0))
+		log_line(LOG_ERROR, w->job, "%s cannot be read: %s", path, e.text);
 	buf_release(&b);
 	xfree(path);
-	return outcome;
+	return (Tf__Outcome *)outcome;
 }
 
 /* The process is gone: its outcome, or its loss. */

@@ -6,6 +6,9 @@
  *   quiet      writes its outcome, exits unsaid    mute       never says hello
  *   aged       as quiet, into a folder of its attempt, as workers did before
  *   chatty     reports more figures than may be
+ *   wordy      reports and leaves figures with a name longer than may be, and one without
+ *   boast      makes what it should, and says more of it than fits a record
+ *   garbled    leaves an outcome whose reason is no text, exits unsaid
  *   fence      speaks for another attempt first    make       makes the artefact it should
  *   half       makes half of it and fails          steps      leaves a checkpoint and fails
  *   env        writes what it may use, then as wait
@@ -27,6 +30,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#define BOASTS 40
+
 static struct {
 	void *socket;
 	uint64_t job, next_id;
@@ -34,6 +39,8 @@ static struct {
 	Tf__Reply *assigned; /* keeps the assignment alive */
 	const Tf__Assignment *a;
 	Tf__StopReason stop;
+	Tf__Metric *result[2];
+	size_t results;
 } self;
 
 static Tf__Reply *receive(int64_t timeout_ms)
@@ -110,7 +117,7 @@ static void hello(void)
 		die(9, "%s cannot be made", self.a->job_folder);
 }
 
-static int report(uint32_t attempt, uint64_t done, size_t metrics)
+static int report(uint32_t attempt, uint64_t done, size_t metrics, const char *name)
 {
 	Tf__Request r = TF__REQUEST__INIT;
 	Tf__WorkerReport m = TF__WORKER_REPORT__INIT;
@@ -125,7 +132,7 @@ static int report(uint32_t attempt, uint64_t done, size_t metrics)
 	m.job = self.job;
 	m.attempt = attempt;
 	m.progress = &p;
-	metric.name = (char *)"figure";
+	metric.name = (char *)name;
 	for (size_t i = 0; i < metrics; i++)
 		list[i] = &metric;
 	p.n_metric = metrics;
@@ -159,7 +166,7 @@ static void leave(int code, const char *text, Tf__Artefact *artefact, bool say)
 	Tf__Outcome o = TF__OUTCOME__INIT;
 	Tf__WorkerDone m = TF__WORKER_DONE__INIT;
 	Tf__Request r = TF__REQUEST__INIT;
-	uint8_t data[4096];
+	uint8_t *data;
 
 	o.version = 1;
 	o.code = code;
@@ -169,8 +176,12 @@ static void leave(int code, const char *text, Tf__Artefact *artefact, bool say)
 					: TF__FAILURE__FAILURE_OTHER;
 	o.text = (char *)text;
 	o.artefact = artefact;
+	o.n_result = self.results;
+	o.result = self.result;
+	data = xmalloc(tf__outcome__get_packed_size(&o));
 	if (file_write(path, data, tf__outcome__pack(&o, data), 0600, NULL) < 0)
 		die(9, "%s cannot be written", path);
+	xfree(data);
 	printf("end %u\n", self.attempt);
 	fflush(stdout);
 	m.job = self.job;
@@ -183,10 +194,34 @@ static void leave(int code, const char *text, Tf__Artefact *artefact, bool say)
 	exit(code ? 1 : 0);
 }
 
-static void make(bool whole)
+static char *long_text(size_t bytes)
+{
+	char *text = xmalloc(bytes + 1);
+
+	memset(text, 'x', bytes);
+	text[bytes] = 0;
+	return text;
+}
+
+static void be_wordy(void)
+{
+	static Tf__Metric fine = TF__METRIC__INIT, wordy = TF__METRIC__INIT;
+
+	fine.name = (char *)"figure";
+	wordy.name = long_text(LIMIT_NAME_BYTES + 1);
+	self.result[0] = &wordy;
+	self.result[1] = &fine;
+	self.results = 2;
+	if (report(self.attempt, 1, 1, wordy.name) != TF_ELIMIT)
+		leave(TF_EINTERNAL, "its report was taken", NULL, true);
+	leave(0, NULL, NULL, true);
+}
+
+/* boasts: so many facts as long as a text may be. */
+static void make(bool whole, size_t boasts)
 {
 	char *path = xasprintf("%s/content", self.a->output_folder);
-	Tf__KeyValue kind = TF__KEY_VALUE__INIT, *fact = &kind;
+	Tf__KeyValue kind = TF__KEY_VALUE__INIT, *fact[BOASTS] = { &kind };
 	Tf__Artefact a = TF__ARTEFACT__INIT;
 
 	if (file_write(path, "content\n", 8, 0600, NULL) < 0)
@@ -197,11 +232,11 @@ static void make(bool whole)
 		 : self.a->spec->spec_case == TF__JOB_SPEC__SPEC_VAE ? TF__ARTEFACT_KIND__VAE_MODEL
 								     : TF__ARTEFACT_KIND__MODEL;
 	kind.key = (char *)"kind";
-	kind.value = (char *)"images";
-	if (a.kind == TF__ARTEFACT_KIND__DATASET) {
-		a.n_fact = 1;
-		a.fact = &fact;
-	}
+	kind.value = boasts ? long_text(LIMIT_TEXT_BYTES) : (char *)"images";
+	for (size_t i = 1; i < boasts; i++)
+		fact[i] = &kind;
+	a.n_fact = boasts ? boasts : a.kind == TF__ARTEFACT_KIND__DATASET;
+	a.fact = fact;
 	a.name = a.id = (char *)"";
 	a.hash = (char *)"00112233445566778899aabbccddeeff";
 	if (whole)
@@ -231,7 +266,7 @@ static void wait_for_order(bool obey)
 		/* a new daemon knows us only by a new hello */
 		if (clock_mono_ms() - said > 100 && !(self.stop && !obey)) {
 			said = clock_mono_ms();
-			if (report(self.attempt, i, 0) < 0 || i % 3 == 0)
+			if (report(self.attempt, i, 0, "") < 0 || i % 3 == 0)
 				hello();
 		}
 	}
@@ -271,15 +306,21 @@ static void behave(const char *how)
 		wait_for_order(false);
 	}
 	if (strcmp(how, "fence") == 0)
-		leave(report(self.attempt + 1, 1, 0), "answered so", NULL, true);
+		leave(report(self.attempt + 1, 1, 0, ""), "answered so", NULL, true);
 	if (strcmp(how, "chatty") == 0)
-		leave(report(self.attempt, 1, LIMIT_METRICS + 1), "answered so", NULL, true);
+		leave(report(self.attempt, 1, LIMIT_METRICS + 1, "figure"), "answered so", NULL, true);
 	if (strcmp(how, "make") == 0)
-		make(true);
+		make(true, 0);
 	if (strcmp(how, "half") == 0)
-		make(false);
+		make(false, 0);
 	if (strcmp(how, "steps") == 0)
 		checkpoint();
+	if (strcmp(how, "wordy") == 0)
+		be_wordy();
+	if (strcmp(how, "boast") == 0)
+		make(true, BOASTS);
+	if (strcmp(how, "garbled") == 0)
+		leave(TF_EINVALID, "\xff", NULL, false);
 	if (strcmp(how, "fail") == 0 || (strcmp(how, "first") == 0 && self.attempt == 1))
 		leave(TF_EINVALID, "it had to fail", NULL, true);
 	if (strcmp(how, "medley") == 0 && self.attempt == 1)
