@@ -7,6 +7,7 @@
 #include "daemon/files.h"
 #include "lib/files.h"
 #include "lib/mem.h"
+#include "lib/utf8.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -94,7 +95,8 @@ static int list_entry(struct listing *l, int dir, const char *prefix, const char
 	struct stat st;
 	int rc = 0;
 
-	if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) < 0 ||
+	/* a name that is no text could neither be answered nor asked for */
+	if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) < 0 || !utf8_valid(name, strlen(name)) ||
 	    (l->filter && !S_ISDIR(st.st_mode) && !l->filter(rel))) {
 		xfree(rel);
 		return 0;

@@ -24,8 +24,8 @@
 
 /* Checks the bytes of a `type` and unpacks them: known enum values, texts of valid UTF-8
  * without NUL and within their limits, depth, and memory of at most LIMIT_UNPACK_FACTOR x len +
- * 64 KiB. Fields it does not know are left out. TF_EINVALID or TF_ELIMIT with a sentence naming the field. Free with
- * protobuf_c_message_free_unpacked(*out, NULL). */
+ * 64 KiB. Fields it does not know are left out. TF_EINVALID or TF_ELIMIT with a sentence naming
+ * the field. Free with protobuf_c_message_free_unpacked(*out, NULL). */
 int wire_unpack(const ProtobufCMessageDescriptor *type, const void *data, size_t len,
 		ProtobufCMessage **out, struct err *e);
 /* The same for a Request with its version and body (TF_EVERSION, TF_EUNSUPPORTED). *id is the

@@ -308,7 +308,8 @@ static void behave(const char *how)
 	if (strcmp(how, "fence") == 0)
 		leave(report(self.attempt + 1, 1, 0, ""), "answered so", NULL, true);
 	if (strcmp(how, "chatty") == 0)
-		leave(report(self.attempt, 1, LIMIT_METRICS + 1, "figure"), "answered so", NULL, true);
+		leave(report(self.attempt, 1, LIMIT_METRICS + 1, "figure"), "answered so", NULL,
+		      true);
 	if (strcmp(how, "make") == 0)
 		make(true, 0);
 	if (strcmp(how, "half") == 0)

@@ -3,6 +3,7 @@
  * what a message carries besides its known fields is not kept, and what a worker says of its job is
  * bounded, so that a list of jobs fits into a message. */
 #include "tests/daemon/harness.h"
+#include "lib/files.h"
 #include "lib/mem.h"
 
 #include <stdio.h>
@@ -157,6 +158,38 @@ static void a_garbled_outcome(void **state)
 	tf__reply__free_unpacked(reply, NULL);
 }
 
+/* The other files are listed. */
+static void a_name_that_is_no_text(void **state)
+{
+	uint64_t id = harness_noop(&h, "done");
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__FileList m = TF__FILE_LIST__INIT;
+	Tf__FileOf of = TF__FILE_OF__INIT;
+	Tf__Reply *reply = NULL;
+	char *path;
+
+	(void)state;
+	harness_until(&h, id, TF__JOB_STATE__DONE);
+	path = harness_path(&h, "jobs/%llu/results", (unsigned long long)id);
+	assert_ok(dir_make(path, 0700, &e), &e);
+	xfree(path);
+	for (int i = 0; i < 2; i++) {
+		path = harness_path(&h, "jobs/%llu/results/%s", (unsigned long long)id,
+				    i ? "good" : "bad\xff");
+		assert_ok(file_put(path, "x", 1, 0600, &e), &e);
+		xfree(path);
+	}
+	of.of_case = TF__FILE_OF__OF_JOB;
+	of.job = id;
+	m.of = &of;
+	r.body_case = TF__REQUEST__BODY_FILE_LIST;
+	r.file_list = &m;
+	assert_ok(harness_call(h.line, &r, &reply, &e), &e);
+	assert_int_equal(reply->files->n_file, 2); /* and the log */
+	assert_string_equal(reply->files->file[1]->path, "results/good");
+	tf__reply__free_unpacked(reply, NULL);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -165,6 +198,7 @@ int main(void)
 		WITH_HARNESS(long_names_of_figures, harness_started),
 		WITH_HARNESS(long_facts, start),
 		WITH_HARNESS(a_garbled_outcome, harness_started),
+		WITH_HARNESS(a_name_that_is_no_text, harness_started),
 	};
 
 	return cmocka_run_group_tests_name("answers", tests, NULL, NULL);

@@ -276,7 +276,8 @@ static void too_long(void **state)
 	xfree(chunk.data.data);
 	data = xcalloc(1, LIMIT_MESSAGE_BYTES + 1);
 	err_clear(&e);
-	assert_int_equal(wire_check(&tf__request__descriptor, data, LIMIT_MESSAGE_BYTES + 1, NULL, &e),
+	assert_int_equal(wire_check(&tf__request__descriptor, data, LIMIT_MESSAGE_BYTES + 1, NULL,
+				    &e),
 			 TF_ELIMIT);
 	xfree(data);
 }
