@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * A daemon in this process for a fuzzer, without sockets, threads and processes: its link replaces
+ * spawn_process, task_start, tasks_open, server_open and journal_read, and looks into outbox_send
+ * (--wrap). Its state lies in /dev/shm; what was kept of it once is brought back in no time. */
+#ifndef TESTS_FUZZ_STAGE_H
+#define TESTS_FUZZ_STAGE_H
+
+#include "daemon/daemon.h"
+
+extern struct daemon stage;
+
+void stage_make(void); /* the folder; an empty state */
+void stage_remove(void);
+/* A daemon on the state that is there. */
+void stage_open(void);
+void stage_close(void);
+/* The files of the state as they are now, for stage_renew. */
+void stage_keep(void);
+void stage_renew(void); /* while none is open */
+char *stage_path(const char *name); /* of the folder; the caller's */
+
+/* The rest of a turn; no commit may fail. */
+void stage_settle(void);
+/* What was started and not yet run. */
+void stage_run_tasks(void);
+/* All that is done now and then is due; long polls and readers of datasets end. */
+void stage_pass_time(void);
+struct worker *stage_worker(size_t n); /* of as many as there are; NULL: there are none */
+
+/* Each answer, before it leaves: the fuzzer's. */
+void stage_letter(const struct letter *l);
+
+/* Ends with the sentence when rc is an error. */
+void stage_must(int rc, const struct err *e);
+
+#endif
