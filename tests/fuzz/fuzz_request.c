@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Messages all the way through the daemon: its handlers, the commit of a turn, tasks, ticks, starts,
+ * Messages all the way through the daemon: handlers, the commit of a turn, tasks, ticks and starts,
  * in this process. An input is a list of entries: a byte that says who, two bytes of length (little
  * endian), so many bytes. Who is a person or the worker of an attempt, whose bytes are a Request;
  * or a worker's process that ends, leaving the bytes as its outcome; or time that passes.
