@@ -100,8 +100,10 @@ static int requeue_one(struct daemon *d, const struct request *r, uint64_t id, s
 {
 	Tf__JobRecord *record = NULL;
 	Tf__SpecRecord *spec = NULL;
-	int rc = job_get(d->state, id, &record, e);
+	int rc;
 
+	job_follow_up(d); /* it may have ended in this turn: what comes of that comes first */
+	rc = job_get(d->state, id, &record, e);
 	if (rc == 0)
 		rc = job_spec_get(d->state, id, &spec, e);
 	if (rc == 0)

@@ -443,6 +443,38 @@ static void an_ended_job_is_put_back(void **state)
 	xfree(log);
 }
 
+/* Both requests come in one turn, at least once: what follows from the end comes before. */
+static void a_job_is_put_back_in_the_turn_of_its_end(void **state)
+{
+	void *context = zmq_ctx_new(), *socket = harness_socket(&h, context, NULL);
+	uint64_t first = harness_noop(&h, "wait"), job = harness_noop(&h, "done");
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__JobRefs m = TF__JOB_REFS__INIT;
+	Tf__Reply *reply;
+
+	(void)state;
+	r.version = TF_PROTOCOL_VERSION;
+	r.job_cancel = &m; /* and job_requeue */
+	m.n_job = 1;
+	m.job = &job;
+	for (r.id = 1; r.id <= 100; r.id++) {
+		r.body_case = r.id % 2 ? TF__REQUEST__BODY_JOB_CANCEL
+				       : TF__REQUEST__BODY_JOB_REQUEUE;
+		harness_send(socket, &r);
+	}
+	for (uint64_t id = 1; id <= 100; id++) {
+		reply = harness_receive(socket, LIMIT_WAIT_MS);
+		assert_non_null(reply);
+		assert_int_equal(reply->id, id);
+		assert_int_equal(reply->code, 0);
+		tf__reply__free_unpacked(reply, NULL);
+	}
+	zmq_close(socket);
+	zmq_ctx_term(context);
+	assert_ok(harness_cancel(h.line, first, &e), &e);
+	harness_until(&h, job, TF__JOB_STATE__DONE);
+}
+
 /* An admin who puts back the job of another is not asked for their own room in the queue. */
 static void the_owners_limits_count_when_a_job_is_put_back(void **state)
 {
@@ -741,6 +773,7 @@ int main(void)
 		WITH_HARNESS(jobs_wait_for_every_kind_of_end, harness_started),
 		WITH_HARNESS(held_jobs_stay_until_they_are_released, harness_started),
 		WITH_HARNESS(an_ended_job_is_put_back, harness_started),
+		WITH_HARNESS(a_job_is_put_back_in_the_turn_of_its_end, harness_started),
 		WITH_HARNESS(the_owners_limits_count_when_a_job_is_put_back, harness_started),
 		WITH_HARNESS(the_jobs_of_others_are_left_alone, harness_started),
 		WITH_HARNESS(so_many_of_a_group_run, harness_started),

@@ -264,6 +264,7 @@ static void send_bytes(const char *key, const void *data, size_t len)
 	struct wire_message wm;
 	enum user_role role = role_of(key, name);
 	bool changed = state_changed(stage.state), bound = role < ROLE_ADMIN;
+	bool ended = stage.ended.len > 0 && role == ROLE_MEMBER; /* others wait for those jobs */
 	struct sums before;
 
 	if (worker_by_key(&stage, key))
@@ -283,7 +284,7 @@ static void send_bytes(const char *key, const void *data, size_t len)
 	wire_message_close(&wm);
 	if (bound && role < ROLE_MEMBER)
 		CHECK(state_changed(stage.state) == changed);
-	if (bound && state_changed(stage.state))
+	if (bound && !ended && state_changed(stage.state))
 		check_changes(&before, role, name);
 }
 
@@ -328,10 +329,11 @@ static void send_entry(const struct entry *en)
 
 /* ---------------------------------------------------------------- what else happens */
 
-/* The process of a worker ends; what it left is what the daemon reads then. */
+/* The process of a worker ends; what it left for one of its jobs is what the daemon reads then. */
 static void end_process(const struct entry *en)
 {
 	struct worker *w = stage_worker(WHICH_WORKER(en->who));
+	char key[KEY_CHARS + 1];
 	ProtobufCMessage *m = NULL;
 	struct err e = ERR_INIT;
 	uint8_t *bytes;
@@ -353,7 +355,9 @@ static void end_process(const struct entry *en)
 		stage_must(file_put(path, bytes, len, 0600, &e), &e);
 	xfree(path);
 	xfree(bytes);
-	worker_exited(&stage, w);
+	memcpy(key, w->key, sizeof key);
+	while ((w = worker_by_key(&stage, key)) != NULL) /* of all of its jobs */
+		worker_exited(&stage, w);
 }
 
 static void take_entry(const struct entry *en)
@@ -509,7 +513,7 @@ static uint8_t any_who(uint64_t *chance)
 
 	return (uint8_t)(likely[any_number(chance, ARRAY_LEN(likely))] |
 			 any_number(chance, 4) << 4 | (flags == 0 ? TASKS_LATER : 0) |
-			 (flags == 1 ? SAME_TURN : 0));
+			 (flags > 10 ? SAME_TURN : 0));
 }
 
 /* Changes the entry; what it then has is *own, the caller's. */

@@ -38,6 +38,7 @@ static size_t laters;
 static pid_t last_pid;
 
 int __wrap_spawn_process(const struct spawn *s, pid_t *pid, int *pidfd, struct err *e);
+int __wrap_process_fd(pid_t pid);
 void __wrap_task_start(struct daemon *to, void (*run)(void *),
 		       void (*done)(struct daemon *, void *), void *arg);
 int __wrap_journal_read(struct journal *j, uint64_t epoch, journal_fn fn, void *arg,
@@ -54,6 +55,13 @@ int __wrap_spawn_process(const struct spawn *s, pid_t *pid, int *pidfd, struct e
 	*pid = last_pid++;
 	*pidfd = eventfd(0, EFD_CLOEXEC);
 	return *pidfd < 0 ? err_errno(e, "eventfd") : 0;
+}
+
+/* Of a process that takes in another job. */
+int __wrap_process_fd(pid_t pid)
+{
+	(void)pid;
+	return eventfd(0, EFD_CLOEXEC);
 }
 
 void __wrap_task_start(struct daemon *to, void (*run)(void *),

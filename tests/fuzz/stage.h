@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * A daemon in this process for a fuzzer, without sockets, threads and processes: its link replaces
- * spawn_process, task_start, tasks_open, server_open and journal_read, and looks into outbox_send
- * (--wrap). Its state lies in /dev/shm; what was kept of it once is brought back in no time. */
+ * spawn_process, process_fd, task_start, tasks_open, server_open and journal_read, and looks into
+ * outbox_send (--wrap). Its state lies in /dev/shm; what was kept of it is brought back quickly. */
 #ifndef TESTS_FUZZ_STAGE_H
 #define TESTS_FUZZ_STAGE_H
 
