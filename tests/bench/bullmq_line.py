@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """BullMQ for queue_peers: a line to its queue for one who waits for each answer, and its worker.
 
-usage: bullmq_line.py PORT CONCURRENCY    # a worker of jobs 'nothing', 'true', 'stamp' and 'sleep' until it is killed"""
+usage: bullmq_line.py PORT    # a worker: says that it has loaded, begins at the end of a line of its input, runs until it is killed
+Its jobs: nothing; run, a process of data.command; stamp, into the file data.path the time; wait, until there is data.path.go."""
 import asyncio, os, sys, time
 
 from bullmq import Queue, Worker
 
 NAME = 'bench'
-STALLED = dict(lockDuration=3000, stalledInterval=1000)  # a lost job is found in seconds; the default is half a minute
 
 
 class Line:
@@ -22,8 +22,8 @@ class Line:
     def add(self, name, **data):
         return self.run(self.queue.add(name, data))
 
-    def add_many(self, name, count):
-        self.run(self.queue.addBulk([{'name': name, 'data': {}} for _ in range(count)]))
+    def add_many(self, count, name, **data):
+        self.run(self.queue.addBulk([{'name': name, 'data': data} for _ in range(count)]))
 
     def count(self, *states):
         return self.run(self.queue.getJobCountByTypes(*states))
@@ -36,23 +36,28 @@ class Line:
 
 
 async def process(job, token):
-    if job.name == 'true':
-        os.waitpid(os.posix_spawn('/bin/true', ['true'], {}), 0)
+    now, path = time.time(), job.data.get('path')
+    if job.name == 'run':  # nothing else is to be done meanwhile
+        command = job.data['command']
+        os.waitpid(os.posix_spawn(command[0], command, {}), 0)
     elif job.name == 'stamp':
-        with open(job.data['path'] + '.new', 'w') as f:
-            f.write(str(time.time()))
-        os.rename(job.data['path'] + '.new', job.data['path'])
-    elif job.name == 'sleep':
-        with open(job.data['path'], 'a') as f:
+        with open(path + '.new', 'w') as f:
+            f.write(str(now))
+        os.rename(path + '.new', path)
+    elif job.name == 'wait':
+        with open(path, 'a') as f:
             f.write('started\n')
-        await asyncio.sleep(600)
+        while not os.path.exists(path + '.go'):
+            await asyncio.sleep(0.01)
 
 
-async def work(port, concurrency):
-    worker = Worker(NAME, process, {'connection': f'redis://127.0.0.1:{port}', 'concurrency': concurrency, 'autorun': False, **STALLED})
+async def work(port):
+    worker = Worker(NAME, process, {'connection': f'redis://127.0.0.1:{port}', 'autorun': False})
     worker.on('error', lambda *_: None)
+    print('loaded', flush=True)
+    sys.stdin.readline()
     await worker.run()
 
 
 if __name__ == '__main__':
-    asyncio.run(work(int(sys.argv[1]), int(sys.argv[2])))
+    asyncio.run(work(int(sys.argv[1])))

@@ -2,7 +2,9 @@
  * How fast the queue is: the rows of doc/speed.md, each a JSON object on a line. Every section runs
  * a daemon of its own with the real worker and checks that what it measured happened: warm jobs
  * went to warm workers, the others to a process each, all are done at the end.
- * usage: queue [SECTION...] (in the build folder; TF_BUILD names another) */
+ * usage: queue [SECTION...] (in the build folder; TF_BUILD names another)
+ * The folders of all sections are removed at the end, or left to whoever names one for them in
+ * TF_FOLDER. */
 #include "config.h"
 #include "tests/daemon/harness.h"
 #include "lib/buf.h"
@@ -603,8 +605,13 @@ static const struct section {
 
 int main(int argc, char **argv)
 {
+	char own[] = "/tmp/tf-queue-XXXXXX";
+	const char *given = getenv("TF_FOLDER");
+	struct err e = ERR_INIT;
+
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	setenv("TF_BUILD", ".", 0);
+	harness_keep_in(given ? given : mkdtemp(own));
 	for (size_t i = 0; i < ARRAY_LEN(sections); i++) {
 		bool wanted = argc == 1;
 
@@ -613,5 +620,7 @@ int main(int argc, char **argv)
 		if (wanted)
 			sections[i].run();
 	}
+	if (!given)
+		assert_ok(dir_remove(own, &e), &e);
 	return 0;
 }

@@ -21,6 +21,7 @@
 #define CALL_MS 60000 /* only a failure takes it; other work may fill the machine */
 
 static const struct harness *harness_last; /* whose log is shown when its daemon vanishes */
+static const char *kept_in; /* folders lie here and stay; NULL: in /tmp, until a stop */
 
 static char *built(const char *rel)
 {
@@ -29,12 +30,16 @@ static char *built(const char *rel)
 	return xasprintf("%s/%s", build ? build : ".", rel);
 }
 
+void harness_keep_in(const char *folder)
+{
+	kept_in = folder;
+}
+
 void harness_init(struct harness *h)
 {
-	char template[] = "/tmp/tfd-XXXXXX";
-
 	memset(h, 0, sizeof *h);
-	h->folder = xstrdup(mkdtemp(template));
+	h->folder = xasprintf("%s/tfd-XXXXXX", kept_in ? kept_in : "/tmp");
+	assert_non_null(mkdtemp(h->folder));
 	h->state = xasprintf("%s/state", h->folder);
 }
 
@@ -261,7 +266,8 @@ void harness_stop(struct harness *h)
 	harness_last = NULL;
 	harness_kill(h, h->pid > 0 ? SIGTERM : 0);
 	harness_kill_workers(h);
-	dir_remove(h->folder, &e);
+	if (!kept_in)
+		dir_remove(h->folder, &e);
 	xfree(h->folder);
 	xfree(h->state);
 }
