@@ -67,7 +67,7 @@ static void many_connections_are_one_user(void **state)
 	for (int i = 0; i < FLOOD_LINES; i++)
 		harness_send_noops(flood[i], "done", 2, FLOOD_EACH);
 	harness_send_noops(polite, "done", 2, POLITE);
-	clock_sleep_ms(100);
+	clock_sleep_ms(500); /* all of it is on its way, also from a busy machine */
 	kill(h.pid, SIGCONT);
 	first = harness_receive_job(polite);
 	for (int i = 1; i < POLITE; i++)
