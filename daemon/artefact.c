@@ -145,6 +145,19 @@ int artefact_reserve(struct daemon *d, const Tf__JobSpec *spec, uint64_t job,
 	return rc;
 }
 
+/* A folder that no record names is being removed, which may take long: nothing is made in it. */
+static int check_gone(struct daemon *d, Tf__ArtefactKind kind, const char *name, const char *id,
+		      struct err *e)
+{
+	char *path = artefact_path(d, kind, id, !artefact_in_place(kind));
+	bool there = file_exists(path);
+
+	xfree(path);
+	FAIL_IF(there, e, TF_EBUSY, "what there was of %s '%s' is still being removed: try again",
+		artefact_kind_name(kind), name);
+	return 0;
+}
+
 int artefact_reserve_again(struct daemon *d, const Tf__JobSpec *spec, const Tf__JobRecord *r,
 			   const struct request *by, struct err *e)
 {
@@ -158,13 +171,17 @@ int artefact_reserve_again(struct daemon *d, const Tf__JobSpec *spec, const Tf__
 	if (!r->artefact)
 		return 0;
 	rc = artefact_find(d->state, kind, name, &old, e);
-	if (rc == TF_ENOTFOUND && !resume)
-		rc = reserve_new(d, kind, name, r->job->id, r->job->user, &id, e);
-	else if (rc == 0 && strcmp(old->artefact->id, r->artefact) == 0)
+	if (rc == TF_ENOTFOUND && !resume) {
+		err_clear(e);
+		rc = check_gone(d, kind, name, r->artefact, e);
+		if (rc == 0)
+			rc = reserve_new(d, kind, name, r->job->id, r->job->user, &id, e);
+	} else if (rc == 0 && strcmp(old->artefact->id, r->artefact) == 0) {
 		rc = take_up(d, old->artefact, r->job->id, by, false, &id, e);
-	else if (rc == 0)
+	} else if (rc == 0) {
 		rc = err_set(e, TF_EEXISTS, "another %s called '%s' exists by now",
 			     artefact_kind_name(kind), name);
+	}
 	CHECK(rc < 0 || strcmp(id, r->artefact) == 0);
 	record_free(old);
 	xfree(id);
@@ -293,7 +310,10 @@ int artefact_unmake(struct daemon *d, const char *id, struct err *e)
 		xfree(path);
 	} else {
 		rc = artefact_remove(d->state, r->artefact, e);
-		loop_doom(d, path);
+		if (file_exists(path))
+			loop_doom(d, path);
+		else
+			xfree(path);
 	}
 	record_free(r);
 	return rc;

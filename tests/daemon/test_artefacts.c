@@ -162,6 +162,33 @@ static void half_a_dataset_leaves_nothing(void **state)
 	harness_until(&h, id, TF__JOB_STATE__DONE);
 }
 
+/* The folder of a removal that takes long must not become that of the next attempt. */
+static void nothing_is_made_in_what_is_removed(void **state)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__JobRefs m = TF__JOB_REFS__INIT;
+	char rel[40], *path;
+	uint64_t id;
+
+	(void)state;
+	assert_ok(import("half", "pairs", source(), 0, &id), &e);
+	harness_until(&h, id, TF__JOB_STATE__FAILED);
+	snprintf(rel, sizeof rel, "data/pairs.%llu.making", (unsigned long long)id);
+	until_gone(rel);
+	path = harness_path(&h, "%s", rel);
+	assert_ok(dir_make(path, 0700, &e), &e);
+	m.n_job = 1;
+	m.job = &id;
+	r.body_case = TF__REQUEST__BODY_JOB_REQUEUE;
+	r.job_requeue = &m;
+	assert_int_equal(harness_call(h.line, &r, NULL, &e), TF_EBUSY);
+	assert_non_null(strstr(e.text, "is still being removed"));
+	assert_ok(dir_remove(path, NULL), &e);
+	err_clear(&e);
+	assert_ok(harness_call(h.line, &r, NULL, &e), &e);
+	xfree(path);
+}
+
 static void paths_outside_the_roots_are_refused(void **state)
 {
 	char link[220];
@@ -438,6 +465,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(a_dataset_appears_whole, start, stop),
 		cmocka_unit_test_setup_teardown(half_a_dataset_leaves_nothing, start, stop),
+		cmocka_unit_test_setup_teardown(nothing_is_made_in_what_is_removed, start, stop),
 		cmocka_unit_test_setup_teardown(paths_outside_the_roots_are_refused, start, stop),
 		cmocka_unit_test_setup_teardown(what_is_used_stays, start, stop),
 		cmocka_unit_test_setup_teardown(checkpoints_stay_and_are_resumed, start, stop),
