@@ -12,6 +12,7 @@
 #include "tests/fuzz/any.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -237,12 +238,17 @@ static void read_options(void)
 void stage_open(void)
 {
 	struct err e = ERR_INIT;
+	sigset_t ours;
 
 	memset(&stage, 0, sizeof stage);
 	last_pid = NO_PID;
 	stage.options = options;
 	copy_options(&stage.options);
 	stage_must(daemon_open(&stage, &e), &e);
+	sigemptyset(&ours);
+	sigaddset(&ours, SIGINT);
+	sigaddset(&ours, SIGTERM);
+	sigprocmask(SIG_UNBLOCK, &ours, NULL); /* they end the fuzzer, not the daemon */
 }
 
 void stage_settle(void)
