@@ -104,10 +104,8 @@ int wire_unpack(const ProtobufCMessageDescriptor *type, const void *data, size_t
 	return unpack(type, data, len, LIMIT_UNPACK_FACTOR, out, e);
 }
 
-static int check_version(const char *who, const void *data, size_t len, struct err *e)
+static int check_version(const char *who, uint64_t version, struct err *e)
 {
-	uint64_t version = wire_peek_varint(data, len, 1);
-
 	FAIL_IF(version != TF_PROTOCOL_VERSION, e, TF_EVERSION,
 		"%s speaks version %" PRIu64 " of the protocol, expected %u", who, version,
 		TF_PROTOCOL_VERSION);
@@ -118,28 +116,32 @@ int wire_unpack_request(const void *data, size_t len, Tf__Request **out, uint64_
 			struct err *e)
 {
 	ProtobufCMessage *m;
+	int rc;
 
 	*id = wire_peek_varint(data, len, 2);
-	TRY(check_version("the sender", data, len, e));
+	TRY(check_version("the sender", wire_peek_varint(data, len, 1), e));
 	TRY(wire_unpack(&tf__request__descriptor, data, len, &m, e));
 	*out = (Tf__Request *)m;
 	*id = (*out)->id;
-	if ((*out)->id != 0 && (*out)->body_case != TF__REQUEST__BODY__NOT_SET)
+	/* of a field that comes twice the first was looked at, and the last counts */
+	rc = check_version("the sender", (*out)->version, e);
+	if (rc == 0 && *id == 0)
+		rc = err_set(e, TF_EINVALID, "a request's id is 0, expected another number");
+	if (rc == 0 && (*out)->body_case == TF__REQUEST__BODY__NOT_SET)
+		rc = err_set(e, TF_EUNSUPPORTED,
+			     "a request of a kind this program does not know");
+	if (rc == 0)
 		return 0;
-	if ((*out)->id == 0)
-		err_set(e, TF_EINVALID, "a request's id is 0, expected another number");
-	else
-		err_set(e, TF_EUNSUPPORTED, "a request of a kind this program does not know");
 	tf__request__free_unpacked(*out, NULL);
 	*out = NULL;
-	return *id == 0 ? TF_EINVALID : TF_EUNSUPPORTED;
+	return rc;
 }
 
 int wire_unpack_reply(const void *data, size_t len, Tf__Reply **out, struct err *e)
 {
 	ProtobufCMessage *m;
 
-	TRY(check_version("the daemon", data, len, e));
+	TRY(check_version("the daemon", wire_peek_varint(data, len, 1), e));
 	TRY(unpack(&tf__reply__descriptor, data, len, LIMIT_UNPACK_REPLY_FACTOR, &m, e));
 	*out = (Tf__Reply *)m;
 	return 0;
@@ -147,7 +149,7 @@ int wire_unpack_reply(const void *data, size_t len, Tf__Reply **out, struct err 
 
 int wire_reply_id(const void *data, size_t len, uint64_t *id, struct err *e)
 {
-	TRY(check_version("the daemon", data, len, e));
+	TRY(check_version("the daemon", wire_peek_varint(data, len, 1), e));
 	*id = wire_peek_varint(data, len, 2);
 	return 0;
 }

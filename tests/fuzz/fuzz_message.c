@@ -30,7 +30,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (wire_unpack_request(data, size, &request, &id, &e) == 0) {
 		struct err why = ERR_INIT;
 
-		CHECK(id == request->id);
+		CHECK(id == request->id && request->version == TF_PROTOCOL_VERSION);
 		packs_again(&request->base);
 		if (request->body_case == TF__REQUEST__BODY_SUBMIT &&
 		    spec_check(request->submit->spec, &why) < 0)

@@ -120,6 +120,11 @@ static void versions_and_bodies(void **state)
 	put_number(&b, 2, 0);
 	put_bytes(&b, 10, "", 0);
 	assert_int_equal(refusal(&b, "id is 0"), TF_EINVALID);
+	buf_clear(&b);
+	put_head(&b);
+	put_bytes(&b, 10, "", 0);
+	put_number(&b, 1, 99); /* once more: the last counts */
+	assert_int_equal(refusal(&b, "version 99"), TF_EVERSION);
 	buf_release(&b);
 }
 
