@@ -288,6 +288,19 @@ static int common_check(const Tf__JobSpec *s, struct err *e)
 	return int_check("retries", s->retries, 0, LIMIT_RETRIES, e);
 }
 
+/* A worker is told it in one message, which has what it reads a second time, as paths of its own; a
+ * client sees it beside the job's record. */
+static int size_check(const Tf__JobSpec *spec, struct err *e)
+{
+	bool reads = spec->spec_case == TF__JOB_SPEC__SPEC_INGEST ||
+		     spec->spec_case == TF__JOB_SPEC__SPEC_TOKENIZER;
+	size_t bytes = tf__job_spec__get_packed_size(spec);
+	size_t most = reads ? LIMIT_SPEC_BYTES / 2 : LIMIT_SPEC_BYTES;
+
+	FAIL_IF(bytes > most, e, TF_ELIMIT, "it takes %zu bytes: the limit is %zu", bytes, most);
+	return 0;
+}
+
 int spec_check(const Tf__JobSpec *spec, struct err *e)
 {
 	static int (*const check[])(const Tf__JobSpec *, struct err *) = {
@@ -304,6 +317,8 @@ int spec_check(const Tf__JobSpec *spec, struct err *e)
 	rc = common_check(spec, e);
 	if (rc == 0)
 		rc = check[spec->kind](spec, e);
+	if (rc == 0)
+		rc = size_check(spec, e);
 	if (rc < 0)
 		err_prefix(e, "%s job", k->id);
 	return rc;

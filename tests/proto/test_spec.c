@@ -165,6 +165,24 @@ static void drawing(void **state)
 	REFUSED(GENERATE, (generate.image = nothing, generate.n_image = 1), "image 1 is empty");
 }
 
+/* As the message that tells a worker of it. */
+static void large_jobs(void **state)
+{
+	static char text[1001], *many[4000];
+
+	(void)state;
+	memset(text, 'a', sizeof text - 1);
+	text[0] = '/';
+	for (size_t i = 0; i < ARRAY_LEN(many); i++)
+		many[i] = text;
+	REFUSED(GENERATE, (generate.prompt = many, generate.n_prompt = 4000), "limit is 3932160");
+	fresh(TF__JOB_KIND__GENERATE);
+	generate.prompt = many;
+	generate.n_prompt = 3900;
+	assert_int_equal(spec_check(&job, NULL), 0);
+	REFUSED(INGEST, (ingest.path = many, ingest.n_path = 2000), "limit is 1966080");
+}
+
 static void evaluating(void **state)
 {
 	(void)state;
@@ -218,7 +236,7 @@ int main(void)
 		cmocka_unit_test(every_kind),  cmocka_unit_test(common_fields),
 		cmocka_unit_test(imports),     cmocka_unit_test(experiments),
 		cmocka_unit_test(drawing),     cmocka_unit_test(evaluating),
-		cmocka_unit_test(names),
+		cmocka_unit_test(large_jobs),  cmocka_unit_test(names),
 	};
 
 	return cmocka_run_group_tests_name("test_spec", tests, NULL, NULL);
