@@ -479,7 +479,7 @@ static void bench_start(const char *what, bool warm)
 	harness_stop(&h);
 }
 
-/* From before the submit until the process of the job runs, as in other queues: its own first word. */
+/* From before the submit until the process of the job runs, by its own word as in other queues. */
 static void bench_began(void)
 {
 	double to_exec[LATENCY_JOBS];

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Stands in for the worker to tell when the process of a job began, as tests/bench/stamp does for other
- * queues: "began NANOSECONDS" (CLOCK_MONOTONIC) is the first line of the job's log. Then it becomes the
- * worker, two folders above. */
+ * Stands in for the worker to tell when the process of a job began, as tests/bench/stamp does for
+ * other queues: "began NANOSECONDS" (CLOCK_MONOTONIC) is the first line of the job's log. Then it
+ * becomes the worker, two folders above. */
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
