@@ -280,6 +280,19 @@ const char *st_meta(const struct st_file *f, const char *key)
 	return NULL;
 }
 
+int st_meta_count(const struct st_file *f, const char *path, const char *key, uint64_t most,
+		  uint64_t *out, struct err *e)
+{
+	const char *text = st_meta(f, key);
+
+	FAIL_IF(!text, e, TF_ECORRUPT, "%s: its metadata has no '%s'", path, key);
+	*out = strtoull(text, NULL, 10);
+	FAIL_IF(!*text || strspn(text, "0123456789") != strlen(text) || *out > most, e,
+		TF_ECORRUPT, "%s: metadata '%s': found '%.40s', expected a number up to %" PRIu64,
+		path, key, text, most);
+	return 0;
+}
+
 static void shape_text(int rank, const int64_t *dim, char out[256])
 {
 	size_t at = 0;
@@ -327,6 +340,14 @@ void st_writer_meta(struct st_writer *w, const char *key, const char *value)
 	}
 	w->meta_key[w->meta_count] = xstrdup(key);
 	w->meta_value[w->meta_count++] = xstrdup(value);
+}
+
+void st_writer_count(struct st_writer *w, const char *key, uint64_t value)
+{
+	char text[24];
+
+	snprintf(text, sizeof text, "%" PRIu64, value);
+	st_writer_meta(w, key, text);
 }
 
 void st_writer_add(struct st_writer *w, const char *name, enum st_type type, int rank,

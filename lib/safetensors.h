@@ -58,6 +58,10 @@ int st_open(const char *path, struct st_file *f, struct err *e);
 void st_close(struct st_file *f);
 const struct st_tensor *st_find(const struct st_file *f, const char *name);
 const char *st_meta(const struct st_file *f, const char *key); /* NULL when absent */
+/* The same as a number from 0 to `most` (at most INT64_MAX), in decimal; path for the error
+ * (TF_ECORRUPT). */
+int st_meta_count(const struct st_file *f, const char *path, const char *key, uint64_t most,
+		  uint64_t *out, struct err *e);
 /* Finds name and demands type (ST_TYPES: any), rank and dims (negative: any); a sentence says what
  * differs. */
 int st_need(const struct st_file *f, const char *path, const char *name, enum st_type type,
@@ -74,6 +78,7 @@ struct st_writer {
 
 void st_writer_init(struct st_writer *w);
 void st_writer_meta(struct st_writer *w, const char *key, const char *value); /* copies both */
+void st_writer_count(struct st_writer *w, const char *key, uint64_t value);
 /* data is borrowed until st_writer_save. */
 void st_writer_add(struct st_writer *w, const char *name, enum st_type type, int rank,
 		   const int64_t *dim, const void *data);

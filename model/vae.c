@@ -131,14 +131,9 @@ void vae_free(struct vae *v)
 static int meta_int(const struct st_file *f, const char *path, const char *key, int *out,
 		    struct err *e)
 {
-	const char *text = st_meta(f, key);
-	char *end;
-	long value;
+	uint64_t value;
 
-	FAIL_IF(!text, e, TF_ECORRUPT, "%s: metadata has no %s", path, key);
-	value = strtol(text, &end, 10);
-	FAIL_IF(end == text || *end || value < 0 || value > 1 << 20, e, TF_ECORRUPT,
-		"%s: metadata %s is \"%.40s\", expected a number", path, key, text);
+	TRY(st_meta_count(f, path, key, 1 << 20, &value, e));
 	*out = (int)value;
 	return 0;
 }
@@ -243,10 +238,6 @@ int vae_open(struct kernels *k, const char *path, enum dtype act, struct vae **o
 
 static void write_config(const struct vae_config *c, struct st_writer *w)
 {
-	const struct { const char *key; int value; } number[] = {
-		{ "blocks", c->blocks }, { "latent_channels", c->latent_channels },
-		{ "groups", c->groups },
-	};
 	char text[64] = "";
 	size_t n = 0;
 
@@ -255,10 +246,9 @@ static void write_config(const struct vae_config *c, struct st_writer *w)
 				      c->channels[i]);
 	st_writer_meta(w, "format", FORMAT);
 	st_writer_meta(w, "channels", text);
-	for (size_t i = 0; i < ARRAY_LEN(number); i++) {
-		snprintf(text, sizeof text, "%d", number[i].value);
-		st_writer_meta(w, number[i].key, text);
-	}
+	st_writer_count(w, "blocks", (uint64_t)c->blocks);
+	st_writer_count(w, "latent_channels", (uint64_t)c->latent_channels);
+	st_writer_count(w, "groups", (uint64_t)c->groups);
 }
 
 int vae_write(const struct vae *v, const void *values, const char *path, struct err *e)

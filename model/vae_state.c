@@ -5,8 +5,6 @@
 #include "model/vae_train_plan.h"
 #include "lib/mem.h"
 
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define FORMAT "transfused vae training 1"
@@ -101,14 +99,6 @@ void vae_copy_take(struct vae_copy *c, struct vae_train *t, uint64_t skipped)
 
 /* ---- writing */
 
-static void meta_number(struct st_writer *w, const char *key, int64_t value)
-{
-	char text[32];
-
-	snprintf(text, sizeof text, "%lld", (long long)value);
-	st_writer_meta(w, key, text);
-}
-
 int vae_copy_write(struct vae_copy *c, const char *vae_path, const char *path, struct err *e)
 {
 	const struct vae_train *t = c->t;
@@ -120,10 +110,10 @@ int vae_copy_write(struct vae_copy *c, const char *vae_path, const char *path, s
 	st_writer_init(&w);
 	st_writer_meta(&w, "format", FORMAT);
 	st_writer_meta(&w, "choices", c->choices);
-	meta_number(&w, "step", c->step);
-	meta_number(&w, "skipped", (int64_t)c->skipped);
-	meta_number(&w, "updates", c->updates);
-	meta_number(&w, "judge_updates", c->judge_updates);
+	st_writer_count(&w, "step", (uint64_t)c->step);
+	st_writer_count(&w, "skipped", c->skipped);
+	st_writer_count(&w, "updates", (uint64_t)c->updates);
+	st_writer_count(&w, "judge_updates", (uint64_t)c->judge_updates);
 	for (int a = 1; a < arrays_of(t); a++)
 		params_declare(source[a].judge ? &t->judge : t->params, source[a].which,
 			       source[a].prefix, c->array[a], &w);
@@ -134,38 +124,24 @@ int vae_copy_write(struct vae_copy *c, const char *vae_path, const char *path, s
 
 /* ---- reading */
 
-static int read_number(const struct st_file *f, const char *path, const char *key, int64_t *out,
-		       struct err *e)
-{
-	const char *text = st_meta(f, key);
-	char *end;
-
-	FAIL_IF(!text, e, TF_ECORRUPT, "%s: metadata has no %s", path, key);
-	*out = strtoll(text, &end, 10);
-	FAIL_IF(end == text || *end || *out < 0, e, TF_ECORRUPT,
-		"%s: metadata %s is \"%.40s\", expected a count", path, key, text);
-	return 0;
-}
-
 static int read_state(struct vae_train *t, const struct st_file *f, const char *path,
 		      uint64_t *skipped, struct err *e)
 {
 	const char *format = st_meta(f, "format");
-	int64_t step, left_out, updates, judge_updates;
+	uint64_t step, updates, judge_updates;
 
 	FAIL_IF(!format || strcmp(format, FORMAT), e, TF_EVERSION,
 		"%s: metadata format is \"%.40s\", expected \"%s\"", path, format ? format : "",
 		FORMAT);
-	TRY(read_number(f, path, "step", &step, e));
-	TRY(read_number(f, path, "skipped", &left_out, e));
-	TRY(read_number(f, path, "updates", &updates, e));
-	TRY(read_number(f, path, "judge_updates", &judge_updates, e));
+	TRY(st_meta_count(f, path, "step", INT64_MAX, &step, e));
+	TRY(st_meta_count(f, path, "skipped", INT64_MAX, skipped, e));
+	TRY(st_meta_count(f, path, "updates", INT64_MAX, &updates, e));
+	TRY(st_meta_count(f, path, "judge_updates", INT64_MAX, &judge_updates, e));
 	for (int a = 1; a < arrays_of(t); a++)
 		TRY(params_read(params_of(t, a), source[a].which, source[a].prefix, f, path, e));
-	t->step = step;
-	*skipped = (uint64_t)left_out;
-	t->params->step = updates;
-	t->judge.step = judge_updates;
+	t->step = (int64_t)step;
+	t->params->step = (int64_t)updates;
+	t->judge.step = (int64_t)judge_updates;
 	return 0;
 }
 

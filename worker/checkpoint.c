@@ -11,8 +11,6 @@
 #include "worker/worker.h"
 
 #include <inttypes.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define STATE_VERSION 1
@@ -24,26 +22,18 @@ void model_facts_release(struct model_facts *f)
 
 /* ---- writing */
 
-static void meta_number(struct st_writer *w, const char *key, uint64_t value)
-{
-	char text[24];
-
-	snprintf(text, sizeof text, "%" PRIu64, value);
-	st_writer_meta(w, key, text);
-}
-
 static void describe_model(struct st_writer *w, const struct checkpoint *c,
 			   const struct model_facts *f)
 {
 	st_writer_meta(w, "format", "transfused model");
 	st_writer_meta(w, "program", PACKAGE_VERSION);
-	meta_number(w, "step", c->step);
-	meta_number(w, "pieces", (uint64_t)f->pieces);
-	meta_number(w, "bos", (uint64_t)f->bos);
-	meta_number(w, "eos", (uint64_t)f->eos);
-	meta_number(w, "latent_height", (uint64_t)f->latent_height);
-	meta_number(w, "latent_width", (uint64_t)f->latent_width);
-	meta_number(w, "latent_channels", (uint64_t)f->latent_channels);
+	st_writer_count(w, "step", c->step);
+	st_writer_count(w, "pieces", (uint64_t)f->pieces);
+	st_writer_count(w, "bos", (uint64_t)f->bos);
+	st_writer_count(w, "eos", (uint64_t)f->eos);
+	st_writer_count(w, "latent_height", (uint64_t)f->latent_height);
+	st_writer_count(w, "latent_width", (uint64_t)f->latent_width);
+	st_writer_count(w, "latent_channels", (uint64_t)f->latent_channels);
 	st_writer_meta(w, "tokenizer", f->tokenizer);
 	st_writer_meta(w, "vae", f->vae);
 	st_writer_meta(w, "experiment", f->experiment);
@@ -86,15 +76,15 @@ static int save_state(const char *folder, const struct checkpoint_copy *copy, st
 	st_writer_init(&w);
 	st_writer_meta(&w, "format", "transfused state");
 	st_writer_meta(&w, "program", PACKAGE_VERSION);
-	meta_number(&w, "version", STATE_VERSION);
-	meta_number(&w, "step", c->step);
-	meta_number(&w, "skipped", c->skipped);
-	meta_number(&w, "positions", c->positions);
-	meta_number(&w, "images", c->images);
-	meta_number(&w, "updates", copy->updates);
+	st_writer_count(&w, "version", STATE_VERSION);
+	st_writer_count(&w, "step", c->step);
+	st_writer_count(&w, "skipped", c->skipped);
+	st_writer_count(&w, "positions", c->positions);
+	st_writer_count(&w, "images", c->images);
+	st_writer_count(&w, "updates", copy->updates);
 	st_writer_meta(&w, "backend", copy->k->backend);
 	st_writer_meta(&w, "choices", copy->choices);
-	meta_number(&w, "threads", (uint64_t)copy->k->threads);
+	st_writer_count(&w, "threads", (uint64_t)copy->k->threads);
 	params_declare(p, PARAMS_M, "m.", copy->array[CHECKPOINT_M], &w);
 	params_declare(p, PARAMS_V, "v.", copy->array[CHECKPOINT_V], &w);
 	st_writer_add(&w, "loader", ST_U8, 1, &loader_bytes, c->loader.data);
@@ -237,26 +227,12 @@ int checkpoint_save(const char *folder, const struct checkpoint *c, const struct
 
 /* ---- reading */
 
-static int read_number(const struct st_file *f, const char *path, const char *key, uint64_t most,
-		       uint64_t *out, struct err *e)
-{
-	const char *text = st_meta(f, key);
-	char *end;
-
-	FAIL_IF(!text, e, TF_ECORRUPT, "%s: its metadata has no '%s'", path, key);
-	*out = strtoull(text, &end, 10);
-	FAIL_IF(!*text || strspn(text, "0123456789") != strlen(text) || *out > most, e,
-		TF_ECORRUPT, "%s: metadata '%s': found '%.40s', expected a number up to %" PRIu64,
-		path, key, text, most);
-	return 0;
-}
-
 static int read_small(const struct st_file *f, const char *path, const char *key, int64_t *out,
 		      struct err *e)
 {
 	uint64_t value = 0;
 
-	TRY(read_number(f, path, key, INT32_MAX, &value, e));
+	TRY(st_meta_count(f, path, key, INT32_MAX, &value, e));
 	*out = (int64_t)value;
 	return 0;
 }
@@ -340,15 +316,15 @@ static int read_state(const struct st_file *f, const char *path, struct checkpoi
 	const struct st_tensor *loader = NULL;
 	uint64_t version = 0, updates = 0;
 
-	TRY(read_number(f, path, "version", UINT32_MAX, &version, e));
+	TRY(st_meta_count(f, path, "version", UINT32_MAX, &version, e));
 	FAIL_IF(version != STATE_VERSION, e, TF_EVERSION,
 		"%s: state version %" PRIu64 ", this program reads %d", path, version,
 		STATE_VERSION);
-	TRY(read_number(f, path, "step", INT64_MAX, &c->step, e));
-	TRY(read_number(f, path, "skipped", INT64_MAX, &c->skipped, e));
-	TRY(read_number(f, path, "positions", INT64_MAX, &c->positions, e));
-	TRY(read_number(f, path, "images", INT64_MAX, &c->images, e));
-	TRY(read_number(f, path, "updates", INT64_MAX, &updates, e));
+	TRY(st_meta_count(f, path, "step", INT64_MAX, &c->step, e));
+	TRY(st_meta_count(f, path, "skipped", INT64_MAX, &c->skipped, e));
+	TRY(st_meta_count(f, path, "positions", INT64_MAX, &c->positions, e));
+	TRY(st_meta_count(f, path, "images", INT64_MAX, &c->images, e));
+	TRY(st_meta_count(f, path, "updates", INT64_MAX, &updates, e));
 	TRY(params_read(&c->model->params, PARAMS_M, "m.", f, path, e));
 	TRY(params_read(&c->model->params, PARAMS_V, "v.", f, path, e));
 	TRY(st_need(f, path, "loader", ST_U8, 1, &any, &loader, e));
