@@ -290,6 +290,17 @@ int harness_started(void **state)
 	return 0;
 }
 
+int harness_rooted(void **state)
+{
+	struct harness *h = ((struct harness_fixture *)*state)->h;
+
+	harness_prepared(state);
+	h->extra[0] = "--root";
+	h->extra[1] = h->folder;
+	harness_start(h);
+	return 0;
+}
+
 int harness_ended(void **state)
 {
 	struct harness_fixture *f = *state;

@@ -38,13 +38,15 @@ void harness_stop(struct harness *h);             /* kills everything, removes t
 void harness_kill_workers(const struct harness *h);
 
 /* For the tests of a program that has one harness h and one error e: setups that begin with both
- * anew, without a daemon and with one, and their end. */
+ * anew, without a daemon, with one, and with one that takes sources from h's folder; and their end.
+ */
 struct harness_fixture {
 	struct harness *h;
 	struct err *e;
 };
 int harness_prepared(void **state);
 int harness_started(void **state);
+int harness_rooted(void **state);
 int harness_ended(void **state);
 #define WITH_HARNESS(test, setup)                                              \
 	cmocka_unit_test_prestate_setup_teardown(test, setup, harness_ended, \

@@ -14,15 +14,6 @@
 static struct harness h;
 static struct err e;
 
-static int start(void **state)
-{
-	harness_prepared(state);
-	h.extra[0] = "--root";
-	h.extra[1] = h.folder;
-	harness_start(&h);
-	return 0;
-}
-
 static int list_jobs(struct connection *c, Tf__Reply **reply)
 {
 	Tf__Request r = TF__REQUEST__INIT;
@@ -196,7 +187,7 @@ int main(void)
 		WITH_HARNESS(cut_texts_are_texts, harness_started),
 		WITH_HARNESS(unknown_fields_are_left_out, harness_started),
 		WITH_HARNESS(long_names_of_figures, harness_started),
-		WITH_HARNESS(long_facts, start),
+		WITH_HARNESS(long_facts, harness_rooted),
 		WITH_HARNESS(a_garbled_outcome, harness_started),
 		WITH_HARNESS(a_name_that_is_no_text, harness_started),
 	};

@@ -23,15 +23,6 @@
 static struct harness h;
 static struct err e;
 
-static int start(void **state)
-{
-	harness_prepared(state);
-	h.extra[0] = "--root";
-	h.extra[1] = h.folder;
-	harness_start(&h);
-	return 0;
-}
-
 static int call(Tf__Request *r, Tf__Reply **reply)
 {
 	err_clear(&e);
@@ -763,26 +754,26 @@ static void readers_are_bounded(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		WITH_HARNESS(waits_are_bounded, start),
-		WITH_HARNESS(uploads_are_bounded, start),
-		WITH_HARNESS(a_list_comes_in_pages, start),
-		WITH_HARNESS(a_list_passes_over_so_many, start),
-		WITH_HARNESS(a_list_is_filtered, start),
-		WITH_HARNESS(too_many_jobs_to_cancel, start),
-		WITH_HARNESS(a_long_answer_about_jobs, start),
-		WITH_HARNESS(files_are_listed_up_to_a_bound, start),
-		WITH_HARNESS(a_log_is_cut, start),
-		WITH_HARNESS(more_slots_than_the_bound, start),
-		WITH_HARNESS(figures_of_progress_are_bounded, start),
-		WITH_HARNESS(keys_are_bounded, start),
-		WITH_HARNESS(sums_of_usage_are_bounded, start),
-		WITH_HARNESS(old_use_is_forgotten, start),
-		WITH_HARNESS(artefacts_are_bounded, start),
-		WITH_HARNESS(artefacts_are_listed_in_pages, start),
-		WITH_HARNESS(large_artefacts_fill_pages, start),
-		WITH_HARNESS(queued_jobs_are_bounded, start),
-		WITH_HARNESS(readers_are_bounded, start),
-		WITH_HARNESS(a_damaged_dataset_is_named, start),
+		WITH_HARNESS(waits_are_bounded, harness_rooted),
+		WITH_HARNESS(uploads_are_bounded, harness_rooted),
+		WITH_HARNESS(a_list_comes_in_pages, harness_rooted),
+		WITH_HARNESS(a_list_passes_over_so_many, harness_rooted),
+		WITH_HARNESS(a_list_is_filtered, harness_rooted),
+		WITH_HARNESS(too_many_jobs_to_cancel, harness_rooted),
+		WITH_HARNESS(a_long_answer_about_jobs, harness_rooted),
+		WITH_HARNESS(files_are_listed_up_to_a_bound, harness_rooted),
+		WITH_HARNESS(a_log_is_cut, harness_rooted),
+		WITH_HARNESS(more_slots_than_the_bound, harness_rooted),
+		WITH_HARNESS(figures_of_progress_are_bounded, harness_rooted),
+		WITH_HARNESS(keys_are_bounded, harness_rooted),
+		WITH_HARNESS(sums_of_usage_are_bounded, harness_rooted),
+		WITH_HARNESS(old_use_is_forgotten, harness_rooted),
+		WITH_HARNESS(artefacts_are_bounded, harness_rooted),
+		WITH_HARNESS(artefacts_are_listed_in_pages, harness_rooted),
+		WITH_HARNESS(large_artefacts_fill_pages, harness_rooted),
+		WITH_HARNESS(queued_jobs_are_bounded, harness_rooted),
+		WITH_HARNESS(readers_are_bounded, harness_rooted),
+		WITH_HARNESS(a_damaged_dataset_is_named, harness_rooted),
 	};
 
 	return cmocka_run_group_tests_name("limits", tests, NULL, NULL);
