@@ -2,13 +2,11 @@
  * When the store is folded for new jobs: soon for tokens that lie apart, as each keeps a page in
  * memory; late for those that begin with the time. */
 #include "tests/test.h"
-#include "lib/files.h"
-#include "lib/mem.h"
 #include "proto/limits.h"
 #include "store/jobs.h"
 #include "store/journal.h"
+#include "tests/daemon/own_store.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #define OLD_JOBS 2000u /* folded before; their tokens are all over the table */
@@ -52,12 +50,8 @@ static void commit_scattered(uint64_t first, uint64_t count)
 
 static int open_store(void **state)
 {
-	char template[] = "/tmp/tff-XXXXXX";
-
 	(void)state;
-	folder = xstrdup(mkdtemp(template));
-	err_clear(&e);
-	TRY(state_open(folder, 16 << 20, &store, &e));
+	TRY(own_store_open(&folder, &store, &e));
 	commit_scattered(1, OLD_JOBS);
 	return state_fold(store, &e);
 }
@@ -65,10 +59,7 @@ static int open_store(void **state)
 static int close_store(void **state)
 {
 	(void)state;
-	state_close(store);
-	store = NULL;
-	dir_remove(folder, NULL);
-	xfree(folder);
+	own_store_close(&folder, &store);
 	return 0;
 }
 

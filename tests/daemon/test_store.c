@@ -9,6 +9,7 @@
 #include "store/jobs.h"
 #include "store/journal.h"
 #include "store/users.h"
+#include "tests/daemon/own_store.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -18,29 +19,20 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define MAP_BYTES (16u << 20)
-
 static char *folder;
 static struct state *store;
 static struct err e;
 
 static int open_store(void **state)
 {
-	char template[] = "/tmp/tfs-XXXXXX";
-
 	(void)state;
-	folder = xstrdup(mkdtemp(template));
-	err_clear(&e);
-	return state_open(folder, MAP_BYTES, &store, &e);
+	return own_store_open(&folder, &store, &e);
 }
 
 static int close_store(void **state)
 {
 	(void)state;
-	state_close(store);
-	store = NULL;
-	dir_remove(folder, NULL);
-	xfree(folder);
+	own_store_close(&folder, &store);
 	return 0;
 }
 
@@ -48,7 +40,7 @@ static void reopen(void)
 {
 	state_close(store);
 	store = NULL;
-	assert_ok(state_open(folder, MAP_BYTES, &store, &e), &e);
+	assert_ok(state_open(folder, OWN_STORE_MAP_BYTES, &store, &e), &e);
 }
 
 static void put_job(uint64_t id, Tf__JobState state)
@@ -99,7 +91,7 @@ static void a_killed_writer_loses_nothing_committed(void **state)
 	if (pid == 0) {
 		struct state *own = NULL;
 
-		if (state_open(folder, MAP_BYTES, &own, NULL) < 0)
+		if (state_open(folder, OWN_STORE_MAP_BYTES, &own, NULL) < 0)
 			_exit(1);
 		for (uint64_t i = 1;; i++) {
 			state_set_number(own, "count", i, NULL);
@@ -112,7 +104,7 @@ static void a_killed_writer_loses_nothing_committed(void **state)
 	assert_int_equal(read(ready[0], &byte, 1), 1);
 	kill(pid, SIGKILL);
 	waitpid(pid, &status, 0);
-	assert_ok(state_open(folder, MAP_BYTES, &store, &e), &e);
+	assert_ok(state_open(folder, OWN_STORE_MAP_BYTES, &store, &e), &e);
 	assert_ok(state_number(store, "count", &value, &e), &e);
 	assert_true(value >= 20);
 	assert_ok(state_number(store, "same", &same, &e), &e);
@@ -128,7 +120,7 @@ static void a_newer_store_is_refused(void **state)
 	assert_ok(state_commit(store, &e), &e);
 	state_close(store);
 	store = NULL;
-	assert_int_equal(state_open(folder, MAP_BYTES, &other, &e), TF_EVERSION);
+	assert_int_equal(state_open(folder, OWN_STORE_MAP_BYTES, &other, &e), TF_EVERSION);
 	assert_non_null(strstr(e.text, "newer program"));
 }
 
@@ -189,7 +181,7 @@ static uint64_t number_in(const char *where, const char *name)
 	struct state *other = NULL;
 	uint64_t value;
 
-	assert_ok(state_open(where, MAP_BYTES, &other, &e), &e);
+	assert_ok(state_open(where, OWN_STORE_MAP_BYTES, &other, &e), &e);
 	assert_ok(state_number(other, name, &value, &e), &e);
 	state_close(other);
 	return value;
@@ -490,7 +482,7 @@ static void a_full_disk_can_be_read_from(void **state)
 	assert_false(state_folded(store));
 	killed = killed_now();
 	assert_int_equal(setrlimit(RLIMIT_FSIZE, &full), 0);
-	assert_ok(state_open(killed, MAP_BYTES, &other, &e), &e);
+	assert_ok(state_open(killed, OWN_STORE_MAP_BYTES, &other, &e), &e);
 	assert_ok(state_number(other, "a", &value, &e), &e);
 	assert_int_equal(value, 7);
 	assert_ok(state_set_number(other, "a", 8, &e), &e);
@@ -520,7 +512,7 @@ static void a_newer_journal_is_refused(void **state)
 	journal_note(j, false, STATE_TABLES, "key", 3, "value", 5);
 	assert_ok(journal_write(j, &e), &e);
 	journal_close(j);
-	assert_int_equal(state_open(killed, MAP_BYTES, &other, &e), TF_EVERSION);
+	assert_int_equal(state_open(killed, OWN_STORE_MAP_BYTES, &other, &e), TF_EVERSION);
 	assert_non_null(strstr(e.text, "newer program"));
 	xfree(killed);
 }
