@@ -3,9 +3,8 @@
 #include "config.h"
 #include "lib/utf8.h"
 
-#include <string.h>
-
 #include <stdint.h>
+#include <string.h>
 
 size_t utf8_length(const char *text, size_t bytes)
 {

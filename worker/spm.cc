@@ -243,11 +243,7 @@ static size_t cut(const char *line, size_t bytes)
 		return bytes;
 	while (at > SENTENCE_BYTES_MAX / 2 && line[at - 1] != ' ')
 		at--;
-	if (at > SENTENCE_BYTES_MAX / 2)
-		return at;
-	for (at = SENTENCE_BYTES_MAX; ((unsigned char)line[at] & 0xC0) == 0x80; at--)
-		;
-	return at;
+	return at > SENTENCE_BYTES_MAX / 2 ? at : utf8_cut(line, SENTENCE_BYTES_MAX);
 }
 
 extern "C" void spm_corpus_add(struct spm_corpus *c, const char *text, size_t bytes)
