@@ -73,7 +73,7 @@ static char *parent_of(const char *path)
 	return slash == path ? xstrdup("/") : xstrndup(path, slash - path);
 }
 
-static int fsync_parent(const char *path, struct err *e)
+int file_fsync_parent(const char *path, struct err *e)
 {
 	char *dir = parent_of(path);
 	int rc = file_fsync(dir, e);
@@ -123,7 +123,7 @@ out:
 int file_write(const char *path, const void *data, size_t len, unsigned mode, struct err *e)
 {
 	TRY(write_aside(path, data, len, mode, true, e));
-	return fsync_parent(path, e);
+	return file_fsync_parent(path, e);
 }
 
 int file_put(const char *path, const void *data, size_t len, unsigned mode, struct err *e)
@@ -145,8 +145,8 @@ int file_rename(const char *from, const char *to, struct err *e)
 {
 	if (rename(from, to) < 0)
 		return err_errno(e, "rename of %s to %s", from, to);
-	TRY(fsync_parent(to, e));
-	return same_parent(from, to) ? 0 : fsync_parent(from, e);
+	TRY(file_fsync_parent(to, e));
+	return same_parent(from, to) ? 0 : file_fsync_parent(from, e);
 }
 
 bool file_exists(const char *path)

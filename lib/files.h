@@ -19,6 +19,8 @@ int file_put(const char *path, const void *data, size_t len, unsigned mode, stru
 /* All bytes to a descriptor; retries short writes and EINTR. name is for the error. */
 int file_write_all(int fd, const void *data, size_t len, const char *name, struct err *e);
 int file_fsync(const char *path, struct err *e);         /* a file or a folder */
+/* The folder that path lies in: its name there, which a sync of the file alone leaves out. */
+int file_fsync_parent(const char *path, struct err *e);
 /* Renames and syncs both parent folders. */
 int file_rename(const char *from, const char *to, struct err *e);
 bool file_exists(const char *path);

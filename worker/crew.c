@@ -217,14 +217,15 @@ static void stand_up(struct crew *c, struct seat *s, bool keep_line)
 
 /* ---- leaving */
 
-/* Writes the outcome; what is told to the daemon then is in *packed. */
+/* Writes the outcome, so that it survives the death of any process; what is told to the daemon then
+ * is in *packed. */
 static int leave_outcome(struct job *job, int code, const char *text, Tf__Failure failure,
 			 struct buf *packed, struct err *e)
 {
 	job_stage(job, NULL);
 	job_result(job, "peak_rss_anon_bytes", (double)link_peak_rss_anon(job->link));
 	report_outcome(job->state, code, text, failure, packed);
-	return report_write_outcome(job->outcome, packed, e);
+	return file_put(job->outcome, packed->data, packed->len, 0600, e);
 }
 
 /* What kind of failure a code is, for another attempt. */

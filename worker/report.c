@@ -362,37 +362,17 @@ void report_outcome(struct report *r, int code, const char *text, Tf__Failure fa
 	pack(&o, out);
 }
 
-/* Aside and renamed: it is whole or not there. */
-int report_write_outcome(const char *path, const struct buf *outcome, struct err *e)
-{
-	char *aside = xasprintf("%s.tmp", path);
-	int fd = open(aside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600), rc;
-
-	rc = fd < 0 ? err_errno(e, "%s", aside)
-		    : file_write_all(fd, outcome->data, outcome->len, aside, e);
-	if (fd >= 0)
-		close(fd);
-	if (rc == 0 && rename(aside, path) < 0)
-		rc = err_errno(e, "%s", path);
-	xfree(aside);
-	return rc;
-}
-
 /* The job's folder and its name among the others. */
 static int sync_names(const struct job *job, struct err *e)
 {
-	char *jobs = job_path(job->folder, "..");
-	int rc = file_fsync(job->folder, e);
-
-	if (rc == 0)
-		rc = file_fsync(jobs, e);
-	xfree(jobs);
-	return rc;
+	TRY(file_fsync(job->folder, e));
+	return file_fsync_parent(job->folder, e);
 }
 
 int report_sync_outcome(const struct job *job, struct err *e)
 {
 	TRY(file_fsync(job->outcome, e));
+	TRY(file_fsync_parent(job->outcome, e)); /* an older daemon has a folder for each attempt */
 	return sync_names(job, e);
 }
 

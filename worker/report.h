@@ -10,13 +10,10 @@
 struct report *report_new(void);
 void report_free(struct report *r);
 
-/* Packs the outcome: code 0 is done, e says why not (NULL: its code's words). The
- * bytes are appended to out. */
+/* Packs the outcome: code 0 is done, else text says why not. The bytes are appended to out. */
 void report_outcome(struct report *r, int code, const char *text, Tf__Failure failure,
 		    struct buf *out);
-/* Writes the outcome's file, which survives the death of any process. */
-int report_write_outcome(const char *path, const struct buf *outcome, struct err *e);
-/* And a power cut: syncs it, and the names that lead to it. */
+/* Lets the outcome's file survive a power cut, too: syncs it, and the names that lead to it. */
 int report_sync_outcome(const struct job *job, struct err *e);
 /* The same of what the job left in its results, if it did. */
 int report_sync_results(const struct job *job, struct err *e);
