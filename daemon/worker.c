@@ -471,7 +471,7 @@ char *worker_outcome_path(struct daemon *d, const struct worker *w)
 	return daemon_path(d, "jobs/%llu/outcome-%u.pb", (unsigned long long)w->job, w->attempt);
 }
 
-/* Where there is one; a worker from before outcome_file has put it into a folder of the attempt. */
+/* NULL: there is none. One from before outcome_file has put it into a folder of the attempt. */
 static char *find_outcome(struct daemon *d, const struct worker *w)
 {
 	char *path = worker_outcome_path(d, w);
@@ -479,8 +479,11 @@ static char *find_outcome(struct daemon *d, const struct worker *w)
 	if (file_exists(path))
 		return path;
 	xfree(path);
-	return daemon_path(d, "jobs/%llu/attempt-%u/outcome.pb", (unsigned long long)w->job,
+	path = daemon_path(d, "jobs/%llu/attempt-%u/outcome.pb", (unsigned long long)w->job,
 			   w->attempt);
+	if (!file_exists(path))
+		xfree(path);
+	return path;
 }
 
 /* The attempt's outcome file; NULL when there is none that can be read. */
@@ -491,7 +494,7 @@ static Tf__Outcome *read_outcome(struct daemon *d, const struct worker *w)
 	struct err e = ERR_INIT;
 	ProtobufCMessage *outcome = NULL;
 
-	if (file_exists(path) &&
+	if (path &&
 	    (file_read(path, LIMIT_MESSAGE_BYTES, &b, &e) < 0 ||
 	     wire_unpack(&tf__outcome__descriptor, b.data, b.len, &outcome, &e) < 0))
 		log_line(LOG_ERROR, w->job, "%s cannot be read: %s", path, e.text);
