@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 struct connection;
+struct wire_message;
 
 struct connection_options {
 	const char *endpoint;
@@ -42,7 +43,6 @@ int connection_call(struct connection *c, Tf__Request *r, int64_t timeout_ms, Tf
 int connection_send(struct connection *c, Tf__Request *r, uint64_t *id, struct err *e);
 int connection_receive(struct connection *c, int64_t timeout_ms, Tf__Reply **out, struct err *e);
 /* The same with the answer as it came: out is closed by the caller after a return of 0. */
-struct wire_message;
 int connection_receive_packed(struct connection *c, int64_t timeout_ms, struct wire_message *out,
 			      uint64_t *id, struct err *e);
 /* Gives up an open request: its answer will be dropped. */

@@ -16,7 +16,9 @@
 #define LIMIT_PATH_BYTES 1024u
 #define LIMIT_TEXT_BYTES (64u << 10)          /* a prompt, a reason */
 #define LIMIT_EXPERIMENT_BYTES (256u << 10)
-#define LIMIT_SPEC_BYTES (15u << 18)          /* of a job, with its sources in one message */
+/* Of a job: the message that tells its worker of it has the paths of inputs and folders, too, and
+ * the one that tells a client the job's record. */
+#define LIMIT_SPEC_BYTES (LIMIT_MESSAGE_BYTES - (256u << 10))
 #define LIMIT_PROMPTS 4096u                   /* per generate job */
 #define LIMIT_IMAGES_PER_PROMPT 1024u
 #define LIMIT_KEPT_SEQUENCES 8                /* of a sampler that a warm worker keeps */
