@@ -347,10 +347,10 @@ static void end_process(const struct entry *en)
 	if (m)
 		protobuf_c_message_free_unpacked(m, NULL);
 	err_clear(&e);
-	path = daemon_path(&stage, "jobs/%" PRIu64 "/attempt-%u", w->job, w->attempt);
-	stage_must(dir_make(path, 0700, &e), &e);
+	path = daemon_path(&stage, "jobs/%" PRIu64, w->job);
+	stage_must(dir_make(path, 0700, &e), &e); /* one that joined has it of its worker */
 	xfree(path);
-	path = daemon_path(&stage, "jobs/%" PRIu64 "/attempt-%u/outcome.pb", w->job, w->attempt);
+	path = worker_outcome_path(&stage, w);
 	if (len)
 		stage_must(file_put(path, bytes, len, 0600, &e), &e);
 	xfree(path);
