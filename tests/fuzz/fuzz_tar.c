@@ -16,23 +16,27 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-static char folder[] = "/tmp/tf-fuzz-tar.XXXXXX", path[sizeof folder + 8];
+static char *folder, *path; /* made once; path is the tar in it */
 
 static void clear(void)
 {
 	unlink(path);
 	rmdir(folder);
+	xfree(path);
+	xfree(folder);
 }
 
 /* A name that ends in .tar, for whatever the bytes are. */
 static void name_it(int fd)
 {
+	const char *given = getenv("TMPDIR");
 	char target[64];
 
-	if (!*path) {
+	if (!path) {
+		folder = xasprintf("%s/fuzz_tar-XXXXXX", given ? given : "/tmp");
 		if (!mkdtemp(folder))
 			BUG("no folder for the tar");
-		snprintf(path, sizeof path, "%s/x.tar", folder);
+		path = xasprintf("%s/x.tar", folder);
 		atexit(clear);
 	}
 	unlink(path);

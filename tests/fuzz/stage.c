@@ -286,7 +286,8 @@ void stage_pass_time(void)
 
 void stage_make(void)
 {
-	char *base = xasprintf("%s/fuzz_request-XXXXXX", dir_is("/dev/shm") ? "/dev/shm" : "/tmp");
+	const char *given = getenv("TMPDIR"), *memory = dir_is("/dev/shm") ? "/dev/shm" : "/tmp";
+	char *base = xasprintf("%s/fuzz_request-XXXXXX", given ? given : memory);
 
 	CHECK(mkdtemp(base));
 	folder = base;

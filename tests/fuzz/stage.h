@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * A daemon in this process for a fuzzer, without sockets, threads and processes: its link replaces
  * spawn_process, process_fd, task_start, tasks_open, server_open and journal_read, and looks into
- * outbox_send (--wrap). Its state lies in /dev/shm; what was kept of it is brought back quickly. */
+ * outbox_send (--wrap). Its state lies in TMPDIR, without one in /dev/shm; what was kept of it is
+ * brought back quickly. */
 #ifndef TESTS_FUZZ_STAGE_H
 #define TESTS_FUZZ_STAGE_H
 
