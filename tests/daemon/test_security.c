@@ -20,6 +20,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#define HEADERS 50 /* of frames of 250 MiB in all */
+
 static struct harness h;
 static struct key_pair member;
 static struct err e;
@@ -250,18 +252,7 @@ static void a_message_over_the_limit(void **state)
 	xfree(big);
 }
 
-/* ---------------------------------------------------------------- on the way */
-
-/* Somebody between client and daemon, who sees frames (ZMTP: flags, length, body) but no keys. */
-enum mischief { PASS, REPLAY, SWAP, FORGE };
-
-static struct proxy {
-	int listener;
-	char there[200]; /* the daemon's socket */
-	atomic_int mischief;
-	atomic_bool leave;
-	pthread_t thread;
-} proxy;
+static char there[200]; /* the daemon's socket */
 
 static void send_all(int fd, const uint8_t *data, size_t len)
 {
@@ -274,6 +265,92 @@ static void send_all(int fd, const uint8_t *data, size_t len)
 		len -= (size_t)n;
 	}
 }
+
+static int dial(void)
+{
+	struct sockaddr_un a = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	snprintf(a.sun_path, sizeof a.sun_path, "%.100s", there);
+	if (connect(fd, (struct sockaddr *)&a, sizeof a) == 0)
+		return fd;
+	close(fd);
+	return -1;
+}
+
+static void send_head(int fd, uint8_t flags, uint64_t frame_bytes)
+{
+	uint8_t head[9] = { flags };
+
+	for (int i = 0; i < 8; i++)
+		head[1 + i] = (uint8_t)(frame_bytes >> (56 - 8 * i));
+	send_all(fd, head, sizeof head);
+}
+
+/* A stranger's connection with the header of a command and nothing behind it. */
+static int send_header(uint64_t frame_bytes)
+{
+	static const uint8_t greeting[64] = "\xff\0\0\0\0\0\0\0\1\x7f\3\1" "CURVE";
+	int fd = dial();
+
+	assert_true(fd >= 0);
+	send_all(fd, greeting, sizeof greeting);
+	send_head(fd, 6, frame_bytes);
+	return fd;
+}
+
+/* Whether the daemon closes it within this time. */
+static bool is_closed(int fd, int64_t within_ms)
+{
+	int64_t until = clock_mono_ms() + within_ms;
+	struct pollfd item = { fd, POLLIN, 0 };
+	uint8_t said[256];
+
+	while (clock_mono_ms() < until)
+		if (poll(&item, 1, 50) > 0 && read(fd, said, sizeof said) <= 0)
+			return true;
+	return false;
+}
+
+/* What they announce is neither waited for nor in memory. */
+static void headers_alone(void **state)
+{
+	static const uint64_t too_long[] = { LIMIT_FRAME_BYTES + 1, INT64_MAX, UINT64_MAX };
+	long before = harness_rss_anon_kib(&h);
+	char *endpoint = NULL;
+	int fd[HEADERS];
+
+	(void)state;
+	assert_ok(endpoint_read(h.state, &endpoint, &e), &e);
+	snprintf(there, sizeof there, "%s", endpoint + strlen("ipc://"));
+	xfree(endpoint);
+	for (size_t i = 0; i < ARRAY_LEN(too_long); i++) {
+		fd[0] = send_header(too_long[i]);
+		assert_true(is_closed(fd[0], 2000)); /* sooner than a handshake must be through */
+		close(fd[0]);
+	}
+	for (size_t i = 0; i < HEADERS; i++)
+		fd[i] = send_header(LIMIT_FRAME_BYTES);
+	assert_false(is_closed(fd[HEADERS - 1], 500));
+	assert_ok(ask(h.line, TF__REQUEST__BODY_PING), &e);
+	assert_in_range(harness_rss_anon_kib(&h), 1, before + (32 << 10));
+	for (size_t i = 0; i < HEADERS; i++) {
+		assert_true(is_closed(fd[i], 30000)); /* the time of the handshake is over */
+		close(fd[i]);
+	}
+}
+
+/* ---------------------------------------------------------------- on the way */
+
+/* Somebody between client and daemon, who sees frames (ZMTP: flags, length, body) but no keys. */
+enum mischief { PASS, REPLAY, SWAP, FORGE, ANNOUNCE };
+
+static struct proxy {
+	int listener;
+	atomic_int mischief;
+	atomic_bool leave;
+	pthread_t thread;
+} proxy;
 
 struct stream {
 	uint8_t data[1 << 16];
@@ -305,6 +382,9 @@ static void pass_message(struct stream *s, int to, size_t len)
 		break;
 	case FORGE:
 		s->data[len - 1] ^= 1;
+		break;
+	case ANNOUNCE: /* the longest frame; this one and all that follow are but its beginning */
+		send_head(to, 2, LIMIT_FRAME_BYTES);
 		break;
 	case SWAP:
 		if (s->held_len == 0) {
@@ -345,18 +425,6 @@ static void pass_frames(struct stream *s, int to)
 			send_all(to, s->data, len);
 		take_off(s, len);
 	}
-}
-
-static int dial(void)
-{
-	struct sockaddr_un a = { .sun_family = AF_UNIX };
-	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-	snprintf(a.sun_path, sizeof a.sun_path, "%.100s", proxy.there);
-	if (connect(fd, (struct sockaddr *)&a, sizeof a) == 0)
-		return fd;
-	close(fd);
-	return -1;
 }
 
 static void relay(int client)
@@ -415,7 +483,7 @@ static struct connection *start_proxy(void)
 	struct connection *c = NULL;
 
 	assert_ok(endpoint_read(h.state, &endpoint, &e), &e);
-	snprintf(proxy.there, sizeof proxy.there, "%s", endpoint + strlen("ipc://"));
+	snprintf(there, sizeof there, "%s", endpoint + strlen("ipc://"));
 	snprintf(a.sun_path, sizeof a.sun_path, "%.90s/proxy", h.folder);
 	proxy.listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	assert_int_equal(bind(proxy.listener, (struct sockaddr *)&a, sizeof a), 0);
@@ -487,6 +555,19 @@ static void frames_are_looked_at(void **state)
 	stop_proxy(c);
 }
 
+/* It waits for the rest of a frame no longer than for any sign of life. */
+static void a_frame_without_an_end(void **state)
+{
+	struct connection *c = start_proxy();
+	uint64_t before = connection_reconnects(c);
+
+	(void)state;
+	atomic_store(&proxy.mischief, ANNOUNCE);
+	ping_twice(c);
+	assert_int_equal(connection_reconnects(c), before + 1);
+	stop_proxy(c);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -495,7 +576,9 @@ int main(void)
 		WITH_HARNESS(a_worker_of_another_attempt, start),
 		WITH_HARNESS(paths_and_links, start),
 		WITH_HARNESS(a_message_over_the_limit, start),
+		WITH_HARNESS(headers_alone, start),
 		WITH_HARNESS(frames_are_looked_at, start_impatient),
+		WITH_HARNESS(a_frame_without_an_end, start_impatient),
 	};
 
 	return cmocka_run_group_tests_name("security", tests, NULL, NULL);
