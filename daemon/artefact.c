@@ -145,6 +145,20 @@ int artefact_reserve(struct daemon *d, const Tf__JobSpec *spec, uint64_t job,
 	return rc;
 }
 
+uint64_t artefact_maker(struct daemon *d, const Tf__JobSpec *spec)
+{
+	Tf__ArtefactRecord *r = NULL;
+	const char *name;
+	bool resume;
+	Tf__ArtefactKind kind = made_by(spec, &name, &resume);
+	uint64_t job = 0;
+
+	if (kind != 0 && artefact_find(d->state, kind, name, &r, NULL) == 0)
+		job = r->artefact->job;
+	record_free(r);
+	return job;
+}
+
 /* A folder that no record names is being removed, which may take long: nothing is made in it. */
 static int check_gone(struct daemon *d, Tf__ArtefactKind kind, const char *name, const char *id,
 		      struct err *e)

@@ -14,6 +14,8 @@ int artefact_may_change(const struct request *r, const Tf__Artefact *a, struct e
  * NULL when the kind makes nothing. */
 int artefact_reserve(struct daemon *d, const Tf__JobSpec *spec, uint64_t job,
 		     const struct request *r, bool dry_run, char **id, struct err *e);
+/* The job that makes, or has made, what is called as the spec wants; 0: there is none. */
+uint64_t artefact_maker(struct daemon *d, const Tf__JobSpec *spec);
 /* For a job that was put back: takes up what is left of what it made, or reserves it anew. */
 int artefact_reserve_again(struct daemon *d, const Tf__JobSpec *spec, const Tf__JobRecord *r,
 			   const struct request *by, struct err *e);

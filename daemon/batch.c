@@ -90,7 +90,7 @@ static int add_members(struct daemon *d, const struct request *r, const Tf__Subm
 			err_prefix(e, "job %zu of %zu", i + 1, m->n_submit);
 			return rc;
 		}
-		FAIL_IF((i + 1) % PIECE == 0 && !server_between(d), e, TF_EUNKNOWN,
+		FAIL_IF((i + 1) % PIECE == 0 && !server_between(d, &b->numbers), e, TF_EUNKNOWN,
 			"the state could not be written: nothing of the batch is in it, see the "
 			"daemon's log");
 	}

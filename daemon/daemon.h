@@ -409,10 +409,11 @@ void server_receive(struct daemon *d);
  * the caller's. */
 void server_take(struct daemon *d, struct wire_message *m);
 void server_hold_back(struct daemon *d); /* waits a little when there is a flood */
-/* While a batch is made, whose part of the transaction is open: other users' plain submits are
- * handled and committed, at most one of each. False: that failed, and the store was opened again
- * without the part. */
-bool server_between(struct daemon *d);
+/* While a batch is made, whose part of the transaction is open: other users' submits that meet none
+ * of its jobs are handled and committed, at most one of each. False: that failed, and the store was
+ * opened again without the part. */
+struct job_numbers;
+bool server_between(struct daemon *d, const struct job_numbers *batch);
 /* Until a request that waits may be handled, 0: now; INT64_MAX: none waits. */
 int64_t server_wait_ms(const struct daemon *d);
 

@@ -164,14 +164,14 @@ void inbox_charge(struct inbox *b, int64_t took, int64_t now)
 }
 
 bool inbox_take_beside(struct inbox *b, const struct inbox_bounds *bounds,
-		       bool (*fits)(const struct wire_message *m), size_t *at,
+		       bool (*fits)(void *arg, const struct wire_message *m), void *arg, size_t *at,
 		       struct wire_message *out, int64_t took, int64_t now)
 {
 	while (*at < b->lines) {
 		struct line *l = b->line[(*at)++];
 
 		if (l == b->taken || !l->first || delay(l, true, now) > 0 ||
-		    !fits(&l->first->message))
+		    !fits(arg, &l->first->message))
 			continue;
 		take_first(l, bounds, out, now);
 		charge(l, took, now);

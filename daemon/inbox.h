@@ -50,7 +50,7 @@ void inbox_charge(struct inbox *b, int64_t took, int64_t now);
  * fits, and charges it to them in advance: `took`. A user is given once a round, which begins with
  * *at 0. */
 bool inbox_take_beside(struct inbox *b, const struct inbox_bounds *bounds,
-		       bool (*fits)(const struct wire_message *m), size_t *at,
+		       bool (*fits)(void *arg, const struct wire_message *m), void *arg, size_t *at,
 		       struct wire_message *out, int64_t took, int64_t now);
 /* Whether several users are about. */
 bool inbox_is_shared(const struct inbox *b, int64_t now);

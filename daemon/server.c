@@ -4,8 +4,10 @@
  * version checked, its sender's role looked up (at every message: a revoked key must not live on in
  * an open connection), and handed to the function of its row in requests.def. */
 #include "config.h"
+#include "daemon/artefact.h"
 #include "daemon/daemon.h"
 #include "daemon/reply.h"
+#include "daemon/submit.h"
 #include "lib/clock.h"
 #include "lib/log.h"
 #include "lib/mem.h"
@@ -27,6 +29,7 @@
 #define READ_MESSAGES 512       /* in a turn */
 #define READ_BETWEEN 16         /* after a piece of a batch */
 #define BETWEEN_NS 50000        /* what a submit is taken to cost then */
+#define BETWEEN_BYTES 16384     /* of one: what is longer may take long to be looked at */
 #define READ_FLOODED 4          /* in a turn after one with refusals, which begins */
 #define FLOODED_NS 500000       /* so much later, unless others come */
 #define LAST_WORDS_MS 1000      /* so long the last answers may take to leave */
@@ -393,29 +396,49 @@ static struct inbox_bounds bounds_of(const struct daemon *d)
 				      d->options.user_requests_per_second };
 }
 
-/* Whether it can meet nothing of a batch that is half made: a submit that makes no artefact and
- * waits for no job. */
-static bool is_plain(const struct wire_message *m)
+static bool has_member(const struct job_numbers *batch, const uint64_t *job, size_t jobs)
 {
-	zmq_msg_t *body = (zmq_msg_t *)&m->body;
-	struct err e = ERR_INIT;
-	Tf__Request *r = NULL;
-	const Tf__JobSpec *s;
-	uint64_t id;
-	bool plain;
-
-	if (wire_unpack_request(zmq_msg_data(body), zmq_msg_size(body), &r, &id, &e) < 0)
-		return false;
-	s = r->body_case == TF__REQUEST__BODY_SUBMIT ? r->submit->spec : NULL;
-	plain = s && !r->as_user && !(s->n_after || s->n_after_any || s->n_after_failed) &&
-		(s->kind == TF__JOB_KIND__GENERATE || s->kind == TF__JOB_KIND__EVAL ||
-		 s->kind == TF__JOB_KIND__NOOP);
-	tf__request__free_unpacked(r, NULL);
-	return plain;
+	for (size_t i = 0; i < jobs; i++)
+		if (batch->first > 0 && job[i] >= batch->first &&
+		    job[i] - batch->first < batch->count)
+			return true;
+	return false;
 }
 
-bool server_between(struct daemon *d)
+struct between {
+	struct daemon *d;
+	const struct job_numbers *batch;
+};
+
+/* Whether it can meet nothing of a batch that is half made, and may be taken back: a submit that
+ * waits for no job of it and makes nothing that one of them makes. */
+static bool is_apart(void *arg, const struct wire_message *m)
 {
+	const struct between *b = arg;
+	zmq_msg_t *body = (zmq_msg_t *)&m->body;
+	Tf__Request *r = NULL;
+	const Tf__JobSpec *s;
+	uint64_t id, maker;
+	bool apart = false;
+
+	if (zmq_msg_size(body) > BETWEEN_BYTES ||
+	    wire_unpack_request(zmq_msg_data(body), zmq_msg_size(body), &r, &id, NULL) < 0)
+		return false;
+	s = r->body_case == TF__REQUEST__BODY_SUBMIT && !r->as_user ? r->submit->spec : NULL;
+	if (s) {
+		maker = artefact_maker(b->d, s);
+		apart = !has_member(b->batch, &maker, 1) &&
+			!has_member(b->batch, s->after, s->n_after) &&
+			!has_member(b->batch, s->after_any, s->n_after_any) &&
+			!has_member(b->batch, s->after_failed, s->n_after_failed);
+	}
+	tf__request__free_unpacked(r, NULL);
+	return apart;
+}
+
+bool server_between(struct daemon *d, const struct job_numbers *batch)
+{
+	struct between between = { d, batch };
 	struct inbox_bounds bounds = bounds_of(d);
 	int64_t began = clock_mono_ns();
 	struct wire_message m;
@@ -429,7 +452,8 @@ bool server_between(struct daemon *d)
 		if (!read_message(d, &bounds, true, began))
 			break;
 	state_part_aside(d->state, true);
-	while (inbox_take_beside(d->inbox, &bounds, is_plain, &at, &m, BETWEEN_NS, began)) {
+	while (inbox_take_beside(d->inbox, &bounds, is_apart, &between, &at, &m, BETWEEN_NS,
+				 began)) {
 		server_take(d, &m);
 		wire_message_close(&m);
 		served = true;

@@ -108,8 +108,9 @@ static void a_flood_leaves_most_of_the_time(void **state)
 	inbox_free(b);
 }
 
-static bool is_capital(const struct wire_message *m)
+static bool is_capital(void *arg, const struct wire_message *m)
 {
+	(void)arg;
 	return m->route[0] < 'a';
 }
 
@@ -117,7 +118,7 @@ static char beside(struct inbox *b, size_t *at, int64_t now)
 {
 	struct wire_message m;
 
-	if (!inbox_take_beside(b, &wide, is_capital, at, &m, 1000, now))
+	if (!inbox_take_beside(b, &wide, is_capital, NULL, at, &m, 1000, now))
 		return 0;
 	wire_message_close(&m);
 	return (char)m.route[0];
