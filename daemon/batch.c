@@ -39,6 +39,8 @@ static int settle_members(const struct batch *b, Tf__Submit *m, struct err *e)
 	for (size_t i = 0; i < m->n_after_member; i++) {
 		uint32_t member = m->after_member[i]->member;
 
+		FAIL_IF(b->count == 0, e, TF_EINVALID,
+			"after_member is %u, but no job comes before this one", member);
 		FAIL_IF(member >= b->count, e, TF_EINVALID,
 			"after_member is %u, expected a job before this one, 0 to %zu", member,
 			b->count - 1);

@@ -151,6 +151,10 @@ static void a_batch_with_one_wrong_job_leaves_nothing(void **state)
 	assert_int_equal(send_batch(&b, false, &reply), TF_EINVALID);
 	assert_non_null(strstr(e.text, "after_member is 1"));
 	members_release(&b);
+	add_member(&b, "done", 0); /* itself, and there is none before it */
+	assert_int_equal(send_batch(&b, false, &reply), TF_EINVALID);
+	assert_non_null(strstr(e.text, "after_member is 0, but no job comes before this one"));
+	members_release(&b);
 	/* the numbers were not used up, nothing is left in the queue's memory */
 	assert_int_equal(harness_noop(&h, "done"), 1);
 	harness_until(&h, 1, TF__JOB_STATE__DONE);
