@@ -23,6 +23,9 @@ int upload_finish(struct daemon *d, struct request *r, const Tf__UploadClose *m,
 int upload_path(struct daemon *d, const char *id, const char *user, char **path, struct err *e);
 void upload_collect(struct daemon *d); /* old ones nobody uses */
 void upload_release_all(struct daemon *d);
+/* But for those that are being closed: each is taken up again when its record is there, which a
+ * commit that failed may have kept from being. */
+void upload_release_open(struct daemon *d);
 
 /* ---- reader.c: data_sample and data_verify in a process of their own ---- */
 int reader_start(struct daemon *d, const struct request *r, char *const *argv, struct err *e);

@@ -346,6 +346,7 @@ int daemon_load(struct daemon *d, struct err *e)
 	uint64_t reserved = 0;
 
 	worker_forget_all(d);
+	upload_release_open(d);
 	live_release(&d->live);
 	TRY(queue_load(d, e));
 	TRY(state_number(d->state, "seq", &reserved, e));

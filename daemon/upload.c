@@ -67,6 +67,13 @@ void upload_release_all(struct daemon *d)
 	xfree(d->upload);
 }
 
+void upload_release_open(struct daemon *d)
+{
+	for (size_t i = d->uploads; i > 0; i--)
+		if (!d->upload[i - 1]->closing)
+			upload_forget(d, d->upload[i - 1]);
+}
+
 static int owner_check(const char *user, const struct request *r, struct err *e)
 {
 	FAIL_IF(strcmp(user, r->user) != 0, e, TF_EREFUSED, "this upload belongs to %s", user);
@@ -147,16 +154,18 @@ static int start(struct daemon *d, const struct request *r, const Tf__UploadOpen
 
 	upload_id(m->token.data, id);
 	if (rc == TF_ENOTFOUND) {
+		FAIL_IF(upload_find(d, id), e, TF_EBUSY, "upload %s is being closed", id);
 		TRY(quota_check(d, r->user, m->size, e));
 		fresh.id = id;
 		fresh.name = m->name;
 		fresh.size = m->size;
 		fresh.user = (char *)r->user;
 		fresh.created = clock_wall_ms();
-		rc = take_up(d, m->token.data, &fresh, &u, e);
-		if (rc == 0)
-			rc = upload_put(d->state, m->token.data, &fresh, e);
-		*have = rc == 0 ? u->have : 0;
+		TRY(take_up(d, m->token.data, &fresh, &u, e));
+		*have = u->have;
+		rc = upload_put(d->state, m->token.data, &fresh, e);
+		if (rc < 0)
+			upload_forget(d, u);
 		return rc;
 	}
 	TRY(rc);
@@ -308,7 +317,9 @@ static int mark_closed(struct daemon *d, const struct upload *u, uint64_t hash, 
 	int rc;
 
 	FAIL_IF(d->read_only, e, TF_EUNKNOWN, "the state cannot be written now");
-	TRY(upload_get(d->state, u->token, &record, e));
+	rc = upload_get(d->state, u->token, &record, e);
+	FAIL_IF(rc == TF_ENOTFOUND, e, rc, "upload %s is not on record: send it again", u->id);
+	TRY(rc);
 	record->has_closed = record->closed = true;
 	record->has_xxh64 = true;
 	record->xxh64 = hash;
@@ -346,7 +357,7 @@ static void bytes_checked(struct daemon *d, void *arg)
 		reply_closed(d, &c->request, c->id, c->size);
 	else
 		reply_error(d, &c->request, c->code, c->err.text);
-	if (c->code == 0)
+	if (c->code == 0 || c->code == TF_ENOTFOUND)
 		upload_forget(d, u);
 	xfree(c->folder);
 	xfree(c->parent);

@@ -10,6 +10,7 @@
 #include "lib/mem.h"
 #include "tests/daemon/powercut_trace.h"
 
+#include <dirent.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -230,6 +231,56 @@ static void a_broken_disk_is_no_work(void **state)
 	harness_until(&h, before, TF__JOB_STATE__CANCELLED);
 }
 
+static int open_upload(void)
+{
+	uint8_t token[16] = "an upload: once";
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__UploadOpen m = TF__UPLOAD_OPEN__INIT;
+
+	m.token = (ProtobufCBinaryData){ sizeof token, token };
+	m.name = (char *)"file";
+	m.size = 10;
+	r.body_case = TF__REQUEST__BODY_UPLOAD_OPEN;
+	r.upload_open = &m;
+	err_clear(&e);
+	return harness_call(h.line, &r, NULL, &e);
+}
+
+/* How many descriptors the daemon has of files that are uploaded. */
+static int open_files(void)
+{
+	char *path = xasprintf("/proc/%d/fd", (int)h.pid);
+	DIR *list = opendir(path);
+	struct dirent *one;
+	int count = 0;
+
+	assert_non_null(list);
+	while ((one = readdir(list)) != NULL) {
+		char to[300] = "";
+
+		if (readlinkat(dirfd(list), one->d_name, to, sizeof to - 1) > 0)
+			count += strstr(to, "/uploads/") != NULL;
+	}
+	closedir(list);
+	xfree(path);
+	return count;
+}
+
+/* It is not on record, so who opens it again has one, not two. */
+static void an_upload_may_come_to_nothing(void **state)
+{
+	static const uint8_t token[16] = "an upload: after";
+
+	(void)state;
+	fault(FAULT_BROKEN);
+	assert_int_equal(open_upload(), TF_EUNKNOWN);
+	fault(NULL);
+	submit_until_taken(token);
+	assert_int_equal(open_files(), 0);
+	assert_ok(open_upload(), &e);
+	assert_int_equal(open_files(), 1);
+}
+
 static void a_slow_disk_is_waited_for(void **state)
 {
 	static const uint8_t token[16] = "slow: but steady";
@@ -339,6 +390,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(a_broken_disk_is_never_a_yes, start, stop),
 		cmocka_unit_test_setup_teardown(a_disk_may_be_broken_for_long, start, stop),
 		cmocka_unit_test_setup_teardown(a_broken_disk_is_no_work, start, stop),
+		cmocka_unit_test_setup_teardown(an_upload_may_come_to_nothing, start, stop),
 		cmocka_unit_test_setup_teardown(a_slow_disk_is_waited_for, start, stop),
 		cmocka_unit_test_setup_teardown(a_failed_fork_is_tried_again, start, stop),
 		cmocka_unit_test_setup_teardown(descriptors_may_run_out, start, stop),
