@@ -410,7 +410,7 @@ static void start_next(struct daemon *d)
 			drop_first(n); /* a reload has taken the address away */
 			continue;
 		}
-		if (start_program(d, &e) == 0 && n->pidfd >= 0)
+		if (start_program(d, &e) == 0)
 			return;
 		log_error("a notice is not delivered: %s: %s", *text_at(n, n->first), e.text);
 		end_program(n);

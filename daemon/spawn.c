@@ -17,6 +17,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 /* What a child may see of our environment; everything else stays here. */
@@ -114,6 +115,17 @@ static int limit_data(pid_t pid, uint64_t bytes, struct err *e)
 	return 0;
 }
 
+/* Nobody would know of its end. */
+static void end_at_once(pid_t *pid, int *pidfd)
+{
+	kill(*pid, SIGKILL);
+	waitpid(*pid, NULL, 0);
+	if (*pidfd >= 0)
+		close(*pidfd);
+	*pid = 0;
+	*pidfd = -1;
+}
+
 int spawn_process(const struct spawn *s, pid_t *pid, int *pidfd, struct err *e)
 {
 	posix_spawn_file_actions_t actions;
@@ -135,8 +147,12 @@ int spawn_process(const struct spawn *s, pid_t *pid, int *pidfd, struct err *e)
 	errno = rc;
 	if (rc)
 		return err_errno(e, "cannot start %s", s->argv[0]);
-	*pidfd = process_fd(*pid);
-	return limit_data(*pid, s->data_bytes, e);
+	*pidfd = fault_hit("pidfd") ? -1 : process_fd(*pid);
+	rc = *pidfd < 0 ? err_errno(e, "process %d cannot be watched", (int)*pid)
+			: limit_data(*pid, s->data_bytes, e);
+	if (rc < 0)
+		end_at_once(pid, pidfd);
+	return rc;
 }
 
 int process_fd(pid_t pid)

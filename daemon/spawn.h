@@ -14,7 +14,8 @@ struct spawn {
 	int extra;          /* becomes descriptor 3; -1: none */
 	uint64_t data_bytes; /* RLIMIT_DATA; 0: none */
 };
-/* Starts a process in a session of its own with no other descriptor. *pidfd is the caller's. */
+/* Starts a process in a session of its own with no other descriptor. *pidfd is the caller's. After
+ * an error there is no process. */
 int spawn_process(const struct spawn *s, pid_t *pid, int *pidfd, struct err *e);
 /* When the process started, in clock ticks since boot; 0: there is no such process. */
 uint64_t process_start(pid_t pid);
