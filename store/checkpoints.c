@@ -193,25 +193,14 @@ static int write_score(const char *path, double score, struct err *e)
 
 	if (isfinite(score))
 		snprintf(text, sizeof text, "%.17g\n", score);
-	rc = file_write(file, text, strlen(text), 0644, e);
+	rc = file_put(file, text, strlen(text), 0644, e);
 	xfree(file);
-	return rc;
-}
-
-static int sync_entry(void *arg, const char *name)
-{
-	struct sweep *s = arg;
-	char *path = xasprintf("%s/%s", s->folder, name);
-	int rc = file_fsync(path, s->e);
-
-	xfree(path);
 	return rc;
 }
 
 int checkpoint_commit(const char *folder, uint64_t step, const char *path, double score,
 		      struct err *e)
 {
-	struct sweep s = { path, e };
 	char name[CHECKPOINT_NAME_MAX];
 	char *to, *aside;
 	int rc;
@@ -221,9 +210,7 @@ int checkpoint_commit(const char *folder, uint64_t step, const char *path, doubl
 	aside = xasprintf("%s/" REPLACED_PREFIX "%s", folder, name);
 	rc = write_score(path, score, e);
 	if (rc == 0)
-		rc = dir_each(path, sync_entry, &s, e);
-	if (rc == 0)
-		rc = file_fsync(path, e);
+		rc = dir_sync(path, e);
 	if (rc == 0 && file_exists(to))
 		rc = file_rename(to, aside, e);
 	if (rc == 0)
