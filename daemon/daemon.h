@@ -9,11 +9,11 @@
 #ifndef DAEMON_DAEMON_H
 #define DAEMON_DAEMON_H
 
-#include "daemon/inbox.h"
-#include "daemon/queue.h"
 #include "daemon/gpu_watch.h"
+#include "daemon/inbox.h"
 #include "daemon/machine.h"
 #include "daemon/notice.h"
+#include "daemon/queue.h"
 #include "daemon/slots.h"
 #include "lib/buf.h"
 #include "lib/err.h"

@@ -126,7 +126,7 @@ static int look_at_artefact(void *arg, const Tf__Artefact *a)
 
 /* ---------------------------------------------------------------- jobs */
 
-/* Entries of a job's folder whose time is over; attempts and metrics go with the log. */
+/* Entries of a job's folder whose time is over; metrics go with the log, outcomes stay. */
 static void old_files(struct gc *g, const Tf__Job *j, int64_t days, const char *option,
 		      const char *const *names)
 {

@@ -3,8 +3,8 @@
  * its UUID is on record: a running worker's holding speaks of it by that name. */
 #include "config.h"
 #include "daemon/daemon.h"
-#include "daemon/spawn.h"
 #include "daemon/nvml.h"
+#include "daemon/spawn.h"
 #include "lib/clock.h"
 #include "lib/log.h"
 #include "lib/mem.h"

@@ -2,8 +2,7 @@
  * From the names in a spec to inputs: NAME[:step|latest|best][@ema] becomes the artefact's id and
  * hash and a checkpoint's step. What a model was made with (tokenizer, autoencoder) comes along by
  * itself. Everything is settled at the submit, so what a name means later does not matter; only
- * what a job of
- * --after is still making is settled at the start of the attempt. */
+ * what a job of --after is still making is settled at the start of the attempt. */
 #include "config.h"
 #include "daemon/artefact.h"
 #include "daemon/daemon.h"

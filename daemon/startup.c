@@ -12,8 +12,8 @@
 #include "lib/files.h"
 #include "lib/log.h"
 #include "lib/mem.h"
-#include "store/upgrade.h"
 #include "lib/quantity.h"
+#include "store/upgrade.h"
 
 #include <xxhash.h>
 #include <errno.h>
