@@ -11,6 +11,7 @@
 #include "store/check.h"
 #include "store/jobs.h"
 #include "store/usage.h"
+#include "tests/daemon/own_store.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -20,17 +21,6 @@
 
 static struct harness h;
 static struct err e;
-
-static struct state *open_store(const char *folder)
-{
-	char *path = xasprintf("%s/store", folder);
-	struct state *s = NULL;
-
-	err_clear(&e);
-	assert_ok(state_open(path, 64u << 20, &s, &e), &e);
-	xfree(path);
-	return s;
-}
 
 struct found {
 	uint64_t problems;
@@ -123,7 +113,7 @@ static void an_old_store_is_taken_over(void **state)
 	assert_int_equal(harness_noop(&h, "done"), 8);
 	harness_until(&h, 8, TF__JOB_STATE__DONE);
 	harness_kill(&h, SIGTERM);
-	s = open_store(h.state);
+	s = own_store_of(h.state);
 	expect_sound(s, h.state);
 	state_close(s);
 }
@@ -213,7 +203,7 @@ static void damage_is_found(void **state)
 
 	(void)state;
 	put_old_store();
-	s = open_store(h.state);
+	s = own_store_of(h.state);
 	expect_sound(s, h.state);
 	for (size_t i = 0; i < ARRAY_LEN(kinds); i++) {
 		kinds[i].spoil(s);
@@ -424,7 +414,7 @@ static void months_are_kept_apart(void **state)
 	struct buf b = BUF_INIT;
 
 	(void)state;
-	s = open_store(h.state);
+	s = own_store_of(h.state);
 	assert_ok(usage_add(s, &a, &e), &e);
 	a.to_ms = a.from_ms - 5000;
 	assert_ok(usage_add(s, &a, &e), &e);

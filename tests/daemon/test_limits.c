@@ -11,6 +11,7 @@
 #include "store/state.h"
 #include "store/usage.h"
 #include "store/users.h"
+#include "tests/daemon/own_store.h"
 
 #include <fcntl.h>
 #include <signal.h>
@@ -518,7 +519,6 @@ static int count_share(void *arg, const char *user, const Tf__ShareRecord *r)
 /* Who used something a year ago is no row any more; who did yesterday is, and who has a job. */
 static void old_use_is_forgotten(void **state)
 {
-	char *path = harness_path(&h, "store");
 	unsigned count[2] = { 0, 0 };
 	struct state *s;
 
@@ -526,12 +526,11 @@ static void old_use_is_forgotten(void **state)
 	with_store(fill_shares);
 	harness_until(&h, harness_noop(&h, "done"), TF__JOB_STATE__DONE);
 	harness_kill(&h, SIGTERM);
-	assert_ok(state_open(path, 64u << 20, &s, &e), &e);
+	s = own_store_of(h.state);
 	assert_ok(shares_each(s, count_share, count, &e), &e);
 	state_close(s);
 	assert_int_equal(count[1], 0);
 	assert_in_range(count[0], 10, 11); /* and ours, as long as it is something */
-	xfree(path);
 	harness_start(&h);
 }
 

@@ -2,11 +2,11 @@
  * The rules with a live daemon and fake workers: stepping back, walltimes, deadlines, begin,
  * limits, roles, what is told, and shares that outlive the daemon. */
 #include "tests/daemon/harness.h"
-#include "lib/buf.h"
 #include "lib/clock.h"
 #include "lib/files.h"
 #include "lib/mem.h"
 #include "store/shares.h"
+#include "tests/daemon/own_store.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -265,14 +265,11 @@ static int take_share(void *arg, const char *user, const Tf__ShareRecord *r)
 
 static double share_on_disk(void)
 {
-	char *path = harness_path(&h, "store");
-	struct state *s = NULL;
+	struct state *s = own_store_of(h.state);
 	double used = 0;
 
-	assert_ok(state_open(path, 64ull << 20, &s, &e), &e);
 	assert_ok(shares_each(s, take_share, &used, &e), &e);
 	state_close(s);
-	xfree(path);
 	return used;
 }
 

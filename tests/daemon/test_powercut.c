@@ -12,6 +12,7 @@
 #include "lib/mem.h"
 #include "store/check.h"
 #include "store/jobs.h"
+#include "tests/daemon/own_store.h"
 #include "tests/daemon/powercut.h"
 
 #include <fcntl.h>
@@ -236,12 +237,10 @@ static void complain(void *arg, const char *problem)
 
 static void store_holds(const char *folder, const struct acknowledged *a)
 {
-	char *path = xasprintf("%s/store", folder);
 	struct check_report report;
-	struct state *s = NULL;
+	struct state *s = own_store_of(folder);
 
 	err_clear(&e);
-	assert_ok(state_open(path, 64u << 20, &s, &e), &e);
 	assert_ok(store_check(s, folder, complain, (void *)folder, &report, &e), &e);
 	assert_int_equal(report.problems, 0);
 	for (size_t i = 0; i < a->jobs; i++) {
@@ -256,7 +255,6 @@ static void store_holds(const char *folder, const struct acknowledged *a)
 		record_free(r);
 	}
 	state_close(s);
-	xfree(path);
 }
 
 static void daemon_goes_on(char *folder, const struct acknowledged *a)

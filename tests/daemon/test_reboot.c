@@ -6,6 +6,7 @@
 #include "daemon/spawn.h"
 #include "lib/mem.h"
 #include "store/jobs.h"
+#include "tests/daemon/own_store.h"
 
 #include <signal.h>
 #include <string.h>
@@ -31,11 +32,9 @@ static int take(void *arg, const Tf__AttemptRecord *record)
 /* It speaks of another process, in some boot; NULL: as an earlier version wrote it. */
 static void rewrite(pid_t pid, const char *boot)
 {
-	char *path = harness_path(&h, "store");
 	Tf__AttemptRecord r = TF__ATTEMPT_RECORD__INIT;
-	struct state *s = NULL;
+	struct state *s = own_store_of(h.state);
 
-	assert_ok(state_open(path, 64u << 20, &s, &e), &e);
 	assert_ok(attempts_each(s, take, &r, &e), &e);
 	r.boot = (char *)boot;
 	r.pid = (uint32_t)pid;
@@ -46,7 +45,6 @@ static void rewrite(pid_t pid, const char *boot)
 	state_close(s);
 	xfree(r.key);
 	xfree(r.slot);
-	xfree(path);
 }
 
 static pid_t somebody(void)

@@ -8,6 +8,7 @@
 #include "store/catalogue.h"
 #include "store/checkpoints.h"
 #include "store/jobs.h"
+#include "tests/daemon/own_store.h"
 
 #include <math.h>
 #include <pwd.h>
@@ -21,18 +22,6 @@
 
 static struct harness h;
 static struct err e;
-
-static struct state *open_store(void)
-{
-	char *path = harness_path(&h, "store");
-	struct state *s = NULL;
-
-	err_clear(&e);
-	assert_ok(dir_make(path, 0700, &e), &e);
-	assert_ok(state_open(path, 64u << 20, &s, &e), &e);
-	xfree(path);
-	return s;
-}
 
 static void close_store(struct state *s)
 {
@@ -142,7 +131,7 @@ static void old_files_go(void **state)
 	harness_until(&h, running, TF__JOB_STATE__RUNNING);
 	expect_gc(true, 0, NULL);
 	harness_kill(&h, SIGTERM);
-	s = open_store();
+	s = own_store_of(h.state);
 	make_older(s, 1, 31);
 	make_older(s, 2, 29);
 	make_older(s, running, 90);
@@ -181,7 +170,7 @@ static void a_pass_comes_in_pages(void **state)
 	for (int i = 0; i < 3; i++)
 		harness_until(&h, harness_noop(&h, "done"), TF__JOB_STATE__DONE);
 	harness_kill(&h, SIGTERM);
-	s = open_store();
+	s = own_store_of(h.state);
 	for (uint64_t id = 1; id <= 3; id++)
 		make_older(s, id, 31);
 	close_store(s);
@@ -207,7 +196,7 @@ static void a_quota_is_kept(void **state)
 {
 	Tf__Request r = TF__REQUEST__INIT;
 	Tf__ArtefactRef ref = TF__ARTEFACT_REF__INIT;
-	struct state *s = open_store();
+	struct state *s = own_store_of(h.state);
 
 	(void)state;
 	put_artefact(s, TF__ARTEFACT_KIND__TOKENIZER_MODEL, "big", 3u << 20);
