@@ -2,14 +2,16 @@
  * Messages all the way through the daemon: handlers, the commit of a turn, tasks, ticks and starts,
  * in this process. An input is a list of entries: a byte that says who, two bytes of length (little
  * endian), so many bytes. Who is a person or the worker of an attempt, whose bytes are a Request;
- * or a worker's process that ends, leaving the bytes as its outcome; or time that passes.
+ * or a worker's process that ends, leaving the bytes as its outcome; or time that passes; or the
+ * store, of which something is to fail soon: the length says when.
  *
  * Every input has a daemon of its own on a fresh copy of a state that was made once, so that each
  * crash comes from its input alone; only the keys of attempts and the clock differ.
  *
  * After each message: who may only read has changed nothing, a member nothing of others. In the end
  * each request was answered once, within the limit and so that a client can unpack it; no commit
- * failed; the store's check finds nothing; the memory agrees with the store; no descriptor is left.
+ * failed but those that were to; the store's check finds nothing; the memory agrees with the store;
+ * no descriptor is left.
  *
  * To reach handlers soon, a text "@@p..." of a message is repeated to 2^16 bytes ('p': the 16th
  * letter), a field of a later program that is "@@p" becomes as long, and what a worker says of its
@@ -362,12 +364,16 @@ static void end_process(const struct entry *en)
 
 static void take_entry(const struct entry *en)
 {
+	static const char *const troubles[] = { "store-begin", "store-put", "store-commit",
+						"store-committed" };
 	enum who who = (en->who & 15) % WHOS;
 
 	if (who == EXITED)
 		end_process(en);
 	else if (who == TIME)
 		stage_pass_time();
+	else if (who == TROUBLE)
+		stage_trouble(troubles[WHICH_WORKER(en->who)], en->len % 16 + 1);
 	else
 		send_entry(en);
 	if (!(en->who & TASKS_LATER))
@@ -384,9 +390,18 @@ static void print_problem(void *arg, const char *problem)
 	fprintf(stderr, "the store: %s\n", problem);
 }
 
+static int count_open(void *arg, const uint8_t token[16], const Tf__UploadRecord *r)
+{
+	(void)token;
+	*(size_t *)arg += !r->closed;
+	return 0;
+}
+
 static void check_memory(void)
 {
 	uint64_t live = 0;
+	size_t open = 0;
+	struct err why = ERR_INIT;
 
 	for (size_t i = 0; i < stage.live.count; i++) {
 		const struct job *j = stage.live.job[i];
@@ -402,6 +417,8 @@ static void check_memory(void)
 		live++;
 	}
 	CHECK(live == state_count(stage.state, STATE_LIVE));
+	stage_must(uploads_each(stage.state, count_open, &open, &why), &why);
+	CHECK(stage.uploads <= open);
 }
 
 static void check_end(void)
@@ -410,7 +427,7 @@ static void check_end(void)
 	struct err e = ERR_INIT;
 
 	stage_run_tasks();
-	stage_settle();
+	stage_recover();
 	for (int i = 0; i < 3; i++) { /* what waited is answered, what that began is done */
 		stage_pass_time();
 		stage_settle();
@@ -508,7 +525,7 @@ static uint8_t any_who(uint64_t *chance)
 {
 	static const uint8_t likely[] = { ADMIN,    ADMIN,  MEMBER, MEMBER, MEMBER,
 					  OTHER,    OTHER,  READER, WORKER, WORKER,
-					  STRANGER, WORKER, LIAR,   EXITED, TIME };
+					  STRANGER, WORKER, LIAR,   EXITED, TIME,   TROUBLE };
 	uint64_t flags = any_number(chance, 16);
 
 	return (uint8_t)(likely[any_number(chance, ARRAY_LEN(likely))] |
@@ -597,8 +614,10 @@ size_t LLVMFuzzerCustomCrossOver(const uint8_t *a, size_t a_size, const uint8_t 
 
 static void say_and_clean(void)
 {
-	fprintf(stderr, "handled %" PRIu64 " messages in %" PRIu64 " inputs, %" PRIu64 " granted:",
-		messages, inputs, good);
+	fprintf(stderr,
+		"handled %" PRIu64 " messages in %" PRIu64 " inputs, the store failed %" PRIu64
+		" times, %" PRIu64 " granted:",
+		messages, inputs, stage_troubles, good);
 	for (unsigned i = 0; i < ARRAY_LEN(sent_of); i++)
 		if (sent_of[i])
 			fprintf(stderr, " %s %" PRIu64 "/%" PRIu64,

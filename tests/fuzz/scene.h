@@ -11,6 +11,7 @@ enum who {
 	ADMIN, MEMBER, OTHER, READER, STRANGER, WORKER, LIAR, /* who send requests */
 	EXITED,                                               /* a worker's process */
 	TIME,
+	TROUBLE,                                              /* of the store */
 	WHOS
 };
 

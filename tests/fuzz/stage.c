@@ -23,6 +23,7 @@
 #define NO_PID 0x40000000 /* and above: the system gives no such */
 
 struct daemon stage;
+uint64_t stage_troubles;
 static char *folder; /* of this process: state and run */
 static struct options options;
 
@@ -37,6 +38,11 @@ struct later {
 static struct later *later;
 static size_t laters;
 static pid_t last_pid;
+static struct {
+	const char *point;
+	unsigned left; /* passages until it fails; 0: it does not */
+	bool met;      /* since the store was last written well */
+} trouble;
 
 int __wrap_spawn_process(const struct spawn *s, pid_t *pid, int *pidfd, struct err *e);
 int __wrap_process_fd(pid_t pid);
@@ -47,6 +53,7 @@ int __wrap_journal_read(struct journal *j, uint64_t epoch, journal_fn fn, void *
 int __wrap_tasks_open(struct daemon *of, struct err *e);
 int __wrap_server_open(struct daemon *of, struct err *e);
 int __real_server_open(struct daemon *of, struct err *e);
+bool __wrap_fault_hit(const char *point);
 void __wrap_outbox_send(struct daemon *of, bool committed);
 void __real_outbox_send(struct daemon *of, bool committed);
 
@@ -99,6 +106,21 @@ int __wrap_server_open(struct daemon *of, struct err *e)
 
 	once = true;
 	return rc;
+}
+
+bool __wrap_fault_hit(const char *point)
+{
+	if (trouble.left == 0 || strcmp(point, trouble.point) != 0 || --trouble.left > 0)
+		return false;
+	trouble.met = true;
+	stage_troubles++;
+	return true;
+}
+
+void stage_trouble(const char *point, unsigned n)
+{
+	trouble.point = point;
+	trouble.left = n;
 }
 
 void stage_run_tasks(void)
@@ -242,6 +264,7 @@ void stage_open(void)
 
 	memset(&stage, 0, sizeof stage);
 	last_pid = NO_PID;
+	memset(&trouble, 0, sizeof trouble);
 	stage.options = options;
 	copy_options(&stage.options);
 	stage_must(daemon_open(&stage, &e), &e);
@@ -254,7 +277,18 @@ void stage_open(void)
 void stage_settle(void)
 {
 	loop_settle(&stage);
-	CHECK(!stage.read_only && stage.state && !state_changed(stage.state));
+	CHECK(stage.state && (stage.read_only ? trouble.met : !state_changed(stage.state)));
+	trouble.met = stage.read_only;
+}
+
+void stage_recover(void)
+{
+	trouble.left = 0;
+	for (int i = 0; i < 2; i++) { /* what failed in this turn, its commit tells */
+		stage.retry_store_ms = 0;
+		stage_settle();
+	}
+	CHECK(!stage.read_only);
 }
 
 void stage_close(void)
@@ -274,7 +308,7 @@ struct worker *stage_worker(size_t n)
 void stage_pass_time(void)
 {
 	stage.tick_ms = stage.second_ms = stage.minute_ms = 0;
-	stage.gc_at_ms = stage.spawn_after_ms = stage.fold_ms = 0;
+	stage.gc_at_ms = stage.spawn_after_ms = stage.fold_ms = stage.retry_store_ms = 0;
 	for (size_t i = 0; i < stage.waits; i++)
 		stage.wait[i].until_ms = 0;
 	for (int i = 0; i < READER_PROCESSES_MAX; i++)
