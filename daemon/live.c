@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The jobs that have not ended, in memory: an array of pointers by rising id, which is the order of
  * the queue. New ids only grow, so adding is appending, but for a job that is put back; an ended
- * job leaves a hole, and when half
- * are holes the array is closed up. */
+ * job leaves a hole, and when half are holes the array is closed up. */
 #include "config.h"
 #include "daemon/daemon.h"
 #include "daemon/submit.h"

@@ -50,18 +50,19 @@ static int settle_step(struct daemon *d, const Tf__Artefact *a, const char *whic
 	return 0;
 }
 
-static bool waits_for(const Tf__JobSpec *spec, uint64_t job)
+static bool has_one_of(const uint64_t *job, size_t jobs, uint64_t first, uint64_t count)
 {
-	for (size_t i = 0; i < spec->n_after; i++)
-		if (spec->after[i] == job)
-			return true;
-	for (size_t i = 0; i < spec->n_after_any; i++)
-		if (spec->after_any[i] == job)
-			return true;
-	for (size_t i = 0; i < spec->n_after_failed; i++)
-		if (spec->after_failed[i] == job)
+	for (size_t i = 0; i < jobs; i++)
+		if (job[i] >= first && job[i] - first < count)
 			return true;
 	return false;
+}
+
+bool spec_waits_for(const Tf__JobSpec *spec, uint64_t first, uint64_t count)
+{
+	return has_one_of(spec->after, spec->n_after, first, count) ||
+	       has_one_of(spec->after_any, spec->n_after_any, first, count) ||
+	       has_one_of(spec->after_failed, spec->n_after_failed, first, count);
 }
 
 /* An artefact's readiness: 0, 1 when the job that makes it comes first, or an error. */
@@ -69,7 +70,7 @@ static int readiness(const struct resolve *v, const Tf__Artefact *a, struct err 
 {
 	if (strcmp(a->state, ARTEFACT_MAKING) != 0)
 		return 0;
-	if (a->has_job && waits_for(v->spec, a->job))
+	if (a->has_job && spec_waits_for(v->spec, a->job, 1))
 		return 1;
 	if (artefact_in_place(a->kind)) {
 		char *path = artefact_path(v->d, a->kind, a->id, false);

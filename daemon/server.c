@@ -396,15 +396,6 @@ static struct inbox_bounds bounds_of(const struct daemon *d)
 				      d->options.user_requests_per_second };
 }
 
-static bool has_member(const struct job_numbers *batch, const uint64_t *job, size_t jobs)
-{
-	for (size_t i = 0; i < jobs; i++)
-		if (batch->first > 0 && job[i] >= batch->first &&
-		    job[i] - batch->first < batch->count)
-			return true;
-	return false;
-}
-
 struct between {
 	struct daemon *d;
 	const struct job_numbers *batch;
@@ -415,10 +406,10 @@ struct between {
 static bool is_apart(void *arg, const struct wire_message *m)
 {
 	const struct between *b = arg;
+	uint64_t first = b->batch->first, count = first ? b->batch->count : 0, id, maker;
 	zmq_msg_t *body = (zmq_msg_t *)&m->body;
 	Tf__Request *r = NULL;
 	const Tf__JobSpec *s;
-	uint64_t id, maker;
 	bool apart = false;
 
 	if (zmq_msg_size(body) > BETWEEN_BYTES ||
@@ -427,10 +418,8 @@ static bool is_apart(void *arg, const struct wire_message *m)
 	s = r->body_case == TF__REQUEST__BODY_SUBMIT && !r->as_user ? r->submit->spec : NULL;
 	if (s) {
 		maker = artefact_maker(b->d, s);
-		apart = !has_member(b->batch, &maker, 1) &&
-			!has_member(b->batch, s->after, s->n_after) &&
-			!has_member(b->batch, s->after_any, s->n_after_any) &&
-			!has_member(b->batch, s->after_failed, s->n_after_failed);
+		apart = !(maker >= first && maker - first < count) &&
+			!spec_waits_for(s, first, count);
 	}
 	tf__request__free_unpacked(r, NULL);
 	return apart;

@@ -6,6 +6,8 @@
 #include "daemon/daemon.h"
 
 /* ---- resolve.c: names in a spec to inputs ---- */
+/* Whether one of the jobs that it waits for is among these `count` from `first` on. */
+bool spec_waits_for(const Tf__JobSpec *spec, uint64_t first, uint64_t count);
 struct resolved {
 	Tf__Input **input;
 	size_t inputs;

@@ -3,8 +3,8 @@
  * what of it was synced; then the state folder is made anew as a cut at many a moment would have
  * left it. Each must open, be sound, and hold every job whose submit or end was acknowledged before
  * that moment; a few get a new daemon, which must bring every job to its end, and none that had
- * ended to another attempt. TF_SEED: of the
- * moments and of what happens to stay; TF_CUTS: how many moments. */
+ * ended to another attempt. TF_SEED: of the moments and of what happens to stay; TF_CUTS: how many
+ * moments. */
 #include "tests/daemon/harness.h"
 #include "lib/buf.h"
 #include "lib/clock.h"
