@@ -219,74 +219,7 @@ static void bench_products(int64_t rows, int64_t out, int64_t in)
 	release(t, 4);
 }
 
-/* ---- a layer of a denoising step: all of it, and its attention */
-struct drawing {
-	struct cached_layer layer;
-	struct cached_layers c;
-};
-
-static void run_drawing(void *of)
-{
-	k->ops->cached_layers(k, &((struct drawing *)of)->c);
-}
-
-static void run_drawing_attention(void *of)
-{
-	const struct cached_layers *c = &((struct drawing *)of)->c;
-
-	k->ops->attention_cached(k, c->attention, c->qkv, c->heads, c->layer->keys,
-				 c->layer->values, c->at, c->limit);
-}
-
-static struct tensor integers(int64_t n, int first, int each, int step)
-{
-	int32_t *host = xcalloc((size_t)n, sizeof *host);
-	struct tensor t = tensor_1d(k->ops->alloc(k, (size_t)n * 4), DT_I32, n);
-
-	for (int64_t i = 0; i < n; i++)
-		host[i] = first + (int32_t)(i % each) * step;
-	k->ops->upload(k, t.data, host, (size_t)n * 4);
-	xfree(host);
-	return t;
-}
-
-static void bench_drawing(int S, int d, int heads, int F)
-{
-	if (!wanted("drawing"))
-		return;
-
-	const int rows = DRAWN, each = DRAWN / S, capacity = CAPTION + 3 + each;
-	struct drawing g = { { tensor_1d(random_memory(d, DT_F32, 1), DT_F32, d),
-			       tensor_1d(random_memory(d, DT_F32, 1), DT_F32, d),
-			       random_tensor(DT_BF16, 3 * d, d), random_tensor(DT_BF16, d, d),
-			       random_tensor(DT_BF16, 2 * F, d), random_tensor(DT_BF16, d, F),
-			       random_tensor(DT_BF16, S * capacity, d),
-			       random_tensor(DT_BF16, S * capacity, d) },
-			     { .layers = 1, .heads = heads, .eps = 1e-5f } };
-
-	g.layer.keys = tensor_3d(g.layer.keys.data, DT_BF16, S, capacity, d);
-	g.layer.values = tensor_3d(g.layer.values.data, DT_BF16, S, capacity, d);
-	g.c.layer = &g.layer;
-	g.c.norm = g.layer.ff_norm;
-	g.c.x = random_tensor(DT_BF16, rows, d);
-	g.c.out = g.c.h = random_tensor(DT_BF16, rows, d);
-	g.c.position = integers(rows, CAPTION + 2, each, 1);
-	g.c.limit = integers(rows, capacity - 2, each, 0);
-	g.c.at = integers(S, CAPTION + 2, 1, 0);
-	g.c.cosine = random_tensor(DT_F32, capacity, d / heads / 2);
-	g.c.sine = random_tensor(DT_F32, capacity, d / heads / 2);
-	g.c.qkv = random_tensor(DT_BF16, rows, 3 * d);
-	g.c.attention = random_tensor(DT_BF16, rows, d);
-	g.c.gate_up = random_tensor(DT_BF16, rows, 2 * F);
-	g.c.swiglu = random_tensor(DT_BF16, rows, F);
-	g.c.rstd = tensor_1d(random_memory(rows, DT_F32, 1), DT_F32, rows);
-	report("drawing, a layer", time_of(run_drawing, &g),
-	       2.0 * rows * d * (4.0 * d + 3.0 * F) + 4.0 * rows * d * (capacity - 1), 0);
-	report("drawing, attention", time_of(run_drawing_attention, &g),
-	       4.0 * rows * d * (capacity - 1), 0);
-}
-
-/* ---- the layers of a token, recorded: one row a sequence over keys that are there already */
+/* ---- layers of sampling, recorded */
 #define LAYERS 24
 
 static struct tensor weight(int64_t rows, int64_t columns)
@@ -311,8 +244,8 @@ static struct tensor copy_of(struct tensor t)
 }
 
 /* All alike, each in memory of its own. */
-static void token_layers(struct cached_layer layer[LAYERS], int S, int64_t d, int64_t F,
-			 int64_t capacity)
+static void make_layers(struct cached_layer layer[LAYERS], int S, int64_t d, int64_t F,
+			int64_t capacity)
 {
 	struct tensor norm = tensor_1d(random_memory(d, DT_F32, 1), DT_F32, d);
 	struct cached_layer l = {
@@ -329,6 +262,74 @@ static void token_layers(struct cached_layer layer[LAYERS], int S, int64_t d, in
 						  copy_of(l.values) };
 }
 
+static struct tensor integers(int64_t n, int first, int each, int step)
+{
+	int32_t *host = xcalloc((size_t)n, sizeof *host);
+	struct tensor t = tensor_1d(k->ops->alloc(k, (size_t)n * 4), DT_I32, n);
+
+	for (int64_t i = 0; i < n; i++)
+		host[i] = first + (int32_t)(i % each) * step;
+	k->ops->upload(k, t.data, host, (size_t)n * 4);
+	xfree(host);
+	return t;
+}
+
+/* Milliseconds of one of the layers. */
+static double time_of_layers(const struct cached_layers *c)
+{
+	double ms;
+	void *graph;
+
+	k->ops->cached_layers(k, c);
+	k->ops->graph_begin(k);
+	k->ops->cached_layers(k, c);
+	graph = k->ops->graph_end(k);
+	ms = time_of(run_graph, graph) / LAYERS;
+	k->ops->graph_release(k, graph);
+	return ms;
+}
+
+/* ---- a layer of a denoising step, and its attention: S sequences of `each` patches */
+static void run_drawing_attention(void *of)
+{
+	const struct cached_layers *c = of;
+
+	k->ops->attention_cached(k, c->attention, c->qkv, c->heads, c->layer->keys,
+				 c->layer->values, c->at, c->limit);
+}
+
+static void bench_drawing(int S, int each, int64_t d, int heads, int64_t F)
+{
+	const int rows = S * each, capacity = CAPTION + 3 + each;
+	struct cached_layer layer[LAYERS];
+	struct cached_layers c = { .layer = layer, .layers = LAYERS, .heads = heads, .eps = 1e-5f };
+	const double pairs = 4.0 * rows * (double)d * (capacity - 1);
+	char name[64];
+
+	snprintf(name, sizeof name, "drawing, a layer of %lld, %d rows", (long long)d, rows);
+	if (!wanted(name) || !k->has_graphs)
+		return;
+	make_layers(layer, S, d, F, capacity);
+	c.norm = layer[0].ff_norm;
+	c.x = random_tensor(DT_BF16, rows, d);
+	c.out = c.h = random_tensor(DT_BF16, rows, d);
+	c.position = integers(rows, CAPTION + 2, each, 1);
+	c.limit = integers(rows, capacity - 2, each, 0);
+	c.at = integers(S, CAPTION + 2, 1, 0);
+	c.cosine = random_tensor(DT_F32, capacity, d / heads / 2);
+	c.sine = random_tensor(DT_F32, capacity, d / heads / 2);
+	c.qkv = random_tensor(DT_BF16, rows, 3 * d);
+	c.attention = random_tensor(DT_BF16, rows, d);
+	c.gate_up = random_tensor(DT_BF16, rows, 2 * F);
+	c.swiglu = random_tensor(DT_BF16, rows, F);
+	c.rstd = tensor_1d(random_memory(rows, DT_F32, 1), DT_F32, rows);
+	report(name, time_of_layers(&c),
+	       2.0 * rows * (double)d * (4.0 * (double)d + 3.0 * (double)F) + pairs, 0);
+	snprintf(name, sizeof name, "drawing, attention of %lld, %d rows", (long long)d, rows);
+	report(name, time_of(run_drawing_attention, &c), pairs, 0);
+}
+
+/* ---- the layers of a token: one row a sequence over keys that are there already */
 static void bench_tokens(int S, int64_t d, int heads, int64_t F, int keys)
 {
 	const int64_t capacity = keys + 65;
@@ -336,12 +337,11 @@ static void bench_tokens(int S, int64_t d, int heads, int64_t F, int keys)
 	struct cached_layers c = { .layer = layer, .layers = LAYERS, .heads = heads, .eps = 1e-5f };
 	double bytes = (double)(4 * d * d + 3 * d * F + 2 * S * keys * d) * 2;
 	char name[64];
-	void *graph;
 
 	snprintf(name, sizeof name, "tokens, a layer of %lld, batch %d", (long long)d, S);
 	if (!wanted(name) || !k->has_graphs)
 		return;
-	token_layers(layer, S, d, F, capacity);
+	make_layers(layer, S, d, F, capacity);
 	c.norm = layer[0].ff_norm;
 	c.x = random_tensor(DT_BF16, S, d);
 	c.out = c.h = random_tensor(DT_BF16, S, d);
@@ -355,12 +355,7 @@ static void bench_tokens(int S, int64_t d, int heads, int64_t F, int keys)
 	c.gate_up = random_tensor(DT_BF16, S, 2 * F);
 	c.swiglu = random_tensor(DT_BF16, S, F);
 	c.rstd = tensor_1d(random_memory(S, DT_F32, 1), DT_F32, S);
-	k->ops->cached_layers(k, &c);
-	k->ops->graph_begin(k);
-	k->ops->cached_layers(k, &c);
-	graph = k->ops->graph_end(k);
-	report(name, time_of(run_graph, graph) / LAYERS, 0, bytes);
-	k->ops->graph_release(k, graph);
+	report(name, time_of_layers(&c), 0, bytes);
 }
 
 /* ---- bound by memory */
@@ -539,7 +534,8 @@ int main(int argc, char **argv)
 	bench_products(DRAWN, 1536, 1536);
 	bench_products(DRAWN, 2 * 4096, 1536);
 	bench_products(DRAWN, 1536, 4096);
-	bench_drawing(16, 1536, 24, 4096);
+	bench_drawing(16, 256, 1536, 24, 4096);
+	bench_drawing(4, 256, 1536, 24, 4096);
 	bench_products(1, 32768, 1536);
 	bench_products(8, 32768, 1536);
 	bench_tokens(1, 1536, 24, 4096, 1023);
