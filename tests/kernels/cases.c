@@ -592,7 +592,15 @@ const struct op_case op_cases[] = {
 	  { { 2, 270, 4, 64, 600, 300 }, /* GPU: shares tiles out in halves, as the next */
 	    { 2, 260, 1, 128, 530, 200 },
 	    { 8, 1, 3, 64, 40, 39 },
-	    { 612, 14, 1, 128, 20, 4 } }, /* and some: 134 tiles, 132 multiprocessors */
+	    { 612, 14, 1, 128, 20, 4 } }, /* and some: 68 tiles, 66 pairs of multiprocessors */
+	  { { 0 } }, 2 },
+	/* GPU: the last pair of tiles has 128 and 128 rows; 2 and none; 128 and 44; 26 and none,
+	 * with heads of 128 */
+	{ "cached_layers", do_cached_layers, true, 5,
+	  { { 2, 256, 8, 64, 520, 260 },
+	    { 2, 257, 4, 64, 300, 40 },
+	    { 4, 171, 4, 64, 300, 100 },
+	    { 30, 35, 2, 128, 130, 87 } },
 	  { { 0 } }, 2 },
 	{ "cached_layers", do_cached_layers, true, 5,
 	  { { 9, 1, 25, 32, 40, 33 },
