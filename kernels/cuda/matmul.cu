@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Matrix products, accumulated in f32: of few rows by few.cu, else through cuBLASLt. The algorithm
  * of a shape is chosen by timing the library's candidates on the real operands the first time the
- * shape is seen, then remembered; candidates that reduce in place (in no fixed order) are left out.
+ * shape is seen, then remembered; candidates that reduce in place (in no fixed order) are left out,
+ * and for some products those that divide the depth (undivided).
  * The list can be written down and read back (cuda_choose). While a graph is recorded nothing can
  * be timed: a new shape then takes the library's first candidate.
  *
@@ -31,6 +32,7 @@ extern "C" {
 	F(cublasLtGetVersion)                           \
 	F(cublasLtMatmul)                               \
 	F(cublasLtMatmulAlgoCheck)                      \
+	F(cublasLtMatmulAlgoConfigGetAttribute)         \
 	F(cublasLtMatmulAlgoGetHeuristic)               \
 	F(cublasLtMatmulDescCreate)                     \
 	F(cublasLtMatmulDescDestroy)                    \
@@ -300,14 +302,25 @@ static void run_checked(struct cuda_state *s, const struct choice *c, const stru
 	lt_check(s->matmul, run(s, c, p, out), "cublasLtMatmul", __LINE__);
 }
 
+/* Whether the depth must not be divided among sums that are added up afterwards. What is drawn
+ * beside others goes through the same products with more rows, for which timing may choose another
+ * algorithm; in f32 it is to be as when drawn alone, but for rounding, so both must add along the
+ * depth. bf16 rounds by far more than that; gradients of weights (ta), of few outputs and deep
+ * sums, are no part of drawing and would lose most. */
+static bool undivided(const struct shape *x)
+{
+	return x->in == DT_F32 && !x->ta;
+}
+
 static int candidates(struct matmul_table *t, const struct choice *c,
 		      cublasLtMatmulHeuristicResult_t found[CANDIDATES])
 {
 	cublasLtMatmulPreference_t wish = NULL;
 	uint64_t bytes = WORKSPACE_BYTES;
 	uint32_t align = (uint32_t)c->shape.align;
-	uint32_t ordered =
-		CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE;
+	uint32_t ordered = undivided(&c->shape) ? CUBLASLT_REDUCTION_SCHEME_NONE
+						: CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE |
+							  CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE;
 	int n = 0;
 
 	LT(cublasLtMatmulPreferenceCreate(&wish));
@@ -396,12 +409,24 @@ static struct choice *table_add(struct matmul_table *t, const struct shape *x)
 	return c;
 }
 
-/* Whether an algorithm from outside can serve its shape here. */
+static bool divides(struct matmul_table *t, const struct choice *c)
+{
+	uint32_t scheme = CUBLASLT_REDUCTION_SCHEME_NONE;
+
+	return t->cublasLtMatmulAlgoConfigGetAttribute(
+		       &c->algorithm, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &scheme, sizeof scheme,
+		       NULL) != CUBLAS_STATUS_SUCCESS ||
+	       scheme != CUBLASLT_REDUCTION_SCHEME_NONE;
+}
+
+/* Whether an algorithm from outside can serve its shape here. The list has no mark of undivided
+ * sums and may be older than these: the library is asked what the algorithm does. */
 static bool serves(struct matmul_table *t, const struct choice *c)
 {
 	cublasLtMatmulHeuristicResult_t found;
 
-	return t->cublasLtMatmulAlgoCheck(t->library, c->operation, c->b, c->a, c->c, c->c,
+	return !(undivided(&c->shape) && divides(t, c)) &&
+	       t->cublasLtMatmulAlgoCheck(t->library, c->operation, c->b, c->a, c->c, c->c,
 					  &c->algorithm, &found) == CUBLAS_STATUS_SUCCESS &&
 	       found.workspaceSize <= WORKSPACE_BYTES;
 }
