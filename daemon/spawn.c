@@ -33,6 +33,7 @@ static const char *const passed_on[] = {
 	"ASAN_OPTIONS",
 	"UBSAN_OPTIONS",
 	"TF_FAULT",
+	"TF_HOLD",
 	"TF_BOUND",
 	"DNNL_MAX_CPU_ISA",
 };

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Faults on demand; see fault.h. The variable is read once, at the first passage. */
+ * Faults on demand; see fault.h. The variables are read once, at the first passage. */
 #include "config.h"
 #include "lib/fault.h"
 
@@ -18,6 +18,8 @@ static struct fault {
 	char how; /* 0: once, '+': from then on, '!': kill */
 } faults[FAULTS_MAX];
 static int fault_count = -1;
+static const char *hold_folder;
+static pthread_once_t hold_once = PTHREAD_ONCE_INIT;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void read_faults(const char *text)
@@ -56,4 +58,33 @@ bool fault_hit(const char *point)
 	}
 	pthread_mutex_unlock(&lock);
 	return hit;
+}
+
+static void find_hold_folder(void)
+{
+	hold_folder = getenv("TF_HOLD");
+}
+
+bool fault_held(const char *point, unsigned *passed)
+{
+	unsigned through = 0;
+	char path[512];
+	FILE *f;
+
+	pthread_once(&hold_once, find_hold_folder);
+	if (!hold_folder)
+		return false;
+	snprintf(path, sizeof path, "%s/%s", hold_folder, point);
+	f = fopen(path, "re");
+	if (!f) {
+		*passed = 0;
+		return false;
+	}
+	if (fscanf(f, "%u", &through) != 1)
+		through = 0;
+	fclose(f);
+	if (*passed >= through)
+		return true;
+	(*passed)++;
+	return false;
 }

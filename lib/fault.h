@@ -11,4 +11,9 @@
 /* Counts a passage of the point; true when it is to fail. Any thread may call it. */
 bool fault_hit(const char *point);
 
+/* Holds a point for as long as a test wants, so that what it does meanwhile takes no luck: true
+ * while the folder TF_HOLD has a file of the point's name, but for as many passages as the file
+ * says (none when it is empty). passed is the caller's count of them, from 0. */
+bool fault_held(const char *point, unsigned *passed);
+
 #endif

@@ -7,6 +7,7 @@
  * not the same as the model's that is open waits until that has no jobs any more. */
 #include "config.h"
 #include "lib/clock.h"
+#include "lib/fault.h"
 #include "lib/log.h"
 #include "lib/mem.h"
 #include "proto/limits.h"
@@ -37,6 +38,7 @@ struct pool {
 	struct sampler *lane[LANES];
 	struct member *member[LIMIT_JOINED];
 	size_t members;
+	unsigned passed;   /* of a held step, for tests */
 	int rc;            /* of the only job */
 	struct err *e;
 };
@@ -369,7 +371,10 @@ int batch_run(struct job *job, struct err *e)
 		for (size_t i = 0; i < b.members; i++)
 			if (b.member[i]->begun)
 				report(&b, b.member[i]);
-		step(&b);
+		if (fault_held("batch-step", &b.passed))
+			clock_sleep_ms(LOOK_MS);
+		else
+			step(&b);
 		together = begun(&b);
 		for (size_t i = b.members; i-- > 0; )
 			look_after(&b, b.member[i], together);

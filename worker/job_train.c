@@ -4,6 +4,7 @@
  * for bit: a later attempt after a crash, or --resume. */
 #include "config.h"
 #include "lib/clock.h"
+#include "lib/fault.h"
 #include "lib/log.h"
 #include "lib/mem.h"
 #include "store/checkpoints.h"
@@ -236,6 +237,7 @@ static int after_step(struct training *t, struct err *e)
 static int run(struct training *t, struct err *e)
 {
 	bool finished = t->step >= (uint64_t)t->x.train.steps;
+	unsigned passed = 0;
 
 	while (t->step < (uint64_t)t->x.train.steps) {
 		if (job_should_stop(t->job)) {
@@ -243,6 +245,10 @@ static int run(struct training *t, struct err *e)
 			save_begin(t);
 			saver_settle(t->saver, t->job);
 			return job_stopped(t->job, e);
+		}
+		if (fault_held("train-step", &passed)) {
+			clock_sleep_ms(1);
+			continue;
 		}
 		if (saver_is_done(t->saver))
 			saver_settle(t->saver, t->job);

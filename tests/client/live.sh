@@ -258,7 +258,10 @@ check 'their key is for them alone' test "$(ls_mode)" = 600
 comes_back() {
 	"$cli" noop --seconds 3 --name survivor -w >"$folder/followed" 2>&1 &
 	follower=$!
-	sleep 1
+	for i in $(seq 600); do
+		grep -q ' running\| waiting' "$folder/followed" && break # as it is seen: warm workers are quick
+		sleep 0.1
+	done
 	stop_daemon
 	start_daemon || return 1
 	wait "$follower" || { cat "$folder/followed"; return 1; }
@@ -274,6 +277,11 @@ log_comes_back() {
 	"$cli" submit --batch "$folder/crash.jsonl" || return 1
 	crash=$("$cli" jobs --tag crash --json | sed 's/.*"id":\([0-9]*\).*/\1/')
 	lines_to_daemon >"$folder/lines"
+	sleep 0.1
+	until lines_to_daemon | cmp -s - "$folder/lines"; do # those who asked before have left
+		lines_to_daemon >"$folder/lines"
+		sleep 0.1
+	done
 	"$cli" logs -f "$crash" >"$folder/followed" 2>&1 &
 	follower=$!
 	for i in $(seq 100); do

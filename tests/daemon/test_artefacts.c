@@ -122,7 +122,7 @@ static int delete (Tf__ArtefactKind kind, const char *name)
 
 static void until_gone(const char *rel)
 {
-	for (int i = 0; i < 500 && harness_exists(&h, rel); i++)
+	for (int i = 0; i < 6000 && harness_exists(&h, rel); i++)
 		clock_sleep_ms(10);
 	assert_false(harness_exists(&h, rel));
 }
@@ -326,7 +326,7 @@ static void a_crash_within_publishing_is_mended(void **state)
 	h.fault = "published:1!";
 	harness_start(&h);
 	assert_ok(import("make", "emoji", source(), 0, &id), &e);
-	for (int i = 0; i < 500 && kill(h.pid, 0) == 0 && !harness_exists(&h, "data/emoji.1"); i++)
+	for (int i = 0; i < 6000 && kill(h.pid, 0) == 0 && !harness_exists(&h, "data/emoji.1"); i++)
 		clock_sleep_ms(10);
 	h.fault = NULL;
 	harness_kill(&h, SIGKILL);
@@ -370,7 +370,7 @@ static void a_failed_commit_is_never_a_yes(void **state)
 		assert_true(rc == 0 || rc == TF_EUNKNOWN);
 		err_clear(&e);
 	}
-	for (int i = 0; i < 600; i++) {
+	for (int i = 0; i < 6000; i++) {
 		int rc = harness_submit(h.line, &spec, token, false, &id, &e);
 
 		err_clear(&e);

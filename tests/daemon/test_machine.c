@@ -195,7 +195,7 @@ static void expect_slot(struct harness *h, uint64_t id, const char *slot)
 
 static void expect_in_log(struct harness *h, uint64_t id, const char *line)
 {
-	int64_t until = clock_mono_ms() + 10000;
+	int64_t until = clock_mono_ms() + 60000;
 	char *log = harness_log(h, id);
 
 	while ((!log || !strstr(log, line)) && clock_mono_ms() < until) {

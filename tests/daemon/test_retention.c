@@ -75,7 +75,7 @@ static void expect_gc(bool dry_run, size_t count, const char *const *path)
 
 static void until_gone(const char *rel)
 {
-	for (int i = 0; i < 1000 && harness_exists(&h, rel); i++)
+	for (int i = 0; i < 6000 && harness_exists(&h, rel); i++)
 		clock_sleep_ms(10);
 	assert_false(harness_exists(&h, rel));
 }
@@ -219,7 +219,7 @@ static void a_quota_is_kept(void **state)
 	r.artefact_delete = &ref;
 	err_clear(&e);
 	assert_ok(harness_call(h.line, &r, NULL, &e), &e);
-	for (int i = 0; i < 500 && harness_submit_noop(h.line, "done", NULL, NULL, &e) < 0; i++)
+	for (int i = 0; i < 3000 && harness_submit_noop(h.line, "done", NULL, NULL, &e) < 0; i++)
 		clock_sleep_ms(20);
 	assert_int_equal(e.code, 0);
 }
@@ -235,7 +235,7 @@ static void ended_jobs_count(void **state)
 	h.extra[1] = user;
 	harness_start(&h);
 	harness_until(&h, harness_noop(&h, "done"), TF__JOB_STATE__DONE);
-	for (int i = 0; i < 500 && harness_submit_noop(h.line, "done", NULL, NULL, &e) == 0; i++)
+	for (int i = 0; i < 3000 && harness_submit_noop(h.line, "done", NULL, NULL, &e) == 0; i++)
 		clock_sleep_ms(20);
 	assert_int_equal(e.code, TF_ELIMIT); /* its log has more than ten bytes */
 	harness_kill(&h, SIGTERM);

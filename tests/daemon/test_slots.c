@@ -356,7 +356,7 @@ static void a_restart_is_quiet(void **state)
 	set_gpus("GPU-b memory=40960\n");
 	harness_start(&h);
 	until("gpu0", "does not list it");
-	for (int i = 0; i < 1000 && !told; i++) {
+	for (int i = 0; i < 6000 && !told; i++) {
 		clock_sleep_ms(10);
 		log = daemon_log();
 		told = strstr(log, "\"slot\":\"gpu0\"") != NULL; /* the command fails */

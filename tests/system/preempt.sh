@@ -5,6 +5,9 @@
 set -u
 . "${TF_SOURCE:?}/tests/tap.sh"
 . "$TF_SOURCE/tests/system/daemon.sh"
+# A held training takes a few steps and no more: it cannot have ended before it is to step back.
+export TF_HOLD=$work/held
+mkdir "$TF_HOLD"
 start_daemon --slots 1 --map-mib 64 --data-map-mib 64 --preempt-after-seconds 0
 
 for i in $(seq 200); do echo "the $i. line says that $((i * 7919 % 1000)) comes after $((i * 31 % 100))"; done \
@@ -19,12 +22,13 @@ END
 must transfuse tokenizer train words --from "$work/lines.txt" --pieces 300
 must transfuse data import lines "$work/lines.txt" --tokenizer words
 must transfuse train alone "$work/model.yaml"
+echo 300 >"$TF_HOLD/train-step"
 transfuse train disturbed "$work/model.yaml" --priority low --json >"$work/submitted"
 id=$(sed -n 's/^ *{\{0,1\} *"id": *\([0-9]*\).*/\1/p' "$work/submitted")
 
 # It has begun to train, and has not ended.
 trains() {
-	for _ in $(seq 600); do
+	for _ in $(seq 3000); do
 		transfuse show "$id" --json | grep -q '"phase": *"training"' && return 0
 		sleep 0.02
 	done
@@ -33,6 +37,7 @@ trains() {
 stepped_back() {
 	trains || return 1
 	must transfuse noop --priority high
+	rm "$TF_HOLD/train-step"
 	transfuse show "$id" --json >"$work/between"
 	transfuse wait "$id" >/dev/null 2>&1 || return 1
 	transfuse show "$id" --json >"$work/after"

@@ -244,6 +244,7 @@ static void sigterm_and_orders_end_it_in_order(void **state)
 /* The daemon goes away, the job goes on, ends, and waits for the next daemon to tell it. */
 static void the_outcome_waits_for_a_daemon(void **state)
 {
+	char *path = xasprintf("%s/outcome.pb", folder);
 	Tf__Outcome *o;
 	struct fake f;
 	pid_t pid;
@@ -254,7 +255,8 @@ static void the_outcome_waits_for_a_daemon(void **state)
 	wait_for(f.hellos, 1);
 	clock_sleep_ms(100);
 	fake_stop(&f);
-	clock_sleep_ms(700);
+	wait_for((int)file_exists(path), 1);
+	xfree(path);
 	o = read_outcome();
 	assert_int_equal(o->code, 0);
 	tf__outcome__free_unpacked(o, NULL);
