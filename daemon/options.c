@@ -159,6 +159,18 @@ static int read_list(const struct yaml *y, const struct yaml_node *n, const stru
 	return 0;
 }
 
+/* Here, where the line is known: a user with a wrong key could never come in, and not ask why. */
+static int check_users(const struct yaml *y, const struct yaml_node *n, struct err *e)
+{
+	for (const struct yaml_node *c = n ? n->child : NULL; c; c = c->next) {
+		if (users_line_check(c->text, e) == 0)
+			continue;
+		return c->line ? err_prefix(e, "%s:%d", y->file, c->line)
+			       : err_prefix(e, "the command line");
+	}
+	return 0;
+}
+
 static int take(const struct yaml *y, struct raw *raw, struct options *out, struct err *e)
 {
 	const struct yaml_field *f = fields;
@@ -273,6 +285,8 @@ int options_read(int argc, char **argv, struct options *out, enum options_result
 			rc = yaml_fields_read(&y, fields, ARRAY_LEN(fields), &raw, e);
 		if (rc == 0)
 			rc = take(&y, &raw, out, e);
+		if (rc == 0)
+			rc = check_users(&y, raw.user, e);
 		out->background = c.background;
 	}
 	for (size_t i = 0; i < ARRAY_LEN(fields); i++)

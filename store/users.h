@@ -30,6 +30,8 @@ struct user {
 };
 /* All of them, an entry for each key; *out is the caller's (xfree). */
 int users_list(struct state *s, struct user **out, size_t *count, struct err *e);
+/* Whether a line of the configuration is "NAME ROLE KEY"; says what is wrong with which user. */
+int users_line_check(const char *line, struct err *e);
 /* Makes the configured users exactly these `count` ("NAME ROLE KEY" each): others that came from
  * the configuration go, users that were enrolled otherwise stay. */
 int users_configure(struct state *s, const char *const *line, size_t count, struct err *e);

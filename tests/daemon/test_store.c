@@ -699,6 +699,7 @@ static void configured_users_come_and_go(void **state)
 {
 	const char *two[] = { "ann reader " KEY_A, "bob admin " KEY_B };
 	const char *bad[] = { "ann owner " KEY_A };
+	const char *same[] = { "bob admin " KEY_B, "ann reader " KEY_B };
 	Tf__UserRecord *r = NULL;
 
 	(void)state;
@@ -711,6 +712,12 @@ static void configured_users_come_and_go(void **state)
 	assert_int_equal(user_get(store, KEY_B, &r, &e), TF_ENOTFOUND);
 	assert_int_equal(users_configure(store, bad, 1, &e), TF_EINVALID);
 	assert_non_null(strstr(e.text, "role 'owner'"));
+	err_clear(&e);
+	assert_int_equal(users_configure(store, same, 2, &e), TF_EINVALID);
+	assert_non_null(strstr(e.text, "user 'ann': key 'Yne@$w-v...' is that of 'bob'"));
+	assert_ok(user_get(store, KEY_A, &r, &e), &e); /* a mistake changes nothing */
+	record_free(r);
+	assert_int_equal(user_get(store, KEY_B, &r, &e), TF_ENOTFOUND);
 }
 
 int main(void)

@@ -359,6 +359,43 @@ static void a_members_hands_stay_off_the_others(void **state)
 	connection_close(c);
 }
 
+#define KEY "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
+
+/* They could never come in: the daemon does not start, and says who, what and where. */
+static void wrong_users_of_the_configuration_are_refused(void **state)
+{
+	static const struct {
+		const char *line, *says;
+	} wrong[] = {
+		{ "ann reader " KEY "x", "user 'ann': key 'rq:rM>}U...' of 41 characters" },
+		{ "ann reader rq:rM>}U?@Lns47E1~kR.o@n%FcmmsL/@{H8]yf7",
+		  "user 'ann': key 'rq:rM>}U...' of 40 characters is no public key" },
+		{ "a/b reader " KEY, "user: 'a/b' is no name of a user" },
+		{ "ann owner " KEY, "role 'owner': expected reader, member or admin" },
+		{ "ann reader", "two words, expected NAME ROLE KEY" },
+		{ KEY " ann reader", "user 'rq:rM>}U...': a key comes first" },
+		{ "ann reader " KEY " " KEY, "user 'ann': more than three words" },
+	};
+	char *path = xasprintf("%s/users.yaml", h.folder), option[300], text[2000], where[200];
+
+	(void)state;
+	snprintf(option, sizeof option, "--config=%s", path);
+	h.extra[0] = option;
+	h.extra[1] = NULL;
+	for (size_t i = 0; i < ARRAY_LEN(wrong); i++) {
+		char *yaml = xasprintf("user:\n  - '%s'\n", wrong[i].line);
+
+		assert_ok(file_write(path, yaml, strlen(yaml), 0600, &e), &e);
+		assert_int_equal(harness_start_fails(&h, text, sizeof text), 2);
+		snprintf(where, sizeof where, "%s:2: user", path);
+		if (!strstr(text, where) || !strstr(text, wrong[i].says))
+			fail_msg("'%s' is told as: %s", wrong[i].line, text);
+		assert_null(strstr(text, KEY)); /* it may be the secret one */
+		xfree(yaml);
+	}
+	xfree(path);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -370,6 +407,7 @@ int main(void)
 		WITH_HARNESS(an_administrator_is_always_left, start),
 		WITH_HARNESS(an_administrator_asks_as_somebody, start),
 		WITH_HARNESS(a_members_hands_stay_off_the_others, start),
+		WITH_HARNESS(wrong_users_of_the_configuration_are_refused, harness_prepared),
 	};
 
 	return cmocka_run_group_tests_name("users", tests, NULL, NULL);
