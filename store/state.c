@@ -277,6 +277,43 @@ static int find_tables(struct state *s, struct err *e)
 	return 0;
 }
 
+/* The environment's first pages, alone in a folder and synced. */
+static int make_pages(struct state *s, const char *folder, struct err *e)
+{
+	MDB_env *env = NULL;
+	int rc = mdb_env_create(&env);
+
+	if (!rc)
+		rc = mdb_env_open(env, folder, MDB_NOTLS, 0600);
+	if (!rc)
+		rc = mdb_env_sync(env, 1);
+	mdb_env_close(env);
+	return rc ? mdb_error(e, s, "making it", rc) : 0;
+}
+
+/* A new one gets its name when its first pages are on disk: LMDB does not sync them, and after a
+ * power cut would find a file that is none of its own. */
+static int make_environment(struct state *s, struct err *e)
+{
+	char *aside = xasprintf("%s/new", s->folder), *from = xasprintf("%s/data.mdb", aside);
+	char *to = xasprintf("%s/data.mdb", s->folder);
+	int rc = file_exists(aside) ? dir_remove(aside, e) : 0;
+
+	if (rc == 0 && !file_exists(to)) {
+		rc = dir_make(aside, 0700, e);
+		if (rc == 0)
+			rc = make_pages(s, aside, e);
+		if (rc == 0)
+			rc = file_rename(from, to, e);
+		if (rc == 0)
+			rc = dir_remove(aside, e);
+	}
+	xfree(to);
+	xfree(from);
+	xfree(aside);
+	return rc;
+}
+
 static int open_environment(struct state *s, uint64_t map_bytes, struct err *e)
 {
 	unsigned flags = MDB_NOTLS | (s->reading_only ? MDB_RDONLY : 0);
@@ -303,6 +340,8 @@ static int open_state(const char *folder, uint64_t map_bytes, enum opening how, 
 	s->folder = xstrdup(folder);
 	s->reading_only = how == OPEN_READING;
 	rc = s->reading_only ? 0 : dir_make(folder, 0700, e);
+	if (rc == 0 && !s->reading_only)
+		rc = make_environment(s, e);
 	if (rc == 0)
 		rc = open_environment(s, map_bytes, e);
 	if (rc == 0)

@@ -294,48 +294,50 @@ static uint64_t from_environment(const char *name, uint64_t otherwise)
 	return text && *text ? strtoull(text, NULL, 10) : otherwise;
 }
 
-/* Cuts the power at so many moments of the trace, and wherever an outcome is kept by its file
- * alone; a few of them get a daemon. Returns how many jobs it told of. */
+static void cut_here(struct powercut *p, uint64_t luck, uint64_t seed, const struct acknowledged *a,
+		     bool goes_on)
+{
+	char *folder = xasprintf("%s/after", h.folder);
+
+	assert_ok(powercut_write(p, (enum powercut_luck)luck, seed, folder, &e), &e);
+	store_holds(folder, a);
+	if (goes_on)
+		daemon_goes_on(folder, a);
+	assert_ok(dir_remove(folder, &e), &e);
+	xfree(folder);
+}
+
+/* Cuts the power at so many moments of the trace, at each while the state is being made, and
+ * wherever an outcome is kept by its file alone; a few of them get a daemon. Returns how many jobs
+ * it told of. */
 static size_t cut(uint64_t cuts, uint64_t seed)
 {
 	uint64_t made = 0, daemons = 0, n = 0;
 	struct acknowledged a = { 0 };
 	struct powercut_head head;
 	struct powercut *p = NULL;
-	char *folder = xasprintf("%s/after", h.folder);
 	const char *data;
 	size_t total;
 
 	assert_ok(powercut_open(trace, &p, &e), &e);
 	total = powercut_records(p);
 	while (powercut_step(p, &head, &data)) {
-		bool kept = head.op == OP_SAID && acknowledge(&a, &head, data);
+		bool kept = head.op == OP_SAID && acknowledge(&a, &head, data), goes_on;
 
-		for (int luck = LUCK_NONE; kept && luck <= LUCK_SOME; luck++) {
-			assert_ok(powercut_write(p, (enum powercut_luck)luck, seed, folder, &e),
-				  &e);
-			store_holds(folder, &a);
-			daemon_goes_on(folder, &a);
-			assert_ok(dir_remove(folder, &e), &e);
-		}
+		for (int luck = LUCK_NONE; (kept || a.jobs == 0) && luck <= LUCK_SOME; luck++)
+			cut_here(p, (uint64_t)luck, seed + n, &a, kept);
 		if (n++ * cuts / total < made)
 			continue;
-		assert_ok(powercut_write(p, (enum powercut_luck)(made % 3), seed + made, folder,
-					 &e), &e);
-		store_holds(folder, &a);
-		if (a.jobs > 0 && made * DAEMONS / cuts >= daemons) {
-			daemon_goes_on(folder, &a);
-			daemons++;
-		}
+		goes_on = a.jobs > 0 && made * DAEMONS / cuts >= daemons;
+		cut_here(p, made % 3, seed + made, &a, goes_on);
+		daemons += goes_on;
 		made++;
-		assert_ok(dir_remove(folder, &e), &e);
 	}
 	print_message("# %llu cuts in %zu records, %llu daemons, %zu jobs, TF_SEED=%llu\n",
 		      (unsigned long long)made, total, (unsigned long long)daemons, a.jobs,
 		      (unsigned long long)seed);
 	assert_true(made >= cuts - 1);
 	powercut_close(p);
-	xfree(folder);
 	return a.jobs;
 }
 
