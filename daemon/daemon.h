@@ -262,6 +262,7 @@ struct daemon {
 	struct buf ended; /* uint64_t ids that ended in this turn and are not yet followed up */
 	bool announced;   /* some job changed in this turn: look at the waits */
 	struct text_list doomed; /* folders to remove once the commit is through */
+	uint64_t removed;        /* so many were */
 
 	struct machine machine;
 	struct first_in_line first; /* as last decided */
@@ -341,6 +342,8 @@ void loop_settle(struct daemon *d);
 bool loop_commit(struct daemon *d);
 /* Removes a folder below the state after the commit of this turn. Takes the string. */
 void loop_doom(struct daemon *d, char *path);
+#define REMOVED_FOLDER "removed" /* what goes lies in it until it is gone */
+void loop_collect(struct daemon *d); /* dooms what an earlier daemon left there */
 
 /* ---- disk.c: room for new work ---- */
 void disk_tick(struct daemon *d);
@@ -380,6 +383,7 @@ int worker_threads(const struct daemon *d, const struct worker *w);
 /* Where the outcome of its attempt goes; the caller frees it. */
 char *worker_outcome_path(struct daemon *d, const struct worker *w);
 struct worker *worker_of(struct daemon *d, uint64_t job); /* of its running attempt; NULL: none */
+bool worker_is_left(const struct daemon *d, uint64_t job); /* at it, if only to end */
 size_t worker_most(void); /* attempts that have a process */
 struct worker *worker_by_key(struct daemon *d, const char *key);
 void worker_exited(struct daemon *d, struct worker *w); /* its pidfd became readable */

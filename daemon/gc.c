@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Retention: what keep_logs_days, keep_results_days and keep_checkpoints no longer keep. Records of
- * jobs stay; a model that a job or another artefact uses, or that is being made, keeps all its
- * checkpoints. A pass looks at a bounded number of artefacts, then of jobs from the oldest on, and
- * says where the next one goes on; a whole round is made once an hour, the first ten minutes after
- * the start. */
+ * jobs stay; their folders go with the last thing that is kept in them. A model that a job or
+ * another artefact uses, or that is being made, keeps all its checkpoints. A pass looks at a
+ * bounded number of artefacts, then of jobs from the oldest on, and says where the next one goes
+ * on; a whole round is made once an hour, the first ten minutes after the start. */
 #include "config.h"
 #include "daemon/artefact.h"
 #include "daemon/daemon.h"
@@ -126,35 +126,78 @@ static int look_at_artefact(void *arg, const Tf__Artefact *a)
 
 /* ---------------------------------------------------------------- jobs */
 
-/* Entries of a job's folder whose time is over; metrics go with the log, outcomes stay. */
-static void old_files(struct gc *g, const Tf__Job *j, int64_t days, const char *option,
-		      const char *const *names)
+/* What a job's folder keeps for people, and for how long. */
+struct keeping {
+	const char *option;
+	int64_t days; /* 0: for ever */
+	const char *names[3];
+};
+
+static bool is_over(const struct gc *g, const Tf__Job *j, const struct keeping *k)
 {
-	char why[120];
+	return k->days > 0 && g->now_ms - j->ended > k->days * DAY_MS;
+}
+
+/* Whether the job's folder (name ""), or an entry of it, is there. */
+static bool has(struct gc *g, const Tf__Job *j, const char *name)
+{
+	char *path = daemon_path(g->d, "jobs/%llu/%s", (unsigned long long)j->id, name);
+	bool there = file_exists(path);
+
+	xfree(path);
+	return there;
+}
+
+static bool has_any(struct gc *g, const Tf__Job *j, const struct keeping *k)
+{
+	for (size_t i = 0; k->names[i]; i++)
+		if (has(g, j, k->names[i]))
+			return true;
+	return false;
+}
+
+/* An entry of a job's folder goes, or with "" all of it. */
+static void let_go_of_job(struct gc *g, const Tf__Job *j, const char *name, const struct keeping *k)
+{
+	char why[120], *rel = xasprintf("jobs/%llu%s%s", (unsigned long long)j->id,
+					*name ? "/" : "", name);
 
 	snprintf(why, sizeof why, "the job ended %lld days ago (%s %lld)",
-		 (long long)((g->now_ms - j->ended) / DAY_MS), option, (long long)days);
-	for (size_t i = 0; days > 0 && g->now_ms - j->ended > days * DAY_MS && names[i]; i++) {
-		char *rel = xasprintf("jobs/%llu/%s", (unsigned long long)j->id, names[i]);
-		char *path = daemon_path(g->d, "%s", rel);
+		 (long long)((g->now_ms - j->ended) / DAY_MS), k->option, (long long)k->days);
+	let_go(g, rel, NULL, why);
+	if (g->changed.len < sizeof j->id ||
+	    memcmp(g->changed.data + g->changed.len - sizeof j->id, &j->id, sizeof j->id) != 0)
+		buf_append(&g->changed, &j->id, sizeof j->id);
+	xfree(rel);
+}
 
-		if (file_exists(path)) {
-			let_go(g, rel, NULL, why);
-			if (g->changed.len < sizeof j->id ||
-			    memcmp(g->changed.data + g->changed.len - sizeof j->id, &j->id,
-				   sizeof j->id) != 0)
-				buf_append(&g->changed, &j->id, sizeof j->id);
-		}
-		xfree(path);
-		xfree(rel);
+/* A folder in which nothing is kept any more goes as a whole, with the outcomes, which the job's
+ * record has. A process that is still there, of an attempt that was given up, keeps it. */
+static void look_at_folder(struct gc *g, const Tf__Job *j, const struct keeping kept[2])
+{
+	bool over[2], whole = true;
+
+	for (int i = 0; i < 2; i++) {
+		over[i] = is_over(g, j, &kept[i]);
+		whole &= over[i] || !has_any(g, j, &kept[i]);
 	}
+	if (whole && !worker_is_left(g->d, j->id)) {
+		let_go_of_job(g, j, "", &kept[over[0] ? 0 : 1]);
+		return;
+	}
+	for (int i = 0; i < 2; i++)
+		for (size_t n = 0; over[i] && kept[i].names[n]; n++)
+			if (has(g, j, kept[i].names[n]))
+				let_go_of_job(g, j, kept[i].names[n], &kept[i]);
 }
 
 static int look_at_job(void *arg, Tf__JobRecord *r)
 {
-	static const char *const logs[] = { "log", "metrics.jsonl", NULL };
-	static const char *const results[] = { "results", NULL };
 	const struct options *o = &((struct gc *)arg)->d->options;
+	const struct keeping kept[2] = {
+		{ "keep_logs_days", o->keep_logs_days, { "log", "metrics.jsonl", NULL } },
+		{ "keep_results_days", o->keep_results_days, { "results", NULL } },
+	};
 	struct gc *g = arg;
 	int64_t least = o->keep_logs_days;
 
@@ -166,10 +209,9 @@ static int look_at_job(void *arg, Tf__JobRecord *r)
 		least = o->keep_results_days;
 	if (g->now_ms - r->job->submitted <= least * DAY_MS)
 		return 1; /* later ones are younger still */
-	if (!job_state_is_end(r->job->state))
-		return 0;
-	old_files(g, r->job, o->keep_logs_days, "keep_logs_days", logs);
-	old_files(g, r->job, o->keep_results_days, "keep_results_days", results);
+	if (job_state_is_end(r->job->state) &&
+	    (is_over(g, r->job, &kept[0]) || is_over(g, r->job, &kept[1])) && has(g, r->job, ""))
+		look_at_folder(g, r->job, kept);
 	return 0;
 }
 

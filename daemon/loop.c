@@ -35,6 +35,38 @@ void loop_doom(struct daemon *d, char *path)
 	d->doomed.text[d->doomed.count++] = path;
 }
 
+static int doom_removed(void *arg, const char *name)
+{
+	struct daemon *d = arg;
+
+	loop_doom(d, daemon_path(d, REMOVED_FOLDER "/%s", name));
+	return 0;
+}
+
+void loop_collect(struct daemon *d)
+{
+	char *path = daemon_path(d, REMOVED_FOLDER);
+	struct err e = ERR_INIT;
+
+	if (dir_each(path, doom_removed, d, &e) < 0)
+		log_error("looking for what was to be removed: %s", e.text);
+	xfree(path);
+}
+
+/* Out of the way at once: the next attempt of a job that is put back does not meet what goes. */
+static char *set_aside(struct daemon *d, char *path)
+{
+	char *to = daemon_path(d, REMOVED_FOLDER "/%lld-%llu", (long long)d->started_ms,
+			       (unsigned long long)++d->removed);
+
+	if (rename(path, to) < 0) { /* it lies on another disk */
+		xfree(to);
+		return path;
+	}
+	xfree(path);
+	return to;
+}
+
 static void remove_folder(void *arg)
 {
 	struct err e = ERR_INIT;
@@ -53,7 +85,8 @@ static void remove_doomed(struct daemon *d, bool committed)
 {
 	for (size_t i = 0; i < d->doomed.count; i++) {
 		if (committed)
-			task_start(d, remove_folder, removed_folder, d->doomed.text[i]);
+			task_start(d, remove_folder, removed_folder,
+				   set_aside(d, d->doomed.text[i]));
 		else
 			xfree(d->doomed.text[i]);
 	}

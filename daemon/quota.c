@@ -147,12 +147,15 @@ int quota_job_shrank(struct daemon *d, uint64_t id, Tf__GcItem *const *item, siz
 	char prefix[40];
 	Tf__JobRecord *r = NULL;
 	uint64_t gone = 0;
-	int rc, n = snprintf(prefix, sizeof prefix, "jobs/%llu/", (unsigned long long)id);
+	int rc, n = snprintf(prefix, sizeof prefix, "jobs/%llu", (unsigned long long)id);
 
-	for (size_t i = 0; i < items; i++)
-		if (strncmp(item[i]->path, prefix, (size_t)n) == 0)
-			gone += item[i]->bytes;
 	TRY(job_get(d->state, id, &r, e));
+	for (size_t i = 0; i < items; i++) {
+		const char *path = item[i]->path;
+
+		if (strncmp(path, prefix, (size_t)n) == 0 && (path[n] == '/' || !path[n]))
+			gone += path[n] ? item[i]->bytes : r->bytes;
+	}
 	rc = set_bytes(d, r, r->bytes > gone ? r->bytes - gone : 0, e);
 	record_free(r);
 	return rc;

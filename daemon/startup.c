@@ -48,7 +48,8 @@ char *daemon_path(const struct daemon *d, const char *fmt, ...)
 static int open_folder(struct daemon *d, struct err *e)
 {
 	static const char *const below[] = { "store", "keys",       "jobs", "uploads",  "audit",
-					     "data",  "tokenizers", "vaes", "models" };
+					     "data",  "tokenizers", "vaes", "models",
+					     REMOVED_FOLDER };
 	const char *wanted = options_state(&d->options);
 	char *real;
 	int rc;
@@ -407,6 +408,7 @@ int daemon_open(struct daemon *d, struct err *e)
 	TRY(daemon_load(d, e));
 	artefact_collect(d);
 	upload_collect(d);
+	loop_collect(d);
 	TRY(server_open(d, e));
 	FAIL_IF(!loop_commit(d), e, TF_EIO, "the state in %s cannot be written", d->folder);
 	return tell_endpoints(d, e);

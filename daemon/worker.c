@@ -87,6 +87,14 @@ struct worker *worker_of(struct daemon *d, uint64_t job)
 	return NULL;
 }
 
+bool worker_is_left(const struct daemon *d, uint64_t job)
+{
+	for (size_t i = 0; i < d->workers; i++)
+		if (d->worker[i]->job == job && !d->worker[i]->idle)
+			return true;
+	return false;
+}
+
 struct worker *worker_by_key(struct daemon *d, const char *key)
 {
 	for (size_t i = 0; i < d->workers; i++)

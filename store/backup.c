@@ -134,7 +134,8 @@ static int copy_rest(void *arg, const char *name)
 {
 	static const char *const apart[] = {
 		"store",  "jobs", "uploads",  "data",       "tokenizers", "vaes",
-		"models", "lock", "endpoint", "sync-probe", "daemon.log", SEAL,
+		"models", "lock", "endpoint", "sync-probe", "daemon.log", "removed",
+		SEAL,
 	};
 	struct backup *b = arg;
 	char *from = xasprintf("%s/%s", b->from, name), *to = xasprintf("%s/%s", b->to, name);

@@ -301,11 +301,14 @@ static void only_a_whole_backup_is_restored(void **state)
 {
 	char *to = beside("backup"), *again = beside("again"), *seal = beside("backup/backup");
 	char *words = beside("backup/tokenizers/words.3");
+	char *gone = harness_path(&h, "removed/1-1"), *not_there = beside("backup/removed");
 	struct backup_report r;
 
 	(void)state;
 	put_old_store();
+	assert_ok(dir_make(gone, 0700, &e), &e);
 	assert_ok(backup_make(h.state, to, &r, &e), &e);
+	assert_false(file_exists(not_there)); /* what goes is not kept here */
 	assert_int_equal(r.artefacts, 1);
 	assert_int_equal(backup_restore(to, to, &r, &e), TF_EEXISTS);
 	err_clear(&e);
@@ -317,6 +320,8 @@ static void only_a_whole_backup_is_restored(void **state)
 	unlink(seal);
 	assert_int_equal(backup_restore(to, again, &r, &e), TF_EINVALID);
 	xfree(words);
+	xfree(gone);
+	xfree(not_there);
 	xfree(seal);
 	xfree(to);
 	xfree(again);

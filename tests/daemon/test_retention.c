@@ -80,6 +80,17 @@ static void until_gone(const char *rel)
 	assert_false(harness_exists(&h, rel));
 }
 
+/* Whether the folder is empty in the end. */
+static void until_none(const char *rel)
+{
+	char *path = harness_path(&h, "%s", rel);
+
+	for (int i = 0; i < 6000 && rmdir(path) < 0; i++)
+		clock_sleep_ms(10);
+	assert_false(file_exists(path));
+	xfree(path);
+}
+
 static void put_artefact(struct state *s, Tf__ArtefactKind kind, const char *name, uint64_t bytes)
 {
 	struct passwd *pw = getpwuid(geteuid());
@@ -115,7 +126,8 @@ static void put_model(struct state *s, const char *name)
 static void old_files_go(void **state)
 {
 	static const char *const old[] = { "models/free.900/step-00000001",
-					   "models/free.900/step-00000003", "jobs/1/log" };
+					   "models/free.900/step-00000003", "jobs/1" };
+	Tf__JobRecord *r = NULL;
 	struct state *s;
 	uint64_t running;
 
@@ -144,7 +156,7 @@ static void old_files_go(void **state)
 	assert_true(harness_exists(&h, old[0]) && harness_exists(&h, old[2]));
 	expect_gc(false, 3, old);
 	for (size_t i = 0; i < ARRAY_LEN(old); i++)
-		until_gone(old[i]);
+		assert_false(harness_exists(&h, old[i])); /* by now: the job may be put back */
 	expect_gc(false, 0, NULL);
 	assert_true(harness_exists(&h, "models/free.900/step-00000002/score")); /* the best */
 	assert_true(harness_exists(&h, "models/free.900/step-00000004/score"));
@@ -152,12 +164,75 @@ static void old_files_go(void **state)
 	assert_true(harness_exists(&h, "jobs/2/log") && harness_exists(&h, "jobs/3/log"));
 	assert_int_equal(harness_state(&h, 1), TF__JOB_STATE__DONE); /* its record stays */
 	assert_ok(harness_cancel(h.line, running, &e), &e);
+	harness_until(&h, running, TF__JOB_STATE__CANCELLED);
+	harness_kill(&h, SIGTERM);
+	s = own_store_of(h.state);
+	assert_ok(job_get(s, 1, &r, &e), &e);
+	assert_int_equal(r->bytes, 0);
+	record_free(r);
+	assert_ok(job_get(s, 2, &r, &e), &e);
+	assert_true(r->bytes > 0);
+	record_free(r);
+	state_close(s);
+}
+
+static void put_file(const char *folder, const char *name)
+{
+	char *path = harness_path(&h, "%s", folder), *file = xasprintf("%s/%s", path, name);
+
+	assert_ok(dir_make(path, 0700, &e), &e);
+	assert_ok(file_write(file, "x", 1, 0600, &e), &e);
+	xfree(file);
+	xfree(path);
+}
+
+/* A job's folder goes with the last thing that is kept in it, and not before. */
+static void a_folder_goes_with_the_last_of_it(void **state)
+{
+	static const char *const old[] = { "jobs/1/log", "jobs/2", "jobs/3/log" };
+	static const char *const older[] = { "jobs/1", "jobs/3/metrics.jsonl" };
+	struct state *s;
+
+	(void)state;
+	h.extra[0] = "--keep-logs-days";
+	h.extra[1] = "30";
+	h.extra[2] = "--keep-results-days";
+	h.extra[3] = "60";
+	harness_start(&h);
+	for (int i = 0; i < 3; i++)
+		harness_until(&h, harness_noop(&h, "done"), TF__JOB_STATE__DONE);
+	harness_kill(&h, SIGTERM);
+	put_file("jobs/1/results", "picture.png");
+	put_file("jobs/3/results", "picture.png");
+	put_file("removed/1-1/results", "left.png"); /* by a daemon that was killed */
+	s = own_store_of(h.state);
+	for (uint64_t id = 1; id <= 3; id++)
+		make_older(s, id, 31);
+	close_store(s);
+	harness_start(&h);
+	until_gone("removed/1-1");
+	expect_gc(true, 3, old);
+	expect_gc(false, 3, old);
+	assert_true(harness_exists(&h, "jobs/1/outcome-1.pb"));
+	assert_true(harness_exists(&h, "jobs/1/results/picture.png"));
+	assert_false(harness_exists(&h, "jobs/2"));
+	expect_gc(false, 0, NULL);
+	harness_kill(&h, SIGTERM);
+	put_file("jobs/3", "metrics.jsonl");
+	s = own_store_of(h.state);
+	make_older(s, 1, 30);
+	close_store(s);
+	harness_start(&h);
+	expect_gc(false, 2, older);
+	assert_false(harness_exists(&h, "jobs/1"));
+	assert_true(harness_exists(&h, "jobs/3/results/picture.png"));
+	until_none("removed");
 }
 
 /* What lies beyond the bound of an answer comes in the next. */
 static void a_pass_comes_in_pages(void **state)
 {
-	static const char *const old[] = { "jobs/1/log", "jobs/2/log", "jobs/3/log" };
+	static const char *const old[] = { "jobs/1", "jobs/2", "jobs/3" };
 	char *next = NULL;
 	struct state *s;
 	size_t seen = 0, pages = 0;
@@ -249,6 +324,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		WITH_HARNESS(old_files_go, harness_prepared),
+		WITH_HARNESS(a_folder_goes_with_the_last_of_it, harness_prepared),
 		WITH_HARNESS(a_pass_comes_in_pages, harness_prepared),
 		WITH_HARNESS(a_quota_is_kept, harness_prepared),
 		WITH_HARNESS(ended_jobs_count, harness_prepared),
