@@ -274,6 +274,26 @@ static struct tensor integers(int64_t n, int first, int each, int step)
 	return t;
 }
 
+/* LAYERS of them over `rows` rows of S sequences; what says where the rows lie is the caller's. */
+static struct cached_layers layers_of(struct cached_layer layer[LAYERS], int rows, int S, int64_t d,
+				      int heads, int64_t F, int64_t capacity)
+{
+	struct cached_layers c = { .layer = layer, .layers = LAYERS, .heads = heads, .eps = 1e-5f };
+
+	make_layers(layer, S, d, F, capacity);
+	c.norm = layer[0].ff_norm;
+	c.x = random_tensor(DT_BF16, rows, d);
+	c.out = c.h = random_tensor(DT_BF16, rows, d);
+	c.cosine = random_tensor(DT_F32, capacity, d / heads / 2);
+	c.sine = random_tensor(DT_F32, capacity, d / heads / 2);
+	c.qkv = random_tensor(DT_BF16, rows, 3 * d);
+	c.attention = random_tensor(DT_BF16, rows, d);
+	c.gate_up = random_tensor(DT_BF16, rows, 2 * F);
+	c.swiglu = random_tensor(DT_BF16, rows, F);
+	c.rstd = tensor_1d(random_memory(rows, DT_F32, 1), DT_F32, rows);
+	return c;
+}
+
 /* Milliseconds of one of the layers. */
 static double time_of_layers(const struct cached_layers *c)
 {
@@ -302,27 +322,17 @@ static void bench_drawing(int S, int each, int64_t d, int heads, int64_t F)
 {
 	const int rows = S * each, capacity = CAPTION + 3 + each;
 	struct cached_layer layer[LAYERS];
-	struct cached_layers c = { .layer = layer, .layers = LAYERS, .heads = heads, .eps = 1e-5f };
+	struct cached_layers c;
 	const double pairs = 4.0 * rows * (double)d * (capacity - 1);
 	char name[64];
 
 	snprintf(name, sizeof name, "drawing, a layer of %lld, %d rows", (long long)d, rows);
 	if (!wanted(name) || !k->has_graphs)
 		return;
-	make_layers(layer, S, d, F, capacity);
-	c.norm = layer[0].ff_norm;
-	c.x = random_tensor(DT_BF16, rows, d);
-	c.out = c.h = random_tensor(DT_BF16, rows, d);
+	c = layers_of(layer, rows, S, d, heads, F, capacity);
 	c.position = integers(rows, CAPTION + 2, each, 1);
 	c.limit = integers(rows, capacity - 2, each, 0);
 	c.at = integers(S, CAPTION + 2, 1, 0);
-	c.cosine = random_tensor(DT_F32, capacity, d / heads / 2);
-	c.sine = random_tensor(DT_F32, capacity, d / heads / 2);
-	c.qkv = random_tensor(DT_BF16, rows, 3 * d);
-	c.attention = random_tensor(DT_BF16, rows, d);
-	c.gate_up = random_tensor(DT_BF16, rows, 2 * F);
-	c.swiglu = random_tensor(DT_BF16, rows, F);
-	c.rstd = tensor_1d(random_memory(rows, DT_F32, 1), DT_F32, rows);
 	report(name, time_of_layers(&c),
 	       2.0 * rows * (double)d * (4.0 * (double)d + 3.0 * (double)F) + pairs, 0);
 	snprintf(name, sizeof name, "drawing, attention of %lld, %d rows", (long long)d, rows);
@@ -334,27 +344,17 @@ static void bench_tokens(int S, int64_t d, int heads, int64_t F, int keys)
 {
 	const int64_t capacity = keys + 65;
 	struct cached_layer layer[LAYERS];
-	struct cached_layers c = { .layer = layer, .layers = LAYERS, .heads = heads, .eps = 1e-5f };
+	struct cached_layers c;
 	double bytes = (double)(4 * d * d + 3 * d * F + 2 * S * keys * d) * 2;
 	char name[64];
 
 	snprintf(name, sizeof name, "tokens, a layer of %lld, batch %d", (long long)d, S);
 	if (!wanted(name) || !k->has_graphs)
 		return;
-	make_layers(layer, S, d, F, capacity);
-	c.norm = layer[0].ff_norm;
-	c.x = random_tensor(DT_BF16, S, d);
-	c.out = c.h = random_tensor(DT_BF16, S, d);
+	c = layers_of(layer, S, S, d, heads, F, capacity);
 	c.position = integers(S, keys, 1, 0);
 	c.limit = integers(S, keys, 1, 0);
 	c.at = integers(S, keys, 1, 0);
-	c.cosine = random_tensor(DT_F32, capacity, d / heads / 2);
-	c.sine = random_tensor(DT_F32, capacity, d / heads / 2);
-	c.qkv = random_tensor(DT_BF16, S, 3 * d);
-	c.attention = random_tensor(DT_BF16, S, d);
-	c.gate_up = random_tensor(DT_BF16, S, 2 * F);
-	c.swiglu = random_tensor(DT_BF16, S, F);
-	c.rstd = tensor_1d(random_memory(S, DT_F32, 1), DT_F32, S);
 	report(name, time_of_layers(&c), 0, bytes);
 }
 
