@@ -297,7 +297,7 @@ static int make_environment(struct state *s, struct err *e)
 {
 	char *aside = xasprintf("%s/new", s->folder), *from = xasprintf("%s/data.mdb", aside);
 	char *to = xasprintf("%s/data.mdb", s->folder);
-	int rc = file_exists(aside) ? dir_remove(aside, e) : 0;
+	int rc = dir_remove(aside, e);
 
 	if (rc == 0 && !file_exists(to)) {
 		rc = dir_make(aside, 0700, e);

@@ -266,6 +266,15 @@ static void send_all(int fd, const uint8_t *data, size_t len)
 	}
 }
 
+static void find_socket(void)
+{
+	char *endpoint = NULL;
+
+	assert_ok(endpoint_read(h.state, &endpoint, &e), &e);
+	snprintf(there, sizeof there, "%s", endpoint + strlen("ipc://"));
+	xfree(endpoint);
+}
+
 static int dial(void)
 {
 	struct sockaddr_un a = { .sun_family = AF_UNIX };
@@ -317,13 +326,10 @@ static void headers_alone(void **state)
 {
 	static const uint64_t too_long[] = { LIMIT_FRAME_BYTES + 1, INT64_MAX, UINT64_MAX };
 	long before = harness_rss_anon_kib(&h);
-	char *endpoint = NULL;
 	int fd[HEADERS];
 
 	(void)state;
-	assert_ok(endpoint_read(h.state, &endpoint, &e), &e);
-	snprintf(there, sizeof there, "%s", endpoint + strlen("ipc://"));
-	xfree(endpoint);
+	find_socket();
 	for (size_t i = 0; i < ARRAY_LEN(too_long); i++) {
 		fd[0] = send_header(too_long[i]);
 		assert_true(is_closed(fd[0], 2000)); /* sooner than a handshake must be through */
@@ -478,12 +484,11 @@ static struct connection *start_proxy(void)
 	struct connection_options o = { .keys = member,
 					.connect_ms = 60000,
 					.reconnect_ms = 60000 };
-	char *endpoint = NULL, *here, *path = harness_path(&h, "keys/server.pub");
+	char *here, *path = harness_path(&h, "keys/server.pub");
 	char server[KEY_CHARS + 1];
 	struct connection *c = NULL;
 
-	assert_ok(endpoint_read(h.state, &endpoint, &e), &e);
-	snprintf(there, sizeof there, "%s", endpoint + strlen("ipc://"));
+	find_socket();
 	snprintf(a.sun_path, sizeof a.sun_path, "%.90s/proxy", h.folder);
 	proxy.listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	assert_int_equal(bind(proxy.listener, (struct sockaddr *)&a, sizeof a), 0);
@@ -499,7 +504,6 @@ static struct connection *start_proxy(void)
 	assert_ok(ask(c, TF__REQUEST__BODY_PING), &e);
 	xfree(here);
 	xfree(path);
-	xfree(endpoint);
 	return c;
 }
 
