@@ -163,7 +163,9 @@ struct turned {
 /* A transformer's layers over cached keys and values, as sampling runs them: in each
  *	x += attention_out(attention_cached(rope(qkv(norm x))))
  *	x += down(swiglu(gate_up(norm x)))
- * then out = norm x. N rows, S sequences of N / S rows each; see rope, attention_cached. */
+ * then out = norm x, and where logits are wanted (they have data) logits = out head^T of the first
+ * M rows, after which out holds anything. N rows, S sequences of N / S rows each; see rope,
+ * attention_cached. */
 struct cached_layer {
 	struct tensor attention_norm, ff_norm;             /* f32[d] */
 	struct tensor qkv, attention_out, gate_up, down;   /* act, [outputs, inputs] */
@@ -176,6 +178,7 @@ struct cached_layers {
 	float eps;
 	struct tensor norm;                /* f32[d], of the last output */
 	struct tensor x, out;              /* act[N,d]; x is input and is changed */
+	struct tensor head, logits;        /* act[V,d], act[M,V], M <= N; or no data */
 	struct tensor position, limit, at; /* i32[N], i32[N], i32[S] */
 	struct tensor cosine, sine;
 	struct tensor h, qkv, attention, gate_up, swiglu, rstd; /* scratch of N rows */

@@ -213,7 +213,7 @@ static struct cached_layer layer_of(const struct sampler *s, int64_t l)
 	};
 }
 
-void sampler_blocks(struct sampler *s, int64_t n)
+void sampler_blocks(struct sampler *s, int64_t n, struct tensor logits)
 {
 	struct transformer *m = s->m;
 	int64_t rows = s->span * n;
@@ -221,6 +221,7 @@ void sampler_blocks(struct sampler *s, int64_t n)
 	const struct cached_layers c = {
 		.layer = s->layer, .layers = (int)m->dims.layers, .heads = (int)m->dims.H,
 		.eps = m->dims.eps, .norm = transformer_weight(m, W_NORM),
+		.head = transformer_weight(m, W_HEAD), .logits = logits,
 		.x = first_rows(s->t[X_IN], rows), .out = normed, .h = normed,
 		.position = first_rows(s->t[POSITION], rows),
 		.limit = first_rows(s->t[LIMIT], rows), .at = first_rows(s->t[AT], s->span),
@@ -370,7 +371,7 @@ void sampler_feed(struct sampler *s, int64_t first, int64_t span)
 			ops->scatter_rows(s->k, x, first_rows(s->t[PATCH_X], images * P),
 					  first_rows(s->t[PATCH_ROW], images * P));
 		}
-		sampler_blocks(s, n);
+		sampler_blocks(s, n, NO_TENSOR);
 		ops->scatter_rows(s->k, s->t[LAST], first_rows(s->t[NORMED], rows),
 				  first_rows(s->t[LAST_ROW], rows));
 	}

@@ -152,7 +152,8 @@ void sampler_lay_tokens(struct sampler *s);
 /* n rows of PICTURE from `first` on with these time values, through the patch layer, to the first
  * rows of PATCH_X. */
 void sampler_embed_patches(struct sampler *s, int64_t first, int64_t n, struct tensor times);
-/* X_IN of span x n rows through all layers to NORMED, the final norm's output. */
-void sampler_blocks(struct sampler *s, int64_t n);
+/* X_IN of span x n rows through all layers to NORMED, the final norm's output; or, where logits
+ * have data, to those of the first rows alone. */
+void sampler_blocks(struct sampler *s, int64_t n, struct tensor logits);
 
 #endif

@@ -219,7 +219,7 @@ static void predict(struct sampler *s)
 	for (int64_t branch = 0; branch < s->branches; branch++)
 		ops->copy(s->k, x + (size_t)branch * tensor_bytes(&half), half.data,
 			  tensor_bytes(&half));
-	sampler_blocks(s, P);
+	sampler_blocks(s, P, NO_TENSOR);
 	linear(s->k, out, first_rows(s->t[NORMED], rows), transformer_weight(m, W_PATCH_OUT),
 	       transformer_weight(m, W_PATCH_OUT_BIAS));
 	ops->unpatchify(s->k, sampler_pictures(s, EPS, 0, s->total), out, (int)m->dims.patch);
@@ -306,12 +306,11 @@ void sampler_denoise(struct sampler *s)
 
 /* ---- tokens */
 
-/* DRAWN from the last layer's output x, for the place behind POSITION. */
-static void draw_from(struct sampler *s, struct tensor x)
+/* DRAWN from LOGITS, for the place behind POSITION. */
+static void draw_tokens(struct sampler *s)
 {
 	struct tensor logits = sampler_prompts(s, LOGITS);
 
-	linear(s->k, logits, x, transformer_weight(s->m, W_HEAD), NO_TENSOR);
 	for (int64_t i = 0; i < s->alikes[GRAPH_TOKEN]; i++) {
 		const struct alike *a = &s->alike[GRAPH_TOKEN][i];
 		struct tensor drawn = sampler_rows(s->t[DRAWN], a->first, a->n);
@@ -344,7 +343,9 @@ void sampler_draw_tokens(struct sampler *s, int32_t *out)
 		s->host_at[i] = s->sequence[i].length - 1;
 	sampler_send(s, POSITION, s->host_at, s->count);
 	send_indices(s);
-	draw_from(s, sampler_prompts(s, LAST));
+	linear(s->k, sampler_prompts(s, LOGITS), sampler_prompts(s, LAST),
+	       transformer_weight(s->m, W_HEAD), NO_TENSOR);
+	draw_tokens(s);
 	s->k->ops->download(s->k, out, s->t[DRAWN].data, (size_t)s->count * sizeof *out);
 }
 
@@ -359,8 +360,8 @@ static void token_step(struct sampler *s)
 
 	s->k->ops->embed(s->k, first_rows(s->t[X_IN], s->total),
 			 transformer_weight(s->m, W_TOKEN), first_rows(s->t[TOKEN], s->total));
-	sampler_blocks(s, 1);
-	draw_from(s, sampler_prompts(s, NORMED));
+	sampler_blocks(s, 1, sampler_prompts(s, LOGITS));
+	draw_tokens(s);
 	s->k->ops->advance_tokens(s->k, &t);
 }
 

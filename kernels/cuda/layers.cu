@@ -419,15 +419,27 @@ static void products_of(const struct cached_layers *c, int layer, struct few f[P
 	f[DOWN] = product_of(&c->x, &c->swiglu, &l->down, NULL, 0);
 }
 
+/* The logits, of the layers' output before its norm. */
+static struct few head_of(const struct cached_layers *c)
+{
+	struct few f = product_of(&c->logits, &c->x, &c->head, &c->norm, c->eps);
+
+	f.m = (int)c->logits.dim[0];
+	return f;
+}
+
 static bool tokens_fit(const struct cuda_state *s, const struct cached_layers *c)
 {
 	int64_t rows = c->x.dim[0], d = c->x.dim[1], hd = d / c->heads;
+	struct few head = head_of(c);
 
 	if (!c->layers || c->x.type != DT_BF16 || rows != tensor_count(&c->at) || rows > FEW_ROWS ||
 	    rows < 1 || rows * c->heads > ARRIVALS || !(hd == 32 || hd == 64 || hd == 128))
 		return false;
 	if (!aligned16(c->qkv.data) || !aligned16(c->attention.data) ||
 	    !aligned16(c->swiglu.data) || !aligned16(c->cosine.data) || !aligned16(c->sine.data))
+		return false;
+	if (c->logits.data && !few_fits(&head))
 		return false;
 	for (int i = 0; i < c->layers; i++) {
 		const struct cached_layer *l = &c->layer[i];
@@ -474,6 +486,11 @@ static void run_tokens(struct cuda_state *s, const struct cached_layers *c)
 			if (p == QKV)
 				run_query(s, &q, rows, hd);
 		}
+	}
+	if (c->logits.data) {
+		struct few head = head_of(c);
+
+		few_run(s, &head, true);
 	}
 }
 
@@ -628,9 +645,22 @@ void cuda_cached_layers(struct kernels *k, const struct cached_layers *c)
 		      l->keys.dim[1] == c->layer[0].keys.dim[1]);
 		CHECK(l->qkv.type == c->x.type && tensor_count(&l->qkv) == 3 * d * d);
 	}
-	if (tokens_fit(s, c))
+	if (c->logits.data)
+		CHECK(c->logits.type == c->x.type && c->logits.dim[0] > 0 &&
+		      c->logits.dim[0] <= rows && c->head.dim[0] == c->logits.dim[1] &&
+		      c->head.dim[1] == d && c->head.type == c->x.type);
+	if (tokens_fit(s, c)) {
 		run_tokens(s, c);
-	else
+		if (c->logits.data)
+			return;
+	} else {
 		run_rows(k, c);
+	}
 	cuda_rmsnorm(k, c->out, c->rstd, c->x, c->norm, c->eps);
+	if (c->logits.data) {
+		struct tensor out = c->out;
+
+		out.dim[0] = c->logits.dim[0];
+		product(k, &c->logits, &out, &c->head, false);
+	}
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * What lets sampling run on without the host: rows taken by a counter, tokens drawn, and drawn
  * tokens fed back. */
+#include "kernels/cuda/few.cuh"
 #include "kernels/cuda/philox.cuh"
 
 __global__ void take_row(float *out, const float *table, int32_t *counter, int64_t rows,
@@ -30,8 +31,10 @@ void cuda_next_row(struct kernels *k, struct tensor out, struct tensor table, st
 
 __global__ void advance_rows(struct token_rows t)
 {
-	int32_t step = *t.counter;
+	int32_t step;
 
+	wait_for_kernel_ahead();
+	step = *t.counter;
 	__syncthreads();
 	for (int64_t i = threadIdx.x; i < t.n; i += blockDim.x) {
 		t.token[i] = t.drawn[i];
@@ -50,33 +53,20 @@ __global__ void advance_rows(struct token_rows t)
 void cuda_advance_tokens(struct kernels *k, const struct token_rows *t)
 {
 	struct cuda_state *s = state_of(k);
+	cudaLaunchAttribute room;
+	cudaLaunchConfig_t shape = launch_shape(s, dim3(1), 64, true, &room);
 
-	advance_rows<<<1, 64, 0, s->stream>>>(*t);
+	CUDA(cudaLaunchKernelEx(&shape, advance_rows, *t));
 	LAUNCHED();
 }
 
-/* ---- drawing: tokens are weighed in whole numbers, so that sums are exact in any order, and found
- * by their place in the order likeliest first, digit by digit of the logit's bits. A cluster of
- * blocks shares a row where there are clusters; each block reads the others' sums. Most logits
- * share their first digit: lanes with the same one add up first, and each warp has sums of its own.
- */
+/* ---- a row of logits shared by a cluster, where there are clusters: each block reads what the
+ * others have found. They start while the kernel ahead ends. */
 #define THREADS 1024
 #define WARPS (THREADS / 32)
 #define CLUSTER 8                    /* blocks of a row */
-#define DIGITS 256
-#define LIKELIEST 1099511627776.0f   /* 2^40: the weight of the likeliest token */
 
 typedef unsigned long long weight_t;
-
-/* The block's part of a row's logits and what turns them into weights. */
-template <typename T> struct lot {
-	const T *logits;
-	weight_t (*warp)[DIGITS]; /* sums of the warps, in shared memory */
-	weight_t (*mine)[DIGITS]; /* the block's, of this call and the last: peers read them */
-	int calls;
-	int first, count;  /* of the part: the first token, how many */
-	float most, temperature;
-};
 
 /* Blocks of the cluster, this one among them. */
 static __device__ __forceinline__ unsigned peers(void)
@@ -127,6 +117,131 @@ static __device__ __forceinline__ weight_t read_peer(const weight_t *p, unsigned
 #endif
 	return v;
 }
+
+/* A launch of a cluster for each row. */
+struct row_launch {
+	cudaLaunchConfig_t shape;
+	cudaLaunchAttribute attribute[2];
+};
+
+static void launch_of_rows(struct cuda_state *s, int64_t rows, size_t shared, struct row_launch *l)
+{
+	const unsigned blocks = s->capability >= 90 ? CLUSTER : 1;
+
+	l->shape = launch_shape(s, dim3((unsigned)rows * blocks), THREADS, true, &l->attribute[0]);
+	l->shape.dynamicSmemBytes = shared;
+	l->attribute[1].id = cudaLaunchAttributeClusterDimension;
+	l->attribute[1].val.clusterDim = { blocks, 1, 1 };
+	if (blocks > 1)
+		l->shape.numAttrs = 2;
+}
+
+/* ---- the likeliest token */
+/* Order of (value, lower index first) as one number; NaN counts as smallest. */
+static __device__ __forceinline__ weight_t ranked(float v, int index)
+{
+	uint32_t bits = __float_as_uint(v + 0.0f); /* -0 as 0 */
+
+	bits = v != v ? 0 : bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+	return (weight_t)bits << 32 | (0xffffffffu - (uint32_t)index);
+}
+
+static __device__ __forceinline__ weight_t warp_most(weight_t x)
+{
+#pragma unroll
+	for (int i = 16; i > 0; i >>= 1)
+		x = max(x, __shfl_xor_sync(0xffffffffu, x, i));
+	return x;
+}
+
+/* The highest rank of a block's part of a row, in its first warp. */
+template <bool WIDE, typename T>
+static __device__ __forceinline__ weight_t most_of_part(const T *row, int from, int to)
+{
+	__shared__ weight_t part[WARPS];
+	weight_t most = 0;
+
+	for (int c = from + (int)threadIdx.x * 8; c < to; c += THREADS * 8) {
+		float x[8];
+
+		get_eight<WIDE>(row + c, to - c, x);
+#pragma unroll
+		for (int j = 0; j < 8; j++)
+			if (c + j < to)
+				most = max(most, ranked(x[j], c + j));
+	}
+	most = warp_most(most);
+	if (threadIdx.x % 32 == 0)
+		part[threadIdx.x / 32] = most;
+	__syncthreads();
+	return warp_most(part[threadIdx.x % 32]);
+}
+
+template <bool WIDE, typename T>
+__global__ void __launch_bounds__(THREADS)
+	argmax_rows(int32_t *out, const T *logits, int64_t width, int vocab)
+{
+	__shared__ weight_t most;
+	const int row = (int)(blockIdx.x / peers());
+	const int part = (vocab - 1) / (8 * (int)peers()) * 8 + 8;
+	const int from = min(part * (int)rank_of_peer(), vocab);
+	weight_t x;
+
+	wait_for_kernel_ahead();
+	x = most_of_part<WIDE>(logits + row * width, from, min(from + part, vocab));
+	if (threadIdx.x == 0)
+		most = x;
+	meet_peers();
+	if (rank_of_peer() == 0 && threadIdx.x < 32) {
+		x = warp_most(threadIdx.x < peers() ? read_peer(&most, threadIdx.x) : 0);
+		if (threadIdx.x == 0)
+			out[row] = (int32_t)(0xffffffffu - (uint32_t)x);
+	}
+	meet_peers(); /* none ends while another reads */
+}
+
+template <typename T>
+static void run_argmax(const struct row_launch *l, int32_t *out, const T *logits, int64_t width,
+		       int vocab)
+{
+	bool wide = width % 8 == 0 && aligned16(logits);
+	auto kernel = wide ? argmax_rows<true, T> : argmax_rows<false, T>;
+
+	CUDA(cudaLaunchKernelEx(&l->shape, kernel, out, logits, width, vocab));
+}
+
+void cuda_argmax(struct kernels *k, struct tensor out, struct tensor logits, int64_t vocab)
+{
+	struct cuda_state *s = state_of(k);
+	int64_t rows = logits.dim[0], width = logits.dim[1];
+	struct row_launch l;
+
+	CHECK(out.type == DT_I32 && tensor_count(&out) == rows && vocab > 0 && vocab <= width &&
+	      vocab < 1 << 30);
+	if (!rows)
+		return;
+	launch_of_rows(s, rows, 0, &l);
+	ACT(logits.type, run_argmax<T>(&l, (int32_t *)out.data, (const T *)logits.data, width,
+				       (int)vocab));
+	LAUNCHED();
+}
+
+/* ---- drawing: tokens are weighed in whole numbers, so that sums are exact in any order, and found
+ * by their place in the order likeliest first, digit by digit of the logit's bits. Each block of a
+ * cluster reads the others' sums. Most logits share their first digit: lanes with the same one add
+ * up first, and each warp has sums of its own. */
+#define DIGITS 256
+#define LIKELIEST 1099511627776.0f   /* 2^40: the weight of the likeliest token */
+
+/* The block's part of a row's logits and what turns them into weights. */
+template <typename T> struct lot {
+	const T *logits;
+	weight_t (*warp)[DIGITS]; /* sums of the warps, in shared memory */
+	weight_t (*mine)[DIGITS]; /* the block's, of this call and the last: peers read them */
+	int calls;
+	int first, count;  /* of the part: the first token, how many */
+	float most, temperature;
+};
 
 /* Keeps the order of floats. */
 static __device__ __forceinline__ uint32_t key_of(float x)
@@ -353,11 +468,11 @@ __global__ void __launch_bounds__(THREADS, 1)
 	const int from = min(part * (int)rank_of_peer(), vocab);
 	lot<T> l = { logits + row * width + from, sums,      mine, 0, from,
 		     min(part, vocab - from),     -INFINITY, temperature };
-	uint64_t at = (uint64_t)index[row];
-	uint32_t c[4] = { (uint32_t)position[row] + 1, 0, (uint32_t)at, (uint32_t)(at >> 32) };
 	weight_t total, kept, each, target;
 	struct found f;
+	uint32_t c[4];
 
+	wait_for_kernel_ahead();
 	l.most = most_of(l);
 	add_digits(l, first, 0, 0, 24);
 	kept = total = total_of(first);
@@ -367,6 +482,10 @@ __global__ void __launch_bounds__(THREADS, 1)
 		each = weight_of(l, logit_of(f.key));
 		kept = f.before + divide_up(target - f.before, each) * each;
 	}
+	c[0] = (uint32_t)position[row] + 1;
+	c[1] = 0;
+	c[2] = (uint32_t)index[row];
+	c[3] = (uint32_t)((uint64_t)index[row] >> 32);
 	philox(c, key0, key1);
 	target = (weight_t)((double)(c[0] >> 8) * 0x1p-24 * (double)kept) + 1;
 	__syncthreads();
@@ -380,22 +499,13 @@ static void run_draw(struct cuda_state *s, int32_t *out, struct tensor logits, i
 		     float temperature, float top_p, uint64_t seed, const int64_t *index,
 		     const int32_t *position)
 {
-	const unsigned blocks = s->capability >= 90 ? CLUSTER : 1;
 	const size_t sums = WARPS * DIGITS * sizeof(weight_t);
-	cudaLaunchConfig_t shape = {};
-	cudaLaunchAttribute cluster;
+	struct row_launch l;
 
 	CUDA(cudaFuncSetAttribute(draw_rows<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
 				  (int)sums));
-	cluster.id = cudaLaunchAttributeClusterDimension;
-	cluster.val.clusterDim = { blocks, 1, 1 };
-	shape.gridDim = dim3((unsigned)logits.dim[0] * blocks);
-	shape.blockDim = dim3(THREADS);
-	shape.dynamicSmemBytes = sums;
-	shape.stream = s->stream;
-	shape.attrs = &cluster;
-	shape.numAttrs = blocks > 1 ? 1 : 0;
-	CUDA(cudaLaunchKernelEx(&shape, draw_rows<T>, out, (const T *)logits.data, logits.dim[1],
+	launch_of_rows(s, logits.dim[0], sums, &l);
+	CUDA(cudaLaunchKernelEx(&l.shape, draw_rows<T>, out, (const T *)logits.data, logits.dim[1],
 				vocab, temperature, top_p, (uint32_t)seed,
 				philox_key(seed, PHILOX_TEXT), index, position));
 	LAUNCHED();

@@ -31,4 +31,8 @@ void ref_cached_layers(struct kernels *k, const struct cached_layers *c)
 		product(k, c->x, c->swiglu, l->down, true);
 	}
 	ops->rmsnorm(k, c->out, c->rstd, c->x, c->norm, c->eps);
+	if (c->logits.data)
+		product(k, c->logits,
+			tensor_2d(c->out.data, c->out.type, c->logits.dim[0], c->out.dim[1]),
+			c->head, false);
 }

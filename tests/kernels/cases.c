@@ -238,8 +238,9 @@ static struct tensor run_weight(struct run *r, int64_t rows, int64_t columns)
 	return w;
 }
 
-/* S, n, heads, head dim, capacity, keys there already; two layers of feed-forward 3/2 as wide, or
- * 8/3 where S is odd. */
+/* S, n, heads, head dim, capacity, keys there already, a vocabulary (0: none) for which all rows
+ * but the last of several have logits; two layers of feed-forward 3/2 as wide, or 8/3 where S is
+ * odd. */
 static void do_cached_layers(struct run *r)
 {
 	int64_t S = D(0), rows = S * D(1), d = D(2) * D(3);
@@ -277,7 +278,13 @@ static void do_cached_layers(struct run *r)
 	c.gate_up = run_input2(r, r->act, rows, 2 * F);
 	c.swiglu = run_input2(r, r->act, rows, F);
 	c.rstd = run_input1(r, DT_F32, rows);
-	c.out = out2(r, r->act, rows, d);
+	if (D(6)) {
+		c.head = run_weight(r, D(6), d);
+		c.out = run_input2(r, r->act, rows, d);
+		c.logits = out2(r, r->act, rows > 1 ? rows - 1 : 1, D(6));
+	} else {
+		c.out = out2(r, r->act, rows, d);
+	}
 	TIMED(OPS->cached_layers(r->k, &c));
 	r->bytes = (2.0 * S * D(5) * d + 4.0 * d * d + 3.0 * d * F) * 2 * dtype_bytes(r->act);
 	xfree(at);
@@ -603,6 +610,12 @@ const struct op_case op_cases[] = {
 	    { 30, 35, 2, 128, 130, 87 } },
 	  { { 0 } }, 2 },
 	{ "cached_layers", do_cached_layers, true, 5,
+	  { { 1, 1, 2, 64, 100, 90, 515 },
+	    { 8, 1, 3, 64, 40, 39, 1000 },
+	    { 13, 1, 1, 128, 60, 58, 130 },
+	    { 2, 40, 2, 64, 300, 200, 70 } },
+	  { { 0 } } },
+	{ "cached_layers", do_cached_layers, true, 5,
 	  { { 9, 1, 25, 32, 40, 33 },
 	    { 16, 1, 7, 64, 140, 127 },
 	    { 6, 1, 11, 32, 1100, 1060 },
@@ -615,7 +628,7 @@ const struct op_case op_cases[] = {
 	  { { 5, 32, 1 }, { 33, 129, 0 }, { 7, 32, 1 } },
 	  { { 0 } } },
 	{ "argmax", do_argmax, true, 1,
-	  { { 5, 128, 100 }, { 33, 640, 600 }, { 2, 131, 77 }, { 1, 32768, 32765 } },
+	  { { 5, 128, 100 }, { 33, 640, 600 }, { 2, 131, 77 }, { 3, 32768, 32765 } },
 	  { { 1, 32768, 32768 } } },
 	{ "normals", do_normals, false, 5, { { 3, 7 }, { 5, 512 } }, { { 0 } } },
 	{ "add_noise", do_add_noise, false, 1, { { 3, 7 }, { 5, 512 } }, { { 0 } } },
