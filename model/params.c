@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#define ALIGN 16   /* elements: 64 bytes of f32 */
+#define ALIGN 128 /* elements: 256 bytes of bf16 */
 
 void params_init(struct params *p, struct kernels *k, enum dtype act)
 {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The parameters of a convolutional net: declared by name and shape while the net is laid out, then
  * carved from one allocation each for values, gradients and AdamW moments. Matrices and filters,
- * which decay, come first; every tensor starts at a multiple of 64 bytes and the gaps stay zero.
+ * which decay, come first; every tensor starts at a multiple of 256 bytes, in bf16 too, and the
+ * gaps stay zero.
  *
  * Master values are f32. With act DT_BF16 a bf16 copy lies beside them and filters are read from
  * it; biases and norm weights are f32 always. Memory belongs to the backend `k`, which outlives

@@ -4,8 +4,6 @@
 #include "model/plan.h"
 #include "lib/mem.h"
 
-#define ALIGN 64
-
 void plan_add(struct plan *p, const char *name, struct tensor *slot, enum dtype type, int64_t a,
 	      int64_t b, int64_t c, int64_t d)
 {
@@ -24,13 +22,13 @@ void plan_add(struct plan *p, const char *name, struct tensor *slot, enum dtype 
 		p->entry = xrealloc(p->entry, (size_t)p->room, sizeof *p->entry);
 	}
 	p->entry[p->count++] = (struct plan_entry){ name, slot, p->bytes };
-	p->bytes += (tensor_bytes(slot) + ALIGN - 1) / ALIGN * ALIGN;
+	p->bytes += (tensor_bytes(slot) + PLAN_ALIGN - 1) / PLAN_ALIGN * PLAN_ALIGN;
 }
 
 int plan_alloc(struct plan *p, struct kernels *k, const char *what, struct err *e)
 {
 	CHECK(!p->memory);
-	p->memory = k->ops->alloc(k, p->bytes ? p->bytes : ALIGN);
+	p->memory = k->ops->alloc(k, p->bytes ? p->bytes : PLAN_ALIGN);
 	FAIL_IF(!p->memory, e, TF_ENOMEM, "no memory for %s: %.1f MiB on %s", what,
 		(double)p->bytes / (1 << 20), k->backend);
 	for (int i = 0; i < p->count; i++)

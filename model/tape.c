@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PLACE_ALIGN 64
+#define PLACE_ALIGN 256
 
 struct value {
 	enum dtype type;
