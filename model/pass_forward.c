@@ -53,20 +53,18 @@ static void block(struct pass *p, int64_t l, struct scaled h1)
 	struct transformer *m = p->m;
 	struct kernels *k = p->k;
 	const struct kernel_ops *ops = k->ops;
-	struct tensor *a = pass_layer(p, l), branch = p->t[BRANCH];
+	struct tensor *a = pass_layer(p, l);
+	const struct normed mid = { a[X_MID], a[H2], a[RSTD2] };
 	int heads = (int)m->dims.H;
 
 	pass_linear(p, a[QKV], a[H1], h1, transformer_block_weight(m, l, W_QKV));
 	ops->rope(k, a[QKV], heads, m->cosine, m->sine, p->input[POSITION], false);
 	ops->attention(k, a[ATTENTION], a[LSE], a[QKV], heads, p->input[START], p->input[LIMIT]);
-	pass_linear(p, branch, a[ATTENTION], NOT_SCALED,
-		    transformer_block_weight(m, l, W_ATTENTION_OUT));
-	ops->add_rmsnorm(k, a[H2], a[RSTD2], a[X_MID], a[X_IN], branch,
-			 transformer_block_weight(m, l, W_FF_NORM), m->dims.eps,
-			 pass_rows(p, m->dims.d));
-	pass_linear(p, a[GATE_UP], a[H2], pass_rows(p, m->dims.d),
-		    transformer_block_weight(m, l, W_GATE_UP));
-	ops->swiglu(k, a[SWIGLU], a[GATE_UP], pass_rows(p, m->dims.F));
+	pass_linear_norm(p, mid, a[X_IN], a[ATTENTION], NOT_SCALED,
+			 transformer_block_weight(m, l, W_ATTENTION_OUT),
+			 transformer_block_weight(m, l, W_FF_NORM), pass_rows(p, m->dims.d));
+	pass_linear_swiglu(p, a[SWIGLU], a[GATE_UP], a[H2],
+			   transformer_block_weight(m, l, W_GATE_UP));
 }
 
 void pass_recompute(struct pass *p, int64_t l)
@@ -81,24 +79,21 @@ void pass_recompute(struct pass *p, int64_t l)
 static void blocks(struct pass *p)
 {
 	struct transformer *m = p->m;
-	const struct kernel_ops *ops = p->k->ops;
 	int64_t last = m->dims.layers - 1;
 
 	for (int64_t l = 0; l <= last; l++) {
-		struct tensor *a = pass_layer(p, l), *next = pass_layer(p, l + 1);
+		struct tensor *a = pass_layer(p, l), *next = pass_layer(p, l + 1), norm;
+		struct normed to = { p->t[X_OUT], p->t[H_OUT], p->t[RSTD_OUT] };
 
 		block(p, l, l > 0 ? pass_rows(p, m->dims.d) : NOT_SCALED);
-		pass_linear(p, p->t[BRANCH], a[SWIGLU], pass_rows(p, m->dims.F),
-			    transformer_block_weight(m, l, W_DOWN));
-		if (l < last)
-			ops->add_rmsnorm(p->k, next[H1], next[RSTD1], next[X_IN], a[X_MID],
-					 p->t[BRANCH],
-					 transformer_block_weight(m, l + 1, W_ATTENTION_NORM),
-					 m->dims.eps, pass_rows(p, m->dims.d));
-		else
-			ops->add_rmsnorm(p->k, p->t[H_OUT], p->t[RSTD_OUT], p->t[X_OUT], a[X_MID],
-					 p->t[BRANCH], transformer_weight(m, W_NORM), m->dims.eps,
-					 NOT_SCALED);
+		norm = transformer_weight(m, W_NORM);
+		if (l < last) {
+			to = (struct normed){ next[X_IN], next[H1], next[RSTD1] };
+			norm = transformer_block_weight(m, l + 1, W_ATTENTION_NORM);
+		}
+		pass_linear_norm(p, to, a[X_MID], a[SWIGLU], pass_rows(p, m->dims.F),
+				 transformer_block_weight(m, l, W_DOWN), norm,
+				 l < last ? pass_rows(p, m->dims.d) : NOT_SCALED);
 	}
 }
 

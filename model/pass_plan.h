@@ -43,7 +43,6 @@
 	X(SWIGLU, act, N, F, 0, 0)
 
 #define PASS_ENDS(X) \
-	X(BRANCH, act, N, d, 0, 0)                /* output of attention or feed-forward */ \
 	X(X_OUT, act, N, d, 0, 0) \
 	X(H_OUT, act, N, d, 0, 0) \
 	X(RSTD_OUT, DT_F32, N, 0, 0, 0) \
@@ -79,8 +78,9 @@
 	X(DTIME_HIDDEN, act, I, W, 0, 0)
 
 /* Operands of 8-bit products (dims.fp8): the rows made last of activations or their gradients,
- * those of DX, and a weight. */
+ * those of DX, and a weight; the output of attention or feed-forward, which is added by itself. */
 #define PASS_FP8(X) \
+	X(BRANCH, act, N, d, 0, 0) \
 	X(FP8_ROWS, DT_E4M3, N, widest, 0, 0) \
 	X(FP8_ROWS_SCALE, DT_F32, N, 0, 0, 0) \
 	X(FP8_DX, DT_E4M3, N, d, 0, 0) \
@@ -159,6 +159,16 @@ void pass_backward(struct pass *p);
  * has made them besides, NOT_SCALED: they are made here. */
 void pass_linear(struct pass *p, struct tensor y, struct tensor x, struct scaled rows,
 		 struct tensor w);
+/* sum = x + y w^T, the stream behind attention or feed-forward; out = norm sum, whose 8-bit rows go
+ * to `also` where products are of 8 bits. */
+struct normed {
+	struct tensor sum, out, rstd;
+};
+void pass_linear_norm(struct pass *p, struct normed to, struct tensor x, struct tensor y,
+		      struct scaled rows, struct tensor w, struct tensor norm, struct scaled also);
+/* GATE_UP, and SWIGLU of it, from x whose 8-bit rows were made with it. */
+void pass_linear_swiglu(struct pass *p, struct tensor y, struct tensor gate_up, struct tensor x,
+			struct tensor w);
 void pass_linear_backward(struct pass *p, struct tensor dx, struct tensor dy, struct scaled rows,
 			  struct tensor w);
 /* Where rows of such a width go for the next product, and those of DX; NOT_SCALED where products

@@ -54,6 +54,32 @@ void pass_linear(struct pass *p, struct tensor y, struct tensor x, struct scaled
 		linear(p->k, y, x, w, NO_TENSOR);
 }
 
+void pass_linear_norm(struct pass *p, struct normed to, struct tensor x, struct tensor y,
+		      struct scaled rows, struct tensor w, struct tensor norm, struct scaled also)
+{
+	const struct kernel_ops *ops = p->k->ops;
+	float eps = p->m->dims.eps;
+
+	if (in_fp8(p)) {
+		product_fp8(p, p->t[BRANCH], y, rows, w, false);
+		ops->add_rmsnorm(p->k, to.out, to.rstd, to.sum, x, p->t[BRANCH], norm, eps, also);
+	} else {
+		ops->matmul_add(p->k, to.sum, x, y, w);
+		ops->rmsnorm(p->k, to.out, to.rstd, to.sum, norm, eps);
+	}
+}
+
+void pass_linear_swiglu(struct pass *p, struct tensor y, struct tensor gate_up, struct tensor x,
+			struct tensor w)
+{
+	if (!in_fp8(p)) {
+		p->k->ops->matmul_swiglu(p->k, y, gate_up, x, w);
+		return;
+	}
+	product_fp8(p, gate_up, x, pass_rows(p, x.dim[1]), w, false);
+	p->k->ops->swiglu(p->k, y, gate_up, pass_rows(p, y.dim[1]));
+}
+
 void pass_linear_backward(struct pass *p, struct tensor dx, struct tensor dy, struct scaled rows,
 			  struct tensor w)
 {

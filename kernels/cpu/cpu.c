@@ -36,6 +36,8 @@ static void install_reference(struct kernel_ops *ops)
 	INSTALL(graph_run);
 	INSTALL(graph_release);
 	INSTALL(cached_layers);
+	INSTALL(matmul_add);
+	INSTALL(matmul_swiglu);
 	INSTALL(quantise);
 	INSTALL(matmul_scaled);
 	INSTALL(draw_tokens);

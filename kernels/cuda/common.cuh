@@ -94,6 +94,7 @@ void attention_plans_free(struct cuda_state *s);
  * kept. Whatever writes indices must call it. */
 void attention_forget(struct cuda_state *s, const void *p, size_t bytes);
 /* C[M,N] = op(A) op(B) + bias + beta C over raw pointers; see the matmul row. bias is f32 or NULL.
+ * onto, where it is not NULL, takes the place of the C that is added (through the library alone).
  * in DT_E4M3: as the matmul_scaled row has it. */
 struct product {
 	int64_t m, n, k;
@@ -105,6 +106,7 @@ struct product {
 	float beta;
 	const float *a_scale, *b_scale; /* [m], [n]: of e4m3 */
 	bool rough;
+	const void *onto;
 };
 void cuda_product(struct cuda_state *s, const struct product *p);
 /* out[c] += sum over the slices of part[slice, c], in order (rows.cu). */

@@ -28,6 +28,7 @@ struct fused {
 	int row_tiles, tiles;     /* of a pair */
 	int whole, numbers; /* tiles taken whole; with halves of the others */
 	bf16 *out;
+	bf16 *gate_up; /* where they are wanted besides */
 	struct fused_turn turn;
 };
 
@@ -232,12 +233,28 @@ struct fused_end<0> {
 	{
 	}
 
+	__device__ __forceinline__ void write_both(const struct fused &f,
+						   const float (&gate)[SIDE / 2],
+						   const float (&up)[SIDE / 2])
+	{
+#pragma unroll
+		for (int half = 0; half < 2; half++) {
+			int r = row + 8 * half;
+			bf16 *to = f.gate_up + (int64_t)r * 2 * f.columns + column;
+
+			write_row<SIDE>(r < f.rows ? to : NULL, gate, half, 1.0f);
+			write_row<SIDE>(r < f.rows ? to + f.columns : NULL, up, half, 1.0f);
+		}
+	}
+
 	template <int N>
 	__device__ __forceinline__ void finish(const struct fused &f, float (&sums)[N / 2])
 	{
 		float(&gate)[SIDE / 2] = part_of<SIDE / 2>(sums, 0);
 		float(&up)[SIDE / 2] = part_of<SIDE / 2>(sums, 1);
 
+		if (f.gate_up)
+			write_both(f, gate, up);
 #pragma unroll
 		for (int i = 0; i < SIDE / 2; i++)
 			gate[i] = __fdividef(gate[i], 1.0f + __expf(-gate[i])) * up[i];
@@ -446,21 +463,24 @@ static void run(struct cuda_state *s, const struct tensor *x, const struct tenso
 }
 
 bool fused_swiglu_fits(const struct cuda_state *s, const struct tensor *out, const struct tensor *x,
-		       const struct tensor *gate_up)
+		       const struct tensor *w)
 {
-	return operands_fit(s, out, x, gate_up) && out->dim[1] % SIDE == 0;
+	return operands_fit(s, out, x, w) && out->dim[1] % SIDE == 0;
 }
 
-void fused_swiglu(struct cuda_state *s, const struct tensor *out, const struct tensor *x,
-		  const struct tensor *gate_up)
+void fused_swiglu(struct cuda_state *s, const struct tensor *out, const struct tensor *gate_up,
+		  const struct tensor *x, const struct tensor *w)
 {
 	struct fused f = {};
 
-	CHECK(gate_up->dim[0] == 2 * out->dim[1] && out->dim[0] == x->dim[0]);
+	CHECK(w->dim[0] == 2 * out->dim[1] && out->dim[0] == x->dim[0]);
+	CHECK(!gate_up || (gate_up->dim[0] == x->dim[0] && gate_up->dim[1] == w->dim[0] &&
+			   aligned16(gate_up->data)));
 	f.out = (bf16 *)out->data;
+	f.gate_up = gate_up ? (bf16 *)gate_up->data : NULL;
 	f.columns = f.apart = (int)out->dim[1];
 	f.step = SIDE;
-	run<0>(s, x, gate_up, &f);
+	run<0>(s, x, w, &f);
 }
 
 bool fused_qkv_fits(const struct cuda_state *s, const struct tensor *out, const struct tensor *x,

@@ -6,11 +6,12 @@
 
 #include "kernels/cuda/common.cuh"
 
-/* out[M,F] = silu(x gate^T) (x up^T): x[M,K], gate_up[2F,K], gate first. */
+/* out[M,F] = silu(x gate^T) (x up^T): x[M,K], w[2F,K], gate first. gate_up [M,2F] (NULL: not
+ * wanted) takes both products. */
 bool fused_swiglu_fits(const struct cuda_state *s, const struct tensor *out, const struct tensor *x,
-		       const struct tensor *gate_up);
-void fused_swiglu(struct cuda_state *s, const struct tensor *out, const struct tensor *x,
-		  const struct tensor *gate_up);
+		       const struct tensor *w);
+void fused_swiglu(struct cuda_state *s, const struct tensor *out, const struct tensor *gate_up,
+		  const struct tensor *x, const struct tensor *w);
 
 /* Where queries, keys and values go: see the cached_layers row. */
 struct fused_turn {

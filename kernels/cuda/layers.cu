@@ -597,12 +597,21 @@ static void run_qkv(struct kernels *k, const struct cached_layers *c, const stru
 static void run_gate_up(struct kernels *k, const struct cached_layers *c,
 			const struct cached_layer *l)
 {
-	if (fused_swiglu_fits(state_of(k), &c->swiglu, &c->h, &l->gate_up)) {
-		fused_swiglu(state_of(k), &c->swiglu, &c->h, &l->gate_up);
+	if (fused_swiglu_fits(state_of(k), &c->swiglu, &c->h, &l->gate_up))
+		fused_swiglu(state_of(k), &c->swiglu, NULL, &c->h, &l->gate_up);
+	else
+		cuda_matmul_swiglu(k, c->swiglu, c->gate_up, c->h, l->gate_up);
+}
+
+void cuda_matmul_swiglu(struct kernels *k, struct tensor out, struct tensor gate_up,
+			struct tensor x, struct tensor w)
+{
+	if (fused_swiglu_fits(state_of(k), &out, &x, &w)) {
+		fused_swiglu(state_of(k), &out, &gate_up, &x, &w);
 		return;
 	}
-	product(k, &c->gate_up, &c->h, &l->gate_up, false);
-	cuda_swiglu(k, c->swiglu, c->gate_up, NOT_SCALED);
+	product(k, &gate_up, &x, &w, false);
+	cuda_swiglu(k, out, gate_up, NOT_SCALED);
 }
 
 static void run_rows(struct kernels *k, const struct cached_layers *c)

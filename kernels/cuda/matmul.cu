@@ -292,8 +292,8 @@ static cublasStatus_t run(struct cuda_state *s, const struct choice *c, const st
 	float one = 1.0f, beta = p->beta;
 
 	return t->cublasLtMatmul(t->library, c->operation, &one, p->b, c->b, p->a, c->a, &beta,
-				 p->c, c->c, out, c->c, &c->algorithm, t->workspace,
-				 WORKSPACE_BYTES, s->stream);
+				 p->onto ? p->onto : p->c, c->c, out, c->c, &c->algorithm,
+				 t->workspace, WORKSPACE_BYTES, s->stream);
 }
 
 static void run_checked(struct cuda_state *s, const struct choice *c, const struct product *p,
@@ -451,6 +451,9 @@ static void run_library(struct cuda_state *s, const struct product *p)
 	if (fresh || (c->given && !serves(t, c)))
 		choose(s, c, p);
 	c->given = false;
+	if (c->plain && p->onto)
+		CUDA(cudaMemcpyAsync(p->c, p->onto, (size_t)(p->m * p->n) * dtype_bytes(p->out),
+				     cudaMemcpyDeviceToDevice, s->stream));
 	if (c->plain)
 		run_plain(s, p);
 	else
@@ -534,6 +537,24 @@ void cuda_matmul(struct kernels *k, struct tensor c, struct tensor a, bool ta, s
 	CHECK((ta ? a.dim[1] : a.dim[0]) == p.m && (tb ? b.dim[1] : b.dim[0]) == p.k);
 	CHECK((tb ? b.dim[0] : b.dim[1]) == p.n && (beta == 0.0f || beta == 1.0f));
 	CHECK(!bias.data || (bias.type == DT_F32 && tensor_count(&bias) == p.n));
+	cuda_product(state_of(k), &p);
+}
+
+void cuda_matmul_add(struct kernels *k, struct tensor c, struct tensor x, struct tensor a,
+		     struct tensor b)
+{
+	struct product p = { c.dim[0], c.dim[1], a.dim[1], a.data, b.data, c.data };
+
+	CHECK(c.rank == 2 && x.rank == 2 && x.dim[0] == p.m && x.dim[1] == p.n);
+	CHECK(a.dim[0] == p.m && b.dim[0] == p.n && b.dim[1] == p.k && x.data != c.data);
+	CHECK(c.type == x.type && a.type == c.type && b.type == c.type);
+	p.tb = true;
+	p.in = p.out = c.type;
+	p.beta = 1.0f;
+	if (p.m <= FEW_ROWS)
+		cuda_copy(k, c.data, x.data, tensor_bytes(&c));
+	else
+		p.onto = x.data;
 	cuda_product(state_of(k), &p);
 }
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The layers of sampling, put together of the backend's other rows: the CPU backend uses this as it
- * is, the GPU where it has nothing better. */
+ * Rows put together of the backend's others, the layers of sampling above all: the CPU backend uses
+ * these as they are, the GPU where it has nothing better. */
 #include "config.h"
 #include "kernels/ref/ref.h"
 
@@ -10,6 +10,13 @@ static const struct tensor none;
 static void product(struct kernels *k, struct tensor y, struct tensor x, struct tensor w, bool add)
 {
 	k->ops->matmul(k, y, x, false, w, true, none, add ? 1 : 0);
+}
+
+void ref_matmul_add(struct kernels *k, struct tensor c, struct tensor x, struct tensor a,
+		    struct tensor b)
+{
+	k->ops->copy(k, c.data, x.data, tensor_bytes(&c));
+	product(k, c, a, b, true);
 }
 
 void ref_cached_layers(struct kernels *k, const struct cached_layers *c)

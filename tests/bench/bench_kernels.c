@@ -429,6 +429,28 @@ static void bench_swiglu(int64_t rows, int64_t f)
 	release(c.t, 3);
 }
 
+static void run_matmul_swiglu(void *of)
+{
+	struct tensor *t = ((struct rows_case *)of)->t;
+
+	k->ops->matmul_swiglu(k, t[0], t[1], t[2], t[3]);
+}
+
+static void bench_matmul_swiglu(int64_t rows, int64_t f, int64_t d)
+{
+	if (!wanted("matmul_swiglu"))
+		return;
+
+	struct rows_case c = { { random_tensor(DT_BF16, rows, f),
+				 random_tensor(DT_BF16, rows, 2 * f),
+				 random_tensor(DT_BF16, rows, d),
+				 random_tensor(DT_BF16, 2 * f, d) } };
+
+	report("matmul_swiglu", time_of(run_matmul_swiglu, &c),
+	       4.0 * (double)rows * (double)f * (double)d, 0);
+	release(c.t, 4);
+}
+
 static void run_rope(void *of)
 {
 	struct tensor *t = ((struct rows_case *)of)->t;
@@ -543,6 +565,10 @@ int main(int argc, char **argv)
 	bench_tokens(1, 2048, 16, 5632, 1023);
 	bench_norm(rows, 1536);
 	bench_swiglu(rows, 4096);
+	bench_matmul_swiglu(rows, 2048, 768);
+	bench_matmul_swiglu(rows, 2816, 1024);
+	bench_matmul_swiglu(rows, 4096, 1536);
+	bench_matmul_swiglu(rows, 5632, 2048);
 	bench_rope(rows, 1536);
 	bench_loss(8 * 2547, 32768);
 	bench_adamw(300000000);

@@ -77,6 +77,16 @@ static void do_matmul(struct run *r)
 	r->flops = 2.0 * D(0) * D(1) * D(2);
 }
 
+/* m, n, k */
+static void do_matmul_add(struct run *r)
+{
+	struct tensor x = run_input2(r, r->act, D(0), D(1)), a = run_input2(r, r->act, D(0), D(2));
+	struct tensor b = run_input2(r, r->act, D(1), D(2)), c = out2(r, r->act, D(0), D(1));
+
+	TIMED(OPS->matmul_add(r->k, c, x, a, b));
+	r->flops = 2.0 * D(0) * D(1) * D(2);
+}
+
 static void do_bias_backward(struct run *r)
 {
 	struct tensor to = run_changes(r, run_input1(r, DT_F32, D(1)));
@@ -517,6 +527,9 @@ const struct op_case op_cases[] = {
 	{ "matmul", do_matmul, true, 1,
 	  { { 9, 33000, 520, 2, 0, 0 }, { 3, 9000, 1900, 2, 0, 0 }, { 2, 4100, 4104, 2, 0, 2 } },
 	  { { 0 } } },
+	{ "matmul_add", do_matmul_add, true, 1,
+	  { { 5, 7, 3 }, { 33, 65, 17 }, { 16, 40, 64 }, { 130, 192, 512 } },
+	  { { 1792, 192, 512 }, { 32768, 1536, 4096 }, { 32768, 1536, 1536 } } },
 	{ "bias_backward", do_bias_backward, true, 2,
 	  { { 1, 5 }, { 77, 130 }, { 600, 300 } },
 	  { { 0 } } },

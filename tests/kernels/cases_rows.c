@@ -129,6 +129,18 @@ static void do_swiglu(struct run *r)
 	r->bytes = D(0) * D(1) * 3.0 * dtype_bytes(r->act);
 }
 
+/* rows, outputs, inputs */
+static void do_matmul_swiglu(struct run *r)
+{
+	struct tensor x = run_input2(r, r->act, D(0), D(2));
+	struct tensor w = run_input2(r, r->act, 2 * D(1), D(2));
+	struct tensor gate_up = out2(r, r->act, D(0), 2 * D(1));
+	struct tensor out = out2(r, r->act, D(0), D(1));
+
+	TIMED(OPS->matmul_swiglu(r->k, out, gate_up, x, w));
+	r->flops = D(0) * D(1) * D(2) * 4.0;
+}
+
 static void do_swiglu_backward(struct run *r)
 {
 	struct tensor dout = run_input2(r, r->act, D(0), D(1));
@@ -176,6 +188,9 @@ const struct op_case row_cases[] = {
 	{ "swiglu", do_swiglu, true, 1,
 	  { { 3, 7, 1 }, { 1, 1025, 0 }, { 37, 512, 1 }, { 3, 8200, 1 } },
 	  { { 1792, 512 }, { 32768, 4096, 0 }, { 32768, 4096, 1 } } },
+	{ "matmul_swiglu", do_matmul_swiglu, true, 2,
+	  { { 5, 7, 3 }, { 33, 48, 64 }, { 520, 128, 64 }, { 1025, 384, 192 } },
+	  { { 32768, 2816, 1024 }, { 32768, 4096, 1536 }, { 32768, 5632, 2048 } } },
 	{ "swiglu_backward", do_swiglu_backward, true, 1,
 	  { { 3, 7, 1 }, { 1, 1025, 0 }, { 37, 512, 1 }, { 3, 8200, 1 } },
 	  { { 1792, 512 }, { 32768, 4096, 0 }, { 32768, 4096, 1 } } },
