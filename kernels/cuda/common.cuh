@@ -57,7 +57,7 @@ struct cuda_state {
 	struct profile *profile;     /* profile.cu; NULL: none */
 	struct attention_plans *plans; /* attention_plans.cu; NULL: none yet */
 	struct cudnn *cudnn;	     /* cudnn.cu; NULL: not looked for yet */
-	unsigned *arrived;	     /* [ARRIVALS] counters of layers.cu, zero between kernels */
+	unsigned *arrived;	     /* [ARRIVALS] counters of query.cu, zero between kernels */
 	int pairs;		     /* of blocks that fused.cu runs at a time; 0: not asked yet */
 	void *encode_tiled;	     /* cuTensorMapEncodeTiled, or NULL */
 	char name[256]; /* the device's */
