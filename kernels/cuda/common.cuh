@@ -47,7 +47,7 @@ struct cuda_state {
 	bool hopper;	/* 9.0: wgmma and bulk tensor copies */
 	cudaStream_t stream;
 	bool recording;
-	struct cuda_scratch_block *scratch;
+	struct cuda_scratch_block *scratch, *parts; /* newest first */
 	char *slot[UPLOAD_SLOTS]; /* pinned; uploads go through them */
 	cudaEvent_t slot_free[UPLOAD_SLOTS];
 	int slot_next;
@@ -83,6 +83,9 @@ void cuda_fail(cudaError_t rc, const char *what, const char *file, int line)
 /* At least `bytes` of device memory, valid until the next call of cuda_scratch by another
  * operation. Growing while a graph is recorded is a bug of the caller: run the step once before. */
 void *cuda_scratch(struct cuda_state *s, size_t bytes);
+/* The same of memory that query_hopper.cu alone uses: all bits are set before its kernels, which
+ * leave it so. One that did not run to its end has ended the process (cuda_fail). */
+void *cuda_parts(struct cuda_state *s, size_t bytes);
 
 struct matmul_table *matmul_table_new(struct cuda_state *s, struct err *e);
 void matmul_table_free(struct matmul_table *t);

@@ -118,6 +118,17 @@ int cuda_open(int device, struct kernels **out, struct err *e)
 	return TF_OK;
 }
 
+static void free_blocks(struct cuda_scratch_block *b)
+{
+	while (b) {
+		struct cuda_scratch_block *older = b->older;
+
+		(void)cudaFree(b->data);
+		xfree_(b);
+		b = older;
+	}
+}
+
 void cuda_close(struct kernels *k)
 {
 	struct cuda_state *s;
@@ -131,13 +142,8 @@ void cuda_close(struct kernels *k)
 	cudnn_close(s);
 	attention_plans_free(s);
 	(void)cudaFree(s->arrived);
-	while (s->scratch) {
-		struct cuda_scratch_block *b = s->scratch;
-
-		s->scratch = b->older;
-		(void)cudaFree(b->data);
-		xfree_(b);
-	}
+	free_blocks(s->scratch);
+	free_blocks(s->parts);
 	for (int i = 0; i < FETCHES_MOST; i++)
 		if (s->fetched[i])
 			(void)cudaEventDestroy(s->fetched[i]);
@@ -158,23 +164,36 @@ const char *cuda_describe(const struct kernels *k)
 	return ((const struct cuda_state *)k->state)->description;
 }
 
-void *cuda_scratch(struct cuda_state *s, size_t bytes)
+/* A larger block before the older ones. */
+static void grow(struct cuda_state *s, struct cuda_scratch_block **kept, size_t bytes)
 {
 	struct cuda_scratch_block *b;
-	size_t have = s->scratch ? s->scratch->bytes : 0;
 
-	if (bytes <= have)
-		return s->scratch->data;
 	if (s->recording)
 		BUG("scratch of %zu bytes is needed while a graph is recorded; run the step once "
 		    "before",
 		    bytes);
 	b = (struct cuda_scratch_block *)xcalloc(1, sizeof *b);
 	b->bytes = bytes + bytes / 4 > (size_t)16 << 20 ? bytes + bytes / 4 : (size_t)16 << 20;
-	b->older = s->scratch;
+	b->older = *kept;
 	CUDA(cudaMalloc(&b->data, b->bytes));
-	s->scratch = b;
-	return b->data;
+	*kept = b;
+}
+
+void *cuda_scratch(struct cuda_state *s, size_t bytes)
+{
+	if (!s->scratch || s->scratch->bytes < bytes)
+		grow(s, &s->scratch, bytes);
+	return s->scratch->data;
+}
+
+void *cuda_parts(struct cuda_state *s, size_t bytes)
+{
+	if (!s->parts || s->parts->bytes < bytes) {
+		grow(s, &s->parts, bytes);
+		CUDA(cudaMemsetAsync(s->parts->data, 0xff, s->parts->bytes, s->stream));
+	}
+	return s->parts->data;
 }
 
 void *cuda_alloc(struct kernels *k, size_t bytes)

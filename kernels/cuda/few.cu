@@ -21,16 +21,6 @@ static __device__ __forceinline__ uint4 read_weights(const bf16 *p)
 	return v;
 }
 
-/* c[16,8] += a[16,16] b[16,8] */
-static __device__ __forceinline__ void multiply(float c[4], uint32_t a0, uint32_t a1, uint32_t a2,
-						uint32_t a3, uint32_t b0, uint32_t b1)
-{
-	asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-	    "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-	    : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-	    : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
 /* The weights of a warp's next BATCH units: rows `low` and `high` of the tile, two chunks of 32
  * elements a unit. */
 template <int WARPS>

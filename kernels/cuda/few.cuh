@@ -64,6 +64,22 @@ static __device__ __forceinline__ const bf16 *tile_row(const struct few &f, int 
 	return f.w + (int64_t)row * f.k;
 }
 
+/* c[16,8] += a[16,16] b[16,8] */
+static __device__ __forceinline__ void multiply(float c[4], uint32_t a0, uint32_t a1, uint32_t a2,
+						uint32_t a3, uint32_t b0, uint32_t b1)
+{
+	asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+	    "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+	    : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+	    : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+/* From the second cache: kernels ahead wrote it after this block started. */
+static __device__ __forceinline__ float read_result(const bf16 *p)
+{
+	return __uint_as_float((uint32_t)__ldcg(reinterpret_cast<const unsigned short *>(p)) << 16);
+}
+
 /* The kernel behind may start now: what it reads early is not written by this one. */
 static __device__ __forceinline__ void let_kernel_behind_start(void)
 {

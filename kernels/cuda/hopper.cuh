@@ -73,6 +73,12 @@ static __device__ __forceinline__ void barrier_init_done(void)
 	asm volatile("fence.proxy.async;" ::: "memory");
 }
 
+/* The same where no other block reaches them. */
+static __device__ __forceinline__ void barrier_init_done_alone(void)
+{
+	asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 static __device__ __forceinline__ void barrier_expect(uint64_t *b, uint32_t bytes)
 {
 	asm volatile(

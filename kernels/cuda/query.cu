@@ -363,6 +363,10 @@ void query_run(struct cuda_state *s, const struct query *a)
 {
 	struct query q = *a;
 
+	if (query_hopper_fits(s, a)) {
+		query_hopper(s, a);
+		return;
+	}
 	q.chunks = (int)div_up(a->capacity, CHUNK);
 	q.part = (float *)cuda_scratch(s, (size_t)a->sequences * a->heads * q.chunks *
 						  (a->hd + 2) * sizeof(float));

@@ -634,6 +634,13 @@ const struct op_case op_cases[] = {
 	    { 6, 1, 11, 32, 1100, 1060 },
 	    { 9, 1, 24, 64, 40, 30 } },
 	  { { 0 } }, 2 },
+	/* GPU: a block of attention has units of several heads, of one, and parts of one */
+	{ "cached_layers", do_cached_layers, true, 5,
+	  { { 3, 1, 24, 64, 40, 30 },
+	    { 1, 1, 16, 128, 40, 39 },
+	    { 2, 1, 4, 128, 700, 650 },
+	    { 16, 1, 13, 64, 70, 66 } },
+	  { { 0 } }, 2 },
 	{ "cross_entropy", do_cross_entropy, true, 1,
 	  { { 5, 128, 100, 1 }, { 33, 640, 600, 0 }, { 7, 1152, 1100, 1 } },
 	  { { 640, 384, 384, 1 }, { 1024, 32768, 32700, 1 } } },
