@@ -62,10 +62,26 @@ struct __align__(16) tile_plan {
 	struct span all, part[PARTS_MOST]; /* of keys' tiles only first and last */
 };
 
+#define PLAN_WORDS ((int)(sizeof(struct tile_plan) / 4))
+#define NUMBER_WORDS 4 /* from one head's number to the next: copies begin at 16 bytes */
+
+/* Where the number of a head lies in a list of `tiles` plans, in words. Head -1 has one, too: it
+ * says that there is no more. */
+static inline __host__ __device__ int number_word(int tiles, int head)
+{
+	return (tiles + 1) * PLAN_WORDS + (head + 1) * NUMBER_WORDS;
+}
+
+/* Entries of a list's memory: plans, a counter, numbers of heads. */
+static inline int plan_entries(int tiles, int heads)
+{
+	return (int)div_up(number_word(tiles, heads), PLAN_WORDS);
+}
+
 /* The tiles of `rows` queries (or keys), `together` sequences after one another and in them the
- * longest first, with a counter behind them (its word `sequence`) that is 0 between kernels. Where
- * the plan cannot be kept it is made in order[batch * ceil(length / rows) + 1], with scratch of
- * that size. */
+ * longest first. Behind them lie a counter (the word `sequence` of an entry) that is 0 between
+ * kernels and the numbers of the heads. Where the plan cannot be kept it is made in order[], with
+ * scratch of the same size (plan_entries). */
 struct tile_plan *attention_plan(struct cuda_state *s, const struct attend *a, bool by_query,
 				 int rows, int together, struct tile_plan *order,
 				 struct tile_plan *work);

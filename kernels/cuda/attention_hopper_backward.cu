@@ -103,15 +103,15 @@ static __device__ __forceinline__ void barriers_begin(SHARED &m)
 /* ---- the pass over tiles of queries */
 template <int HD, int KEYS>
 static __device__ void queries_producer(struct queries_shared<HD, KEYS> &m,
-					const struct backward_work &w, const CUtensorMap *mq,
-					const CUtensorMap *mg, const CUtensorMap *mk,
-					const CUtensorMap *mv)
+					const struct backward_work &w, const CUtensorMap *items,
+					const CUtensorMap *mq, const CUtensorMap *mg,
+					const CUtensorMap *mk, const CUtensorMap *mv)
 {
 	struct ring r = { 0, 0 }, own = { 0, 0 };
 	struct errand p;
 	int at = atomicAdd(w.list.next, 1);
 
-	while (announce_work(m, w.list, own, at, p, sizeof m.q[0] + sizeof m.g[0])) {
+	while (announce_work(m, w.list, items, own, at, p, sizeof m.q[0] + sizeof m.g[0])) {
 		int head = p.head;
 
 		if (p.first <= p.last) {
@@ -288,6 +288,7 @@ static __device__ void queries_consumer(struct queries_shared<HD, KEYS> &m,
 /* ---- the pass over tiles of keys */
 template <int HD>
 static __device__ void keys_producer(struct keys_shared<HD> &m, const struct backward_work &w,
+				     const CUtensorMap *items, const CUtensorMap *stats,
 				     const CUtensorMap *mq, const CUtensorMap *mg,
 				     const CUtensorMap *mk, const CUtensorMap *mv)
 {
@@ -295,7 +296,7 @@ static __device__ void keys_producer(struct keys_shared<HD> &m, const struct bac
 	struct errand p;
 	int at = atomicAdd(w.list.next, 1);
 
-	while (announce_work(m, w.list, own, at, p, sizeof m.k[0] + sizeof m.v[0])) {
+	while (announce_work(m, w.list, items, own, at, p, sizeof m.k[0] + sizeof m.v[0])) {
 		int head = p.head;
 
 		if (p.first <= p.last) {
@@ -307,8 +308,7 @@ static __device__ void keys_producer(struct keys_shared<HD> &m, const struct bac
 		ring_next<OWN_STAGES>(own);
 		for (int i = p.first / PASSING; p.first <= p.last && i <= p.last / PASSING; i++) {
 			uint64_t *full = &m.full[r.stage];
-			int64_t stat =
-				((int64_t)p.sequence * w.list.heads + head) * w.stat_tiles + i;
+			int stat = (p.sequence * w.list.heads + head) * w.stat_tiles + i;
 
 			barrier_wait(&m.empty[r.stage], r.phase ^ 1);
 			barrier_expect(full, sizeof m.q[0] + sizeof m.g[0] + sizeof m.stats[0]);
@@ -316,8 +316,7 @@ static __device__ void keys_producer(struct keys_shared<HD> &m, const struct bac
 					       p.sequence);
 			copy_head<HD, PASSING>(m.g[r.stage], mg, full, head, i * PASSING,
 					       p.sequence);
-			copy_bytes(m.stats[r.stage], w.stats + stat * STATS * PASSING,
-				   sizeof m.stats[0], full);
+			copy_words(m.stats[r.stage], stats, full, stat * STATS * PASSING);
 			ring_next<keys_shared<HD>::stages>(r);
 		}
 	}
@@ -482,7 +481,8 @@ static __device__ __forceinline__ SHARED &aligned_shared(char *raw)
 
 template <int HD, int KEYS>
 __global__ void __launch_bounds__((GROUPS + 1) * 128, 1)
-	queries_blocks(const __grid_constant__ CUtensorMap mq,
+	queries_blocks(const __grid_constant__ CUtensorMap items,
+		       const __grid_constant__ CUtensorMap mq,
 		       const __grid_constant__ CUtensorMap mg,
 		       const __grid_constant__ CUtensorMap mk,
 		       const __grid_constant__ CUtensorMap mv,
@@ -496,7 +496,7 @@ __global__ void __launch_bounds__((GROUPS + 1) * 128, 1)
 	if (threadIdx.x < 128) {
 		registers::produce();
 		if (threadIdx.x == 0)
-			queries_producer<HD, KEYS>(m, w, &mq, &mg, &mk, &mv);
+			queries_producer<HD, KEYS>(m, w, &items, &mq, &mg, &mk, &mv);
 	} else {
 		registers::consume();
 		queries_consumer<HD, KEYS>(m, w);
@@ -506,7 +506,9 @@ __global__ void __launch_bounds__((GROUPS + 1) * 128, 1)
 
 template <int HD>
 __global__ void __launch_bounds__((GROUPS + 1) * 128, 1)
-	keys_blocks(const __grid_constant__ CUtensorMap mq, const __grid_constant__ CUtensorMap mg,
+	keys_blocks(const __grid_constant__ CUtensorMap items,
+		    const __grid_constant__ CUtensorMap stats,
+		    const __grid_constant__ CUtensorMap mq, const __grid_constant__ CUtensorMap mg,
 		    const __grid_constant__ CUtensorMap mk, const __grid_constant__ CUtensorMap mv,
 		    const __grid_constant__ struct backward_work w)
 {
@@ -518,7 +520,7 @@ __global__ void __launch_bounds__((GROUPS + 1) * 128, 1)
 	if (threadIdx.x < 128) {
 		registers::produce();
 		if (threadIdx.x == 0)
-			keys_producer<HD>(m, w, &mq, &mg, &mk, &mv);
+			keys_producer<HD>(m, w, &items, &stats, &mq, &mg, &mk, &mv);
 	} else {
 		registers::consume();
 		keys_consumer<HD>(m, w);
@@ -552,7 +554,8 @@ static void run_backward(struct cuda_state *s, const struct attend_backward *b)
 	int tiles = (int)div_up(a->queries, OWNED) * a->batch,
 	    stat_tiles = (int)div_up(a->queries, PASSING);
 	int64_t rows = (int64_t)a->batch * stat_tiles * PASSING * a->heads;
-	size_t plan_bytes = (((size_t)tiles + 1) * sizeof(struct tile_plan) + 255) / 256 * 256;
+	int64_t entries = plan_entries(tiles, a->heads);
+	size_t plan_bytes = (size_t)div_up(entries * PLAN_WORDS * 4, 256) * 256;
 	char *scratch =
 		(char *)cuda_scratch(s, 3 * plan_bytes + (size_t)rows * STATS * sizeof(float));
 	struct tile_plan *by_query = (struct tile_plan *)scratch,
@@ -576,7 +579,7 @@ static void run_backward(struct cuda_state *s, const struct attend_backward *b)
 				   { b->cosine, b->sine, b->position } };
 	size_t queries_bytes = sizeof(struct queries_shared<HD, KEYS>) + 1024;
 	size_t keys_bytes = sizeof(struct keys_shared<HD>) + 1024;
-	CUtensorMap map[4];
+	CUtensorMap map[4], items, stat_map;
 
 	query_stats<HD><<<(unsigned)div_up(rows * (HD / 8), 256), 256, 0, s->stream>>>(
 		stats, (const bf16 *)a->out, (const bf16 *)b->dout, a->lse, a->start, a->limit,
@@ -587,14 +590,17 @@ static void run_backward(struct cuda_state *s, const struct attend_backward *b)
 	CUDA(cudaFuncSetAttribute(keys_blocks<HD>, cudaFuncAttributeMaxDynamicSharedMemorySize,
 				  (int)keys_bytes));
 	make_maps(s, b, map, OWNED, KEYS);
+	hopper_item_map(s, &items, &w.list);
 	queries_blocks<HD, KEYS>
 		<<<grid_of(s, &w.list), (GROUPS + 1) * 128, queries_bytes, s->stream>>>(
-			map[0], map[1], map[2], map[3], w);
+			items, map[0], map[1], map[2], map[3], w);
 	LAUNCHED();
 	make_maps(s, b, map, PASSING, OWNED);
 	w.list = hopper_work(s, a, false, OWNED, by_key, work);
+	hopper_item_map(s, &items, &w.list);
+	hopper_word_map(s, &stat_map, stats, rows * STATS, STATS * PASSING);
 	keys_blocks<HD><<<grid_of(s, &w.list), (GROUPS + 1) * 128, keys_bytes, s->stream>>>(
-		map[0], map[1], map[2], map[3], w);
+		items, stat_map, map[0], map[1], map[2], map[3], w);
 	LAUNCHED();
 }
 

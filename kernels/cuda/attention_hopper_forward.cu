@@ -12,13 +12,14 @@
 #define OWN_STAGES 2 /* tiles of Q: the next one comes while this one is worked on */
 #define LOG2_E 1.44269504088896f
 
+typedef CUresult (*encode_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *,
+			      const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
+			      const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
+			      CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+
 void hopper_map(struct cuda_state *s, CUtensorMap *map, const void *first, const struct attend *a,
 		bool query, int64_t row, int64_t sequence, int rows_at_once)
 {
-	typedef CUresult (*encode_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *,
-				      const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
-				      const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
-				      CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
 	encode_fn encode = (encode_fn)s->encode_tiled;
 	cuuint64_t dim[3] = { (cuuint64_t)a->heads * (cuuint64_t)a->hd,
 			      (cuuint64_t)(query ? a->queries : a->keys), (cuuint64_t)a->batch };
@@ -31,6 +32,29 @@ void hopper_map(struct cuda_state *s, CUtensorMap *map, const void *first, const
 	if (rc != CUDA_SUCCESS)
 		BUG("the driver refuses a tensor map (%d) for %d x %d heads of %d", (int)rc,
 		    a->batch, a->heads, a->hd);
+}
+
+void hopper_word_map(struct cuda_state *s, CUtensorMap *map, const void *first, int64_t words,
+		     int at_once)
+{
+	encode_fn encode = (encode_fn)s->encode_tiled;
+	cuuint64_t dim[1] = { (cuuint64_t)words }, stride[1] = { 16 }; /* a stride is never used */
+	cuuint32_t box[1] = { (cuuint32_t)at_once }, step[1] = { 1 };
+	CUresult rc = encode(map, CU_TENSOR_MAP_DATA_TYPE_INT32, 1, (void *)first, dim, stride, box,
+			     step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
+			     CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+
+	CHECK(words <= INT_MAX);
+	if (rc != CUDA_SUCCESS)
+		BUG("the driver refuses a tensor map (%d) of %lld words", (int)rc,
+		    (long long)words);
+}
+
+void hopper_item_map(struct cuda_state *s, CUtensorMap *map, const struct work_list *l)
+{
+	int64_t words = (int64_t)plan_entries(l->tiles, l->heads) * PLAN_WORDS;
+
+	hopper_word_map(s, map, l->plan, words, PLAN_WORDS);
 }
 
 #define CACHE_BYTES \
@@ -93,14 +117,15 @@ struct forward_shared {
 
 template <int HD, int WGS>
 static __device__ void forward_producer(struct forward_shared<HD, WGS> &m,
-					const struct forward_work &w, const CUtensorMap *mq,
-					const CUtensorMap *mk, const CUtensorMap *mv)
+					const struct forward_work &w, const CUtensorMap *items,
+					const CUtensorMap *mq, const CUtensorMap *mk,
+					const CUtensorMap *mv)
 {
 	struct ring r = { 0, 0 }, own = { 0, 0 };
 	struct errand e;
 	int at = atomicAdd(w.list.next, 1);
 
-	while (announce_work(m, w.list, own, at, e, sizeof m.q[0])) {
+	while (announce_work(m, w.list, items, own, at, e, sizeof m.q[0])) {
 		if (e.first <= e.last)
 			copy_head<HD, WGS * 64>(m.q[own.stage], mq, &m.own_full[own.stage], e.head,
 						e.tile * WGS * 64, e.sequence);
@@ -337,7 +362,8 @@ static __device__ void forward_consumer(struct forward_shared<HD, WGS> &m,
 
 template <int HD, int WGS>
 __global__ void __launch_bounds__((WGS + 1) * 128, 1)
-	forward_blocks(const __grid_constant__ CUtensorMap mq,
+	forward_blocks(const __grid_constant__ CUtensorMap items,
+		       const __grid_constant__ CUtensorMap mq,
 		       const __grid_constant__ CUtensorMap mk,
 		       const __grid_constant__ CUtensorMap mv,
 		       const __grid_constant__ struct forward_work w)
@@ -365,7 +391,7 @@ __global__ void __launch_bounds__((WGS + 1) * 128, 1)
 	if (threadIdx.x < 128) {
 		registers::produce();
 		if (threadIdx.x == 0)
-			forward_producer<HD, WGS>(m, w, &mq, &mk, &mv);
+			forward_producer<HD, WGS>(m, w, &items, &mq, &mk, &mv);
 	} else {
 		registers::consume();
 		forward_consumer<HD, WGS>(m, w);
@@ -378,7 +404,8 @@ static struct work_list forward_list(struct cuda_state *s, const struct attend *
 {
 	int tiles = (int)div_up(a->queries, rows) * a->batch;
 	int passes = a->plan ? a->plan->passes : 0;
-	size_t bytes = 2 * ((size_t)tiles + 1) * sizeof(struct tile_plan);
+	int entries = plan_entries(tiles, a->heads);
+	size_t bytes = 2 * (size_t)entries * sizeof(struct tile_plan);
 	struct tile_plan *order;
 	struct work_list list;
 
@@ -386,7 +413,7 @@ static struct work_list forward_list(struct cuda_state *s, const struct attend *
 		list = hopper_list(a, true, rows, a->plan->order);
 	} else {
 		order = (struct tile_plan *)cuda_scratch(s, bytes + (size_t)passes * sizeof(int));
-		list = hopper_work(s, a, true, rows, order, order + tiles + 1);
+		list = hopper_work(s, a, true, rows, order, order + entries);
 		if (!a->plan)
 			return list;
 		a->plan->order = (struct tile_plan *)list.plan; /* it may be a kept one */
@@ -412,9 +439,10 @@ static void run_forward(struct cuda_state *s, const struct attend *a)
 				  a->lse,
 				  scale * LOG2_E,
 				  scale };
-	CUtensorMap mq, mk, mv;
+	CUtensorMap items, mq, mk, mv;
 	size_t bytes = sizeof(struct forward_shared<HD, WGS>) + 1024;
 
+	hopper_item_map(s, &items, &w.list);
 	hopper_map(s, &mq, a->q, a, true, a->q_row, a->q_sequence, WGS * 64);
 	hopper_map(s, &mk, a->k, a, false, a->kv_row, a->kv_sequence, KEYS);
 	hopper_map(s, &mv, a->v, a, false, a->kv_row, a->kv_sequence, KEYS);
@@ -422,7 +450,7 @@ static void run_forward(struct cuda_state *s, const struct attend *a)
 				  cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
 	grid = tiles * a->heads < s->processors ? tiles * a->heads : s->processors;
 	forward_blocks<HD, WGS>
-		<<<(unsigned)grid, (WGS + 1) * 128, bytes, s->stream>>>(mq, mk, mv, w);
+		<<<(unsigned)grid, (WGS + 1) * 128, bytes, s->stream>>>(items, mq, mk, mv, w);
 	LAUNCHED();
 }
 

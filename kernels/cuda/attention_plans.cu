@@ -13,7 +13,7 @@ extern "C" {
 /* What a plan was made for. Compared by bytes: no padding. */
 struct plan_key {
 	const int32_t *start, *limit;
-	int32_t batch, queries, keys, rows, together, by_query;
+	int32_t batch, queries, keys, heads, rows, together, by_query, unused;
 };
 
 struct attention_plans {
@@ -94,14 +94,17 @@ __global__ void plan_key_tiles(struct tile_plan *plan, const int32_t *start, con
 }
 
 /* Places each plan by its group of sequences, then its length; equal ones keep their order. The
- * counter behind them starts from 0. */
+ * counter behind them starts from 0; the heads' numbers are themselves. */
 __global__ void order_plans(struct tile_plan *order, const struct tile_plan *plan, int together,
-			    int count)
+			    int count, int entries)
 {
 	int i = (int)thread_index(), rank = 0, group, mine;
 
 	if (i == 0)
 		order[count].sequence = 0;
+	for (int head = i - 1; number_word(count, head) < entries * PLAN_WORDS;
+	     head += (int)(gridDim.x * blockDim.x))
+		*(int4 *)((int32_t *)order + number_word(count, head)) = make_int4(head, 0, 0, 0);
 	if (i >= count)
 		return;
 	group = plan[i].sequence / together;
@@ -127,8 +130,8 @@ static void make(struct cuda_state *s, const struct plan_key *k, int tiles, stru
 		plan_key_tiles<<<(unsigned)div_up(count, 32), 32, 0, s->stream>>>(
 			work, k->start, k->limit, k->queries, k->keys, k->rows, tiles, count);
 	LAUNCHED();
-	order_plans<<<(unsigned)div_up(count, 32), 32, 0, s->stream>>>(to, work, k->together,
-								       count);
+	order_plans<<<(unsigned)div_up(count, 32), 32, 0, s->stream>>>(
+		to, work, k->together, count, plan_entries(count, k->heads));
 	LAUNCHED();
 }
 
@@ -136,7 +139,7 @@ static void make(struct cuda_state *s, const struct plan_key *k, int tiles, stru
 static struct tile_plan *keep(struct cuda_state *s, const struct plan_key *k, int tiles)
 {
 	struct attention_plans *p = s->plans;
-	int entries = tiles * k->batch + 1, i;
+	int entries = plan_entries(tiles * k->batch, k->heads), i;
 
 	if (!p)
 		p = s->plans = (struct attention_plans *)xcalloc(1, sizeof *p);
@@ -160,8 +163,8 @@ struct tile_plan *attention_plan(struct cuda_state *s, const struct attend *a, b
 				 int rows, int together, struct tile_plan *order,
 				 struct tile_plan *work)
 {
-	struct plan_key k = { a->start, a->limit, a->batch, a->queries,
-			      a->keys,	rows,	  together, by_query };
+	struct plan_key k = { a->start, a->limit, a->batch, a->queries, a->keys,
+			      a->heads, rows,	  together, by_query,	0 };
 	int tiles = (int)div_up(by_query ? a->queries : a->keys, rows);
 
 	if (a->start && !s->recording)

@@ -23,6 +23,9 @@
 /* Host: a map of [sequences][rows][heads * hd] for boxes of `rows_at_once` x 64 elements. */
 void hopper_map(struct cuda_state *s, CUtensorMap *map, const void *first, const struct attend *a,
 		bool query, int64_t row, int64_t sequence, int rows_at_once);
+/* Host: a map of `words` words of 32 bits for copies of `at_once`, which may begin at any. */
+void hopper_word_map(struct cuda_state *s, CUtensorMap *map, const void *first, int64_t words,
+		     int at_once);
 
 /* The tiles of every head, handed out one by one to blocks that stay. Order: groups of sequences
  * whose keys fit the cache, in it head by head, in it longest tiles first; the last heads all
@@ -34,10 +37,12 @@ struct work_list {
 	int mixed;		 /* of the heads: the last ones, worked on together */
 };
 
-/* One tile of one head, as the producer passes it on; head -1: there is no more. */
+/* One tile of one head, as the producer passes it on. All of it comes by tensor copies, which write
+ * nothing in a thread's name: racecheck knows no order between what a thread itself stores, or has
+ * copied without a map, and reads that wait at a barrier. */
 struct work_item {
-	struct tile_plan p; /* first: bulk copies need an alignment of 16 */
-	int head;
+	__align__(128) struct tile_plan p;
+	__align__(128) int32_t head[PLAN_WORDS]; /* the first; -1: there is no more */
 };
 
 /* What accumulators are turned back by. */
@@ -49,9 +54,11 @@ struct turn_tables {
 /* The list of an order that is there already. */
 struct work_list hopper_list(const struct attend *a, bool by_query, int rows,
 			     struct tile_plan *order);
-/* The work of a query or key pass; memory for its tiles + 1 entries (see attention_plan). */
+/* The work of a query or key pass; memory for its entries (see attention_plan). */
 struct work_list hopper_work(struct cuda_state *s, const struct attend *a, bool by_query, int rows,
 			     struct tile_plan *order, struct tile_plan *work);
+/* Host: the map that its items are copied by. */
+void hopper_item_map(struct cuda_state *s, CUtensorMap *map, const struct work_list *l);
 
 #ifdef HOPPER_CODE
 
@@ -83,6 +90,15 @@ static __device__ __forceinline__ void barrier_expect(uint64_t *b, uint32_t byte
 {
 	asm volatile(
 		"mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(b)),
+		"r"(bytes)
+		: "memory");
+}
+
+/* More bytes, by what does not arrive yet. */
+static __device__ __forceinline__ void barrier_expect_more(uint64_t *b, uint32_t bytes)
+{
+	asm volatile(
+		"mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(b)),
 		"r"(bytes)
 		: "memory");
 }
@@ -213,6 +229,16 @@ static __device__ __forceinline__ void copy_bytes(void *to, const void *from, ui
 		     : "memory");
 }
 
+/* Words of hopper_word_map, from number `word` on; `to` is aligned to 128 bytes. */
+static __device__ __forceinline__ void copy_words(void *to, const CUtensorMap *map, uint64_t *b,
+						  int word)
+{
+	asm volatile("cp.async.bulk.tensor.1d.shared::cluster.global.mbarrier::complete_tx::bytes "
+		     "[%0], [%1, {%3}], [%2];" ::"r"(shared_address(to)),
+		     "l"(map), "r"(shared_address(b)), "r"(word)
+		     : "memory");
+}
+
 /* ---- work: the producer takes it and passes it on with the own tile's barrier */
 
 /* What the producer keeps of an item. */
@@ -220,45 +246,45 @@ struct errand {
 	int sequence, tile, first, last, head;
 };
 
-/* The item of number `at`; NULL: there is no more. */
-static __device__ __forceinline__ const struct tile_plan *plan_at(const struct work_list &w, int at,
-								  int &head)
+static __device__ __forceinline__ void read_errand(struct errand &e, const struct tile_plan &p,
+						   int head)
 {
-	struct place p;
-
-	if (at >= w.tiles * w.heads)
-		return NULL;
-	p = place_of(at, w.tiles, w.heads, w.group, w.mixed);
-	head = p.head;
-	return w.plan + p.tile;
+	e.sequence = p.sequence;
+	e.tile = p.tile;
+	e.first = p.all.first;
+	e.last = p.all.last;
+	e.head = head;
 }
 
 /* Puts the item of number `at` into the own stage, expecting `bytes` of its tiles (none when it
  * visits nothing), and takes the next number. False when there is no more. */
 template <typename SHARED>
-static __device__ __forceinline__ bool announce_work(SHARED &m, const struct work_list &w,
-						     const struct ring &own, int &at,
-						     struct errand &e, uint32_t bytes)
+static __device__ __forceinline__ bool
+announce_work(SHARED &m, const struct work_list &w, const CUtensorMap *items,
+	      const struct ring &own, int &at, struct errand &e, uint32_t bytes)
 {
-	const struct tile_plan *p = plan_at(w, at, e.head);
+	uint64_t *full = &m.own_full[own.stage];
+	struct place place = { 0, -1 };
 
+	if (at < w.tiles * w.heads)
+		place = place_of(at, w.tiles, w.heads, w.group, w.mixed);
 	at = atomicAdd(w.next, 1);
 	if (at == w.tiles * w.heads + 2 * (int)gridDim.x - 1)
 		*w.next = 0; /* nobody asks again: each block does so twice beyond its items */
 	barrier_wait(&m.own_empty[own.stage], own.phase ^ 1);
-	if (!p) {
-		m.item[own.stage].head = -1;
-		barrier_arrive(&m.own_full[own.stage]);
+	if (place.head < 0) {
+		barrier_expect(full, sizeof(struct tile_plan));
+		copy_words(m.item[own.stage].head, items, full, number_word(w.tiles, -1));
 		return false;
 	}
-	e.sequence = p->sequence;
-	e.tile = p->tile;
-	e.first = p->all.first;
-	e.last = p->all.last;
-	m.item[own.stage].head = e.head;
-	barrier_expect(&m.own_full[own.stage],
-		       (uint32_t)sizeof *p + (e.first > e.last ? 0 : bytes));
-	copy_bytes(&m.item[own.stage].p, p, sizeof *p, &m.own_full[own.stage]);
+	barrier_expect_more(full, 2 * sizeof(struct tile_plan));
+	copy_words(m.item[own.stage].head, items, full, number_word(w.tiles, place.head));
+	copy_words(&m.item[own.stage].p, items, full, place.tile * PLAN_WORDS);
+	read_errand(e, w.plan[place.tile], place.head);
+	if (e.first > e.last)
+		barrier_arrive(full);
+	else
+		barrier_expect(full, bytes);
 	return true;
 }
 
@@ -271,7 +297,7 @@ static __device__ __forceinline__ bool receive_work(const SHARED &m, const struc
 	const struct work_item &item = m.item[own.stage];
 
 	barrier_wait(const_cast<uint64_t *>(&m.own_full[own.stage]), own.phase);
-	t.head = item.head;
+	t.head = item.head[0];
 	if (t.head < 0)
 		return false;
 	t.sequence = item.p.sequence;
