@@ -161,15 +161,17 @@ static void do_rope(struct run *r)
 }
 
 /* Intervals of packed documents of `document` positions, every second one with an image of `image`
- * patches in its middle. Returns the allowed pairs. */
+ * patches behind its first third, or at its end. Returns the allowed pairs. */
 static double intervals(struct run *r, int64_t B, int64_t T, int64_t document, int64_t image,
 			struct tensor *start, struct tensor *limit)
 {
+	int64_t room = document - image, before = document / 3 < room ? document / 3 : room;
 	int32_t *from = xcalloc(B * T, sizeof *from), *to = xcalloc(B * T, sizeof *to);
 	double pairs = 0;
 
+	CHECK(before >= 0); /* neither start nor limit may decrease */
 	for (int64_t i = 0; i < B * T; i++) {
-		int64_t t = i % T, first = t / document * document, at = t - first - document / 3;
+		int64_t t = i % T, first = t / document * document, at = t - first - before;
 		bool patch = t / document % 2 == 0 && at >= 0 && at < image;
 
 		from[i] = (int32_t)first;
