@@ -541,10 +541,10 @@ static void make_maps(struct cuda_state *s, const struct attend_backward *b, CUt
 	const struct attend *a = &b->f;
 	int64_t width = (int64_t)a->heads * a->hd;
 
-	hopper_map(s, &map[0], a->q, a, true, a->q_row, a->q_sequence, query_rows);
-	hopper_map(s, &map[1], b->dout, a, true, width, width * a->queries, query_rows);
-	hopper_map(s, &map[2], a->k, a, false, a->kv_row, a->kv_sequence, key_rows);
-	hopper_map(s, &map[3], a->v, a, false, a->kv_row, a->kv_sequence, key_rows);
+	map[0] = hopper_query_map(s, a, a->q, a->q_row, a->q_sequence, query_rows);
+	map[1] = hopper_query_map(s, a, b->dout, width, width * a->queries, query_rows);
+	map[2] = hopper_key_map(s, a, a->k, key_rows);
+	map[3] = hopper_key_map(s, a, a->v, key_rows);
 }
 
 template <int HD, int KEYS>
@@ -579,7 +579,7 @@ static void run_backward(struct cuda_state *s, const struct attend_backward *b)
 				   { b->cosine, b->sine, b->position } };
 	size_t queries_bytes = sizeof(struct queries_shared<HD, KEYS>) + 1024;
 	size_t keys_bytes = sizeof(struct keys_shared<HD>) + 1024;
-	CUtensorMap map[4], items, stat_map;
+	CUtensorMap map[4], stat_map;
 
 	query_stats<HD><<<(unsigned)div_up(rows * (HD / 8), 256), 256, 0, s->stream>>>(
 		stats, (const bf16 *)a->out, (const bf16 *)b->dout, a->lse, a->start, a->limit,
@@ -590,17 +590,15 @@ static void run_backward(struct cuda_state *s, const struct attend_backward *b)
 	CUDA(cudaFuncSetAttribute(keys_blocks<HD>, cudaFuncAttributeMaxDynamicSharedMemorySize,
 				  (int)keys_bytes));
 	make_maps(s, b, map, OWNED, KEYS);
-	hopper_item_map(s, &items, &w.list);
 	queries_blocks<HD, KEYS>
 		<<<grid_of(s, &w.list), (GROUPS + 1) * 128, queries_bytes, s->stream>>>(
-			items, map[0], map[1], map[2], map[3], w);
+			hopper_item_map(s, &w.list), map[0], map[1], map[2], map[3], w);
 	LAUNCHED();
 	make_maps(s, b, map, PASSING, OWNED);
 	w.list = hopper_work(s, a, false, OWNED, by_key, work);
-	hopper_item_map(s, &items, &w.list);
-	hopper_word_map(s, &stat_map, stats, rows * STATS, STATS * PASSING);
+	stat_map = hopper_word_map(s, stats, rows * STATS, STATS * PASSING);
 	keys_blocks<HD><<<grid_of(s, &w.list), (GROUPS + 1) * 128, keys_bytes, s->stream>>>(
-		items, stat_map, map[0], map[1], map[2], map[3], w);
+		hopper_item_map(s, &w.list), stat_map, map[0], map[1], map[2], map[3], w);
 	LAUNCHED();
 }
 

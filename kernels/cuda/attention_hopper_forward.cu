@@ -12,51 +12,6 @@
 #define OWN_STAGES 2 /* tiles of Q: the next one comes while this one is worked on */
 #define LOG2_E 1.44269504088896f
 
-typedef CUresult (*encode_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *,
-			      const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
-			      const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
-			      CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-
-void hopper_map(struct cuda_state *s, CUtensorMap *map, const void *first, const struct attend *a,
-		bool query, int64_t row, int64_t sequence, int rows_at_once)
-{
-	encode_fn encode = (encode_fn)s->encode_tiled;
-	cuuint64_t dim[3] = { (cuuint64_t)a->heads * (cuuint64_t)a->hd,
-			      (cuuint64_t)(query ? a->queries : a->keys), (cuuint64_t)a->batch };
-	cuuint64_t stride[2] = { (cuuint64_t)row * 2, (cuuint64_t)sequence * 2 };
-	cuuint32_t box[3] = { 64, (cuuint32_t)rows_at_once, 1 }, step[3] = { 1, 1, 1 };
-	CUresult rc = encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, (void *)first, dim, stride,
-			     box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-			     CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-
-	if (rc != CUDA_SUCCESS)
-		BUG("the driver refuses a tensor map (%d) for %d x %d heads of %d", (int)rc,
-		    a->batch, a->heads, a->hd);
-}
-
-void hopper_word_map(struct cuda_state *s, CUtensorMap *map, const void *first, int64_t words,
-		     int at_once)
-{
-	encode_fn encode = (encode_fn)s->encode_tiled;
-	cuuint64_t dim[1] = { (cuuint64_t)words }, stride[1] = { 16 }; /* a stride is never used */
-	cuuint32_t box[1] = { (cuuint32_t)at_once }, step[1] = { 1 };
-	CUresult rc = encode(map, CU_TENSOR_MAP_DATA_TYPE_INT32, 1, (void *)first, dim, stride, box,
-			     step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
-			     CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-
-	CHECK(words <= INT_MAX);
-	if (rc != CUDA_SUCCESS)
-		BUG("the driver refuses a tensor map (%d) of %lld words", (int)rc,
-		    (long long)words);
-}
-
-void hopper_item_map(struct cuda_state *s, CUtensorMap *map, const struct work_list *l)
-{
-	int64_t words = (int64_t)plan_entries(l->tiles, l->heads) * PLAN_WORDS;
-
-	hopper_word_map(s, map, l->plan, words, PLAN_WORDS);
-}
-
 #define CACHE_BYTES \
 	(24 << 20) /* keys and values that stay in the second-level cache beside the rest */
 
@@ -439,18 +394,15 @@ static void run_forward(struct cuda_state *s, const struct attend *a)
 				  a->lse,
 				  scale * LOG2_E,
 				  scale };
-	CUtensorMap items, mq, mk, mv;
 	size_t bytes = sizeof(struct forward_shared<HD, WGS>) + 1024;
 
-	hopper_item_map(s, &items, &w.list);
-	hopper_map(s, &mq, a->q, a, true, a->q_row, a->q_sequence, WGS * 64);
-	hopper_map(s, &mk, a->k, a, false, a->kv_row, a->kv_sequence, KEYS);
-	hopper_map(s, &mv, a->v, a, false, a->kv_row, a->kv_sequence, KEYS);
 	CUDA(cudaFuncSetAttribute(forward_blocks<HD, WGS>,
 				  cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
 	grid = tiles * a->heads < s->processors ? tiles * a->heads : s->processors;
-	forward_blocks<HD, WGS>
-		<<<(unsigned)grid, (WGS + 1) * 128, bytes, s->stream>>>(items, mq, mk, mv, w);
+	forward_blocks<HD, WGS><<<(unsigned)grid, (WGS + 1) * 128, bytes, s->stream>>>(
+		hopper_item_map(s, &w.list),
+		hopper_query_map(s, a, a->q, a->q_row, a->q_sequence, WGS * 64),
+		hopper_key_map(s, a, a->k, KEYS), hopper_key_map(s, a, a->v, KEYS), w);
 	LAUNCHED();
 }
 

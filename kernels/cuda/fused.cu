@@ -373,26 +373,14 @@ __global__ void __launch_bounds__(THREADS, 1)
 #endif
 }
 
-/* A map of [rows, columns] for boxes of `box_rows` by DEPTH; reads beyond give zeros. */
+/* A map of [rows, columns] for boxes of `box_rows` by DEPTH. */
 static CUtensorMap rows_map(struct cuda_state *s, const struct tensor *t, int box_rows)
 {
-	typedef CUresult (*encode_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *,
-				      const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
-				      const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
-				      CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-	encode_fn encode = (encode_fn)s->encode_tiled;
-	cuuint64_t rows = (cuuint64_t)t->dim[0], columns = (cuuint64_t)t->dim[1];
-	cuuint64_t dim[3] = { columns, rows, 1 }, stride[2] = { columns * 2, columns * rows * 2 };
-	cuuint32_t box[3] = { DEPTH, (cuuint32_t)box_rows, 1 }, step[3] = { 1, 1, 1 };
-	CUtensorMap map;
-	CUresult rc = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, t->data, dim, stride, box,
-			     step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-			     CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+	int64_t rows = t->dim[0], columns = t->dim[1];
+	const struct mapped m = { t->data, 1, rows, columns, columns, rows * columns };
 
-	if (rc != CUDA_SUCCESS)
-		BUG("the driver refuses a tensor map (%d) of %lld x %lld", (int)rc,
-		    (long long)t->dim[0], (long long)t->dim[1]);
-	return map;
+	static_assert(DEPTH == 64, "a box of hopper_map");
+	return hopper_map(s, &m, box_rows);
 }
 
 static bool operands_fit(const struct cuda_state *s, const struct tensor *out,

@@ -20,12 +20,16 @@
 
 #define TILE_ROW_BYTES 128
 
-/* Host: a map of [sequences][rows][heads * hd] for boxes of `rows_at_once` x 64 elements. */
-void hopper_map(struct cuda_state *s, CUtensorMap *map, const void *first, const struct attend *a,
-		bool query, int64_t row, int64_t sequence, int rows_at_once);
-/* Host: a map of `words` words of 32 bits for copies of `at_once`, which may begin at any. */
-void hopper_word_map(struct cuda_state *s, CUtensorMap *map, const void *first, int64_t words,
-		     int at_once);
+/* bf16 [planes][rows][columns], `row` elements from row to row, `plane` from plane to plane. */
+struct mapped {
+	const void *first;
+	int64_t planes, rows, columns, row, plane;
+};
+
+/* Host (maps.cu): a map for boxes of box_rows x 64 elements; beyond its end a box has zeros. */
+CUtensorMap hopper_map(struct cuda_state *s, const struct mapped *m, int box_rows);
+/* Of `words` words of 32 bits for copies of `at_once`, which may begin at any. */
+CUtensorMap hopper_word_map(struct cuda_state *s, const void *first, int64_t words, int at_once);
 
 /* The tiles of every head, handed out one by one to blocks that stay. Order: groups of sequences
  * whose keys fit the cache, in it head by head, in it longest tiles first; the last heads all
@@ -57,8 +61,13 @@ struct work_list hopper_list(const struct attend *a, bool by_query, int rows,
 /* The work of a query or key pass; memory for its entries (see attention_plan). */
 struct work_list hopper_work(struct cuda_state *s, const struct attend *a, bool by_query, int rows,
 			     struct tile_plan *order, struct tile_plan *work);
-/* Host: the map that its items are copied by. */
-void hopper_item_map(struct cuda_state *s, CUtensorMap *map, const struct work_list *l);
+/* Host (maps.cu): the map that its items are copied by, those of what lies as queries, with `row`
+ * and `sequence` elements in between, and of keys or values. */
+CUtensorMap hopper_item_map(struct cuda_state *s, const struct work_list *l);
+CUtensorMap hopper_query_map(struct cuda_state *s, const struct attend *a, const void *first,
+			     int64_t row, int64_t sequence, int box_rows);
+CUtensorMap hopper_key_map(struct cuda_state *s, const struct attend *a, const void *first,
+			   int box_rows);
 
 #ifdef HOPPER_CODE
 

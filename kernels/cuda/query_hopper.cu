@@ -374,15 +374,9 @@ __global__ void __launch_bounds__(THREADS(HD), 512 / THREADS(HD))
 static CUtensorMap cache_map(struct cuda_state *s, const struct query *a, const bf16 *first)
 {
 	const int64_t row = (int64_t)a->heads * a->hd;
-	struct attend t = {};
-	CUtensorMap map;
+	const struct mapped m = { first, a->sequences, a->capacity, row, row, row * a->capacity };
 
-	t.keys = a->capacity;
-	t.batch = a->sequences;
-	t.heads = a->heads;
-	t.hd = a->hd;
-	hopper_map(s, &map, first, &t, false, row, row * a->capacity, KEYS);
-	return map;
+	return hopper_map(s, &m, KEYS);
 }
 
 static int64_t units_most(const struct query *a)
