@@ -206,12 +206,63 @@ static void slots_come_and_go(void **state)
 	harness_stop(&h);
 }
 
+/* Those of the configuration, in the order of their keys, as "name role, ". */
+static char *configured_users(void)
+{
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__Empty empty = TF__EMPTY__INIT;
+	Tf__Reply *reply = NULL;
+	struct buf text = BUF_INIT;
+
+	r.body_case = TF__REQUEST__BODY_USER_LIST;
+	r.user_list = &empty;
+	assert_ok(harness_call(h.line, &r, &reply, &e), &e);
+	for (size_t i = 0; i < reply->users->n_user; i++)
+		if (reply->users->user[i]->configured)
+			buf_printf(&text, "%s %s, ", reply->users->user[i]->name,
+				   reply->users->user[i]->role);
+	buf_text(&text, "");
+	tf__reply__free_unpacked(reply, NULL);
+	return buf_detach(&text);
+}
+
+#define KEY_A "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
+#define KEY_B "Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID"
+
+static void expect_users(const char *expected)
+{
+	char *now = configured_users();
+
+	assert_string_equal(now, expected);
+	xfree(now);
+}
+
+static void users_follow(void **state)
+{
+	(void)state;
+	start("user: ['ann reader " KEY_A "']\n");
+	expect_users("ann reader, ");
+	reload("user: ['ann admin " KEY_A "', 'bob member " KEY_B "']\n", GOOD);
+	expect_users("bob member, ann admin, ");
+	reload("user: ['bob owner " KEY_B "']\n", BAD);
+	expect_users("bob member, ann admin, ");
+	reload("user: ['bob reader " KEY_B "']\nhalf_life_hours: 0\n", BAD);
+	expect_users("bob member, ann admin, "); /* one mistake, and nothing of it counts */
+	reload("user: ['bob reader " KEY_B "']\n", GOOD);
+	expect_users("bob reader, ");
+	harness_kill(&h, SIGKILL);
+	harness_start(&h);
+	expect_users("bob reader, ");
+	harness_stop(&h);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(limits_follow),
 		cmocka_unit_test(rules_follow),
 		cmocka_unit_test(slots_come_and_go),
+		cmocka_unit_test(users_follow),
 	};
 
 	return cmocka_run_group_tests_name("reload", tests, NULL, NULL);
