@@ -94,6 +94,7 @@ void transformer_memory(const struct dims *dims, int64_t positions, bool trainin
 	declare(&p, dims, weight, block);
 	n = (size_t)params_place(&p);
 	*out = (struct memory_plan){
+		.parameters = params_count(&p),
 		.weights = n * (dims->act == DT_BF16 ? 6 : 4),
 		.gradients = training ? n * 4 : 0,
 		.moments = training ? 2 * n * dtype_bytes(dims->moments) : 0,

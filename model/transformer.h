@@ -48,6 +48,7 @@ struct transformer {
 
 /* Bytes of backend memory by group, known without allocating. */
 struct memory_plan {
+	int64_t parameters;           /* how many; their memory has gaps besides */
 	size_t weights;               /* f32 values, and the bf16 copy */
 	size_t gradients, moments;    /* training */
 	size_t average;               /* EMA */

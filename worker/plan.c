@@ -123,11 +123,6 @@ static int make_dims(struct planning *p, struct err *e)
 	return rc;
 }
 
-static int64_t count_parameters(const struct planning *p)
-{
-	return (int64_t)(p->needs.model.gradients / sizeof(float));
-}
-
 /* ---- the answer */
 
 static void put_bytes(json_t *root, const struct needs *n, size_t program)
@@ -160,7 +155,7 @@ static json_t *answer(struct planning *p)
 	/* What the libraries take when they are loaded, this very program knows of itself. */
 	size_t program = PROGRAM_BYTES + (size_t)memory_rss_anon();
 	json_t *root = json_pack("{s:I, s:I, s:f, s:s, s:I}", "parameters",
-				 (json_int_t)count_parameters(p), "positions_per_step",
+				 (json_int_t)p->needs.model.parameters, "positions_per_step",
 				 (json_int_t)positions, "flops_per_step",
 				 transformer_flops_per_position(&p->dims) * (double)positions,
 				 "type", p->dims.act == DT_BF16 ? "bf16" : "f32", "recompute",
