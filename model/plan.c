@@ -22,7 +22,7 @@ void plan_add(struct plan *p, const char *name, struct tensor *slot, enum dtype 
 		p->entry = xrealloc(p->entry, (size_t)p->room, sizeof *p->entry);
 	}
 	p->entry[p->count++] = (struct plan_entry){ name, slot, p->bytes };
-	p->bytes += (tensor_bytes(slot) + PLAN_ALIGN - 1) / PLAN_ALIGN * PLAN_ALIGN;
+	p->bytes += plan_bytes(tensor_bytes(slot));
 }
 
 int plan_alloc(struct plan *p, struct kernels *k, const char *what, struct err *e)

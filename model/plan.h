@@ -11,6 +11,12 @@
  * this a training step took 1 % longer, a token 3 % (doc/speed.md). */
 #define PLAN_ALIGN 2048
 
+/* What a tensor of so many bytes takes of a plan. */
+static inline size_t plan_bytes(size_t bytes)
+{
+	return (bytes + PLAN_ALIGN - 1) / PLAN_ALIGN * PLAN_ALIGN;
+}
+
 struct plan_entry {
 	const char *name;             /* for messages; static text */
 	struct tensor *slot;

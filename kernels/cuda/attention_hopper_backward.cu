@@ -554,8 +554,8 @@ static void run_backward(struct cuda_state *s, const struct attend_backward *b)
 	int tiles = (int)div_up(a->queries, OWNED) * a->batch,
 	    stat_tiles = (int)div_up(a->queries, PASSING);
 	int64_t rows = (int64_t)a->batch * stat_tiles * PASSING * a->heads;
-	int64_t entries = plan_entries(tiles, a->heads);
-	size_t plan_bytes = (size_t)div_up(entries * PLAN_WORDS * 4, 256) * 256;
+	size_t entries = (size_t)plan_entries(tiles, a->heads);
+	size_t plan_bytes = (entries * sizeof(struct tile_plan) + 255) / 256 * 256;
 	char *scratch =
 		(char *)cuda_scratch(s, 3 * plan_bytes + (size_t)rows * STATS * sizeof(float));
 	struct tile_plan *by_query = (struct tile_plan *)scratch,

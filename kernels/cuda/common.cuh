@@ -187,9 +187,8 @@ static __device__ __forceinline__ void load8(const float *p, float x[8])
 	x[7] = b.w;
 }
 
-static __device__ __forceinline__ void load8(const bf16 *p, float x[8])
+static __device__ __forceinline__ void unpack8(uint4 v, float x[8])
 {
-	uint4 v = *reinterpret_cast<const uint4 *>(p);
 	uint32_t w[4] = { v.x, v.y, v.z, v.w };
 
 #pragma unroll
@@ -197,6 +196,11 @@ static __device__ __forceinline__ void load8(const bf16 *p, float x[8])
 		x[2 * i] = __uint_as_float(w[i] << 16);
 		x[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
 	}
+}
+
+static __device__ __forceinline__ void load8(const bf16 *p, float x[8])
+{
+	unpack8(*reinterpret_cast<const uint4 *>(p), x);
 }
 
 static __device__ __forceinline__ void store8(float *p, const float x[8])

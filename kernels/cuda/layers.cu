@@ -212,24 +212,22 @@ static void run_qkv(struct kernels *k, const struct cached_layers *c, const stru
 	run_turn(state_of(k), c, l);
 }
 
-static void run_gate_up(struct kernels *k, const struct cached_layers *c,
-			const struct cached_layer *l)
+/* keep: gate_up is wanted, too; else it is scratch. */
+static void run_gate_up(struct kernels *k, const struct tensor *out, const struct tensor *gate_up,
+			const struct tensor *x, const struct tensor *w, bool keep)
 {
-	if (fused_swiglu_fits(state_of(k), &c->swiglu, &c->h, &l->gate_up))
-		fused_swiglu(state_of(k), &c->swiglu, NULL, &c->h, &l->gate_up);
-	else
-		cuda_matmul_swiglu(k, c->swiglu, c->gate_up, c->h, l->gate_up);
+	if (fused_swiglu_fits(state_of(k), out, x, w)) {
+		fused_swiglu(state_of(k), out, keep ? gate_up : NULL, x, w);
+		return;
+	}
+	product(k, gate_up, x, w, false);
+	cuda_swiglu(k, *out, *gate_up, NOT_SCALED);
 }
 
 void cuda_matmul_swiglu(struct kernels *k, struct tensor out, struct tensor gate_up,
 			struct tensor x, struct tensor w)
 {
-	if (fused_swiglu_fits(state_of(k), &out, &x, &w)) {
-		fused_swiglu(state_of(k), &out, &gate_up, &x, &w);
-		return;
-	}
-	product(k, &gate_up, &x, &w, false);
-	cuda_swiglu(k, out, gate_up, NOT_SCALED);
+	run_gate_up(k, &out, &gate_up, &x, &w, true);
 }
 
 static void run_rows(struct kernels *k, const struct cached_layers *c)
@@ -246,7 +244,7 @@ static void run_rows(struct kernels *k, const struct cached_layers *c)
 			     &plan);
 		product(k, &c->x, &c->attention, &l->attention_out, true);
 		cuda_rmsnorm(k, c->h, c->rstd, c->x, l->ff_norm, c->eps);
-		run_gate_up(k, c, l);
+		run_gate_up(k, &c->swiglu, &c->gate_up, &c->h, &l->gate_up, false);
 		product(k, &c->x, &c->swiglu, &l->down, true);
 	}
 }

@@ -181,6 +181,9 @@ static void run_plain(struct cuda_state *s, const struct product *p)
 {
 	unsigned grid = grid_for(s, p->m * p->n, 256);
 
+	if (p->onto)
+		CUDA(cudaMemcpyAsync(p->c, p->onto, (size_t)(p->m * p->n) * dtype_bytes(p->out),
+				     cudaMemcpyDeviceToDevice, s->stream));
 	if (p->in == DT_E4M3)
 		ACT(p->out, scaled_plain<T><<<grid, 256, 0, s->stream>>>(
 				    (const __nv_fp8_e4m3 *)p->a, p->a_scale,
@@ -451,9 +454,6 @@ static void run_library(struct cuda_state *s, const struct product *p)
 	if (fresh || (c->given && !serves(t, c)))
 		choose(s, c, p);
 	c->given = false;
-	if (c->plain && p->onto)
-		CUDA(cudaMemcpyAsync(p->c, p->onto, (size_t)(p->m * p->n) * dtype_bytes(p->out),
-				     cudaMemcpyDeviceToDevice, s->stream));
 	if (c->plain)
 		run_plain(s, p);
 	else

@@ -18,17 +18,6 @@ struct chunk {
 	bf16 *keys, *values;  /* the head's eight elements of key 0 */
 };
 
-static __device__ __forceinline__ void unpack(uint4 v, float x[8])
-{
-	uint32_t w[4] = { v.x, v.y, v.z, v.w };
-
-#pragma unroll
-	for (int i = 0; i < 4; i++) {
-		x[2 * i] = __uint_as_float(w[i] << 16);
-		x[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
-	}
-}
-
 /* Written by a kernel ahead, after this block started. */
 static __device__ __forceinline__ uint4 read_eight(const bf16 *p)
 {
@@ -42,8 +31,8 @@ static __device__ __forceinline__ uint4 turn(const bf16 *head, const float cosin
 {
 	float x[8], y[8], sign = c < half ? -1.0f : 1.0f;
 
-	unpack(read_eight(head + c), x);
-	unpack(read_eight(head + (c < half ? c + half : c - half)), y);
+	unpack8(read_eight(head + c), x);
+	unpack8(read_eight(head + (c < half ? c + half : c - half)), y);
 #pragma unroll
 	for (int i = 0; i < 8; i++)
 		x[i] = x[i] * cosine[i] + sign * y[i] * sine[i];
@@ -104,7 +93,7 @@ static __device__ __forceinline__ float score_group(const struct chunk &n, const
 	for (int i = 0; i < STEPS; i++) {
 		float x[8], dot = 0.0f;
 
-		unpack(key[i], x);
+		unpack8(key[i], x);
 #pragma unroll
 		for (int j = 0; j < 8; j++)
 			dot += q[j] * x[j];
@@ -128,7 +117,7 @@ weigh_group(float most, const float score[STEPS], const uint4 value[STEPS])
 		float x[8], w = score[i] == -INFINITY ? 0.0f : exp2f(score[i] - most);
 
 		p.sum += w;
-		unpack(value[i], x);
+		unpack8(value[i], x);
 #pragma unroll
 		for (int j = 0; j < 8; j++)
 			p.value[j] += w * x[j];
@@ -321,7 +310,7 @@ __global__ void __launch_bounds__(LANES * GROUPS)
 		put(a.out + s * row + head + thread, 0.0f);
 	if (limit < 0)
 		return;
-	unpack(turn(q, cosine, sine, n.c, hd / 2), x);
+	unpack8(turn(q, cosine, sine, n.c, hd / 2), x);
 #pragma unroll
 	for (int i = 0; i < 8; i++)
 		x[i] *= a.scale;

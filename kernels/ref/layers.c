@@ -19,6 +19,13 @@ void ref_matmul_add(struct kernels *k, struct tensor c, struct tensor x, struct 
 	product(k, c, a, b, true);
 }
 
+void ref_matmul_swiglu(struct kernels *k, struct tensor out, struct tensor gate_up,
+		       struct tensor x, struct tensor w)
+{
+	product(k, gate_up, x, w, false);
+	k->ops->swiglu(k, out, gate_up, NOT_SCALED);
+}
+
 void ref_cached_layers(struct kernels *k, const struct cached_layers *c)
 {
 	const struct kernel_ops *ops = k->ops;
@@ -33,8 +40,7 @@ void ref_cached_layers(struct kernels *k, const struct cached_layers *c)
 				      c->at, c->limit);
 		product(k, c->x, c->attention, l->attention_out, true);
 		ops->rmsnorm(k, c->h, c->rstd, c->x, l->ff_norm, c->eps);
-		product(k, c->gate_up, c->h, l->gate_up, false);
-		ops->swiglu(k, c->swiglu, c->gate_up, NOT_SCALED);
+		ops->matmul_swiglu(k, c->swiglu, c->gate_up, c->h, l->gate_up);
 		product(k, c->x, c->swiglu, l->down, true);
 	}
 	ops->rmsnorm(k, c->out, c->rstd, c->x, c->norm, c->eps);

@@ -112,15 +112,6 @@ void ref_swiglu(struct kernels *k, struct tensor out, struct tensor gate_up, str
 	ref_also(k, also, out);
 }
 
-void ref_matmul_swiglu(struct kernels *k, struct tensor out, struct tensor gate_up,
-		       struct tensor x, struct tensor w)
-{
-	static const struct tensor none;
-
-	k->ops->matmul(k, gate_up, x, false, w, true, none, 0);
-	k->ops->swiglu(k, out, gate_up, NOT_SCALED);
-}
-
 void ref_swiglu_backward(struct kernels *k, struct tensor dgate_up, struct tensor dout,
 			 struct tensor gate_up, struct scaled also)
 {

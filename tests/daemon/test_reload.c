@@ -2,6 +2,7 @@
  * The queue follows a SIGHUP: limits, rules and what there is to hand out. A mistake changes
  * nothing. */
 #include "tests/daemon/harness.h"
+#include "tests/daemon/user_keys.h"
 #include "lib/buf.h"
 #include "lib/clock.h"
 #include "lib/files.h"
@@ -225,9 +226,6 @@ static char *configured_users(void)
 	tf__reply__free_unpacked(reply, NULL);
 	return buf_detach(&text);
 }
-
-#define KEY_A "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
-#define KEY_B "Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID"
 
 static void expect_users(const char *expected)
 {

@@ -10,6 +10,7 @@
 #include "store/journal.h"
 #include "store/users.h"
 #include "tests/daemon/own_store.h"
+#include "tests/daemon/user_keys.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -691,9 +692,6 @@ static void a_name_leads_to_its_artefact(void **state)
 	assert_int_equal(use_find(store, "t.1", &who, &name, &e), TF_ENOTFOUND);
 	assert_int_equal(artefact_get(store, "emoji.2", &r, &e), TF_ENOTFOUND);
 }
-
-#define KEY_A "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
-#define KEY_B "Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID"
 
 static void configured_users_come_and_go(void **state)
 {

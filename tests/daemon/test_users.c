@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * People: enrolling, revoking, rotating, roles, asking as somebody else, and what is whose. */
 #include "tests/daemon/harness.h"
+#include "tests/daemon/user_keys.h"
 #include "lib/clock.h"
 #include "lib/files.h"
 #include "lib/mem.h"
@@ -359,22 +360,20 @@ static void a_members_hands_stay_off_the_others(void **state)
 	connection_close(c);
 }
 
-#define KEY "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
-
 /* They could never come in: the daemon does not start, and says who, what and where. */
 static void wrong_users_of_the_configuration_are_refused(void **state)
 {
 	static const struct {
 		const char *line, *says;
 	} wrong[] = {
-		{ "ann reader " KEY "x", "user 'ann': key 'rq:rM>}U...' of 41 characters" },
+		{ "ann reader " KEY_A "x", "user 'ann': key 'rq:rM>}U...' of 41 characters" },
 		{ "ann reader rq:rM>}U?@Lns47E1~kR.o@n%FcmmsL/@{H8]yf7",
 		  "user 'ann': key 'rq:rM>}U...' of 40 characters is no public key" },
-		{ "a/b reader " KEY, "user: 'a/b' is no name of a user" },
-		{ "ann owner " KEY, "role 'owner': expected reader, member or admin" },
+		{ "a/b reader " KEY_A, "user: 'a/b' is no name of a user" },
+		{ "ann owner " KEY_A, "role 'owner': expected reader, member or admin" },
 		{ "ann reader", "two words, expected NAME ROLE KEY" },
-		{ KEY " ann reader", "user 'rq:rM>}U...': a key comes first" },
-		{ "ann reader " KEY " " KEY, "user 'ann': more than three words" },
+		{ KEY_A " ann reader", "user 'rq:rM>}U...': a key comes first" },
+		{ "ann reader " KEY_A " " KEY_A, "user 'ann': more than three words" },
 	};
 	char *path = xasprintf("%s/users.yaml", h.folder), option[300], text[2000], where[200];
 
@@ -390,7 +389,7 @@ static void wrong_users_of_the_configuration_are_refused(void **state)
 		snprintf(where, sizeof where, "%s:2: user", path);
 		if (!strstr(text, where) || !strstr(text, wrong[i].says))
 			fail_msg("'%s' is told as: %s", wrong[i].line, text);
-		assert_null(strstr(text, KEY)); /* it may be the secret one */
+		assert_null(strstr(text, KEY_A)); /* it may be the secret one */
 		xfree(yaml);
 	}
 	xfree(path);

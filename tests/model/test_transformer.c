@@ -216,11 +216,6 @@ static void test_fp8_follows_f32(void **state)
 	}
 }
 
-static size_t planned(size_t bytes)
-{
-	return (bytes + PLAN_ALIGN - 1) / PLAN_ALIGN * PLAN_ALIGN;
-}
-
 /* What is measured of a model in training is measured as the model will be used. */
 static void test_fp8_is_for_training_alone(void **state)
 {
@@ -238,8 +233,9 @@ static void test_fp8_is_for_training_alone(void **state)
 	/* rows of 80 x 48 bytes and 80 x 16, a weight of 48 x 16, a scale for each row, and what is
 	 * added by itself: 80 x 16 */
 	assert_int_equal(plan[1].activations - plan[0].activations,
-			 planned(80 * 48) + planned(80 * 16) + planned(48 * 16) +
-				 2 * planned(80 * 4) + planned(48 * 4) + planned(80 * 16 * 4));
+			 plan_bytes(80 * 48) + plan_bytes(80 * 16) + plan_bytes(48 * 16) +
+				 2 * plan_bytes(80 * 4) + plan_bytes(48 * 4) +
+				 plan_bytes(80 * 16 * 4));
 	rig_open(&r, "ref", dims);
 	assert_ok(pass_new(&r.m, false, &p, &e), &e);
 	run(&r);

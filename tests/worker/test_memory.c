@@ -75,9 +75,8 @@ static int64_t figure(const json_t *o, const char *key)
 
 /* tiny: 6 x (4 192^2 + 3 192 512 + 2 192) + 192, two vocabulary matrices of 384 rows (300 pieces
  * and three marks), patches of 16: 192 x 16 + 192 in, 16 x 192 + 16 out, time 256 x 16 + 16, 16 x
- * 16 + 16. */
-/* Every tensor of parameters takes a multiple of 128: norms and biases of 192 have gaps of 64, the
- * bias of 16 has one of 112. */
+ * 16 + 16. Every tensor takes a multiple of 128: norms and biases of 192 have gaps of 64, the bias
+ * of 16 has one of 112. */
 static void sizes_are_right(void **state)
 {
 	int64_t blocks = 6 * (4 * 192 * 192 + 3 * 192 * 512 + 2 * 192) + 192;
@@ -181,25 +180,20 @@ static void what_does_not_fit_is_computed_again(void **state)
 	xfree(never);
 }
 
-/* 8-bit products take the operands of one product besides; a CPU has none of them. */
-static int64_t planned(int64_t bytes)
-{
-	return (bytes + PLAN_ALIGN - 1) / PLAN_ALIGN * PLAN_ALIGN;
-}
-
-/* Rows of 8 bits and a weight with their scales, and the output of a branch in bf16. */
+/* 8-bit products take the operands of one product besides, with their scales, and the output of a
+ * branch in bf16; a CPU has none of them. */
 static void products_of_8_bits_are_counted(void **state)
 {
 	static const char *const set[] = { "train.fp8=on" };
 	char *text = tiny(NULL, 0), *fp8 = tiny(set, 1);
 	json_t *plain = plan_on_gpu(text, 0), *more = plan_on_gpu(fp8, 0);
-	int64_t rows = 7 * 256, widest = 2 * 512;
+	size_t rows = 7 * 256, widest = 2 * 512;
 
 	(void)state;
 	assert_int_equal(figure(more, "device_bytes") - figure(plain, "device_bytes"),
-			 planned(rows * widest) + planned(rows * 192) + planned(widest * 192) +
-				 2 * planned(rows * 4) + planned(widest * 4) +
-				 planned(rows * 192 * 2));
+			 plan_bytes(rows * widest) + plan_bytes(rows * 192) +
+				 plan_bytes(widest * 192) + 2 * plan_bytes(rows * 4) +
+				 plan_bytes(widest * 4) + plan_bytes(rows * 192 * 2));
 	assert_null(plan_of(fp8, json_object()));
 	json_decref(plain);
 	json_decref(more);
