@@ -16,11 +16,14 @@
 #define STRIP (WARPS * CHUNK)
 #define STRIPS_MOST 24
 #define NORM_STRIPS 16 /* where a norm comes before: a model's width at most */
-#define SLOTS_MOST 16
+#define SLOTS_MOST 8
 #define CHAINS 4      /* sums a warp has under way for a place */
-#define APART (TILE + 4) /* floats from an input row to the next in the sums: no bank conflicts */
-#define RING_BYTES (135 << 10) /* leaves room for the block of the kernel behind */
-#define SUMS_BYTES (24 << 10)
+/* What leaves room for the block of the kernel behind: for weights, and with the norm's weight and
+ * sums. Of eight rows of 1536, QKV and the product ahead of it fill a multiprocessor but for 256
+ * bytes. */
+#define RING_BYTES (135 << 10)
+#define BLOCK_BYTES ((125 << 10) + 512)
+#define SUMS_BYTES (24 << 10) /* at most, where nothing runs beside the block anyway */
 #define HEAD_LEAST ((int64_t)16 << 20) /* weights of a product alone that pays here */
 
 struct ring_product {
@@ -29,6 +32,7 @@ struct ring_product {
 	int rows;    /* of the weights in a tile */
 	int stride;  /* bytes from row to row in the ring: no bank conflicts */
 	int slots;   /* tiles that the ring holds */
+	int apart;   /* floats from an input row to the next in the sums: no bank conflicts */
 	int hold;    /* tiles whose sums are kept until they are added up */
 };
 
@@ -202,7 +206,7 @@ static __device__ __forceinline__ void read_input(const struct ring_product &c, 
 	}
 }
 
-/* The warp's sums of a tile, [m][APART], from its slot in the ring. */
+/* The warp's sums of a tile, [m][apart], from its slot in the ring. */
 template <int STRIPS, int HALVES>
 static __device__ __forceinline__ void
 sum_tile(const struct ring_product &c, const struct range &s, char *ring, uint64_t *full,
@@ -239,8 +243,8 @@ sum_tile(const struct ring_product &c, const struct range &s, char *ring, uint64
 		int m = i / 4 * 8 + 2 * t + i % 2;
 		const float (&v)[CHAINS][4] = sum[i / 4];
 
-		if (m < c.f.m)
-			to[m * APART + g + i % 4 / 2 * 8] =
+		if (m < c.f.m && g + i % 4 / 2 * 8 < c.rows)
+			to[m * c.apart + g + i % 4 / 2 * 8] =
 				v[0][i % 4] + v[1][i % 4] + (v[2][i % 4] + v[3][i % 4]);
 	}
 }
@@ -271,17 +275,17 @@ static __device__ __forceinline__ struct spot spot_in(const struct ring_product 
 	bf16 *row = (bf16 *)c.f.out + (int64_t)m * c.f.n;
 
 	return { m < c.f.m ? m : -1,
-		 (column / c.columns * WARPS * c.f.m + m) * APART + column % c.columns,
+		 (column / c.columns * WARPS * c.f.m + m) * c.apart + column % c.columns,
 		 row + s.first + from + column };
 }
 
-/* The product at a place, from the sums [tile][WARPS][m][APART]. */
+/* The product at a place, from the sums [tile][WARPS][m][apart]. */
 template <int HALVES, bool NORM>
 static __device__ __forceinline__ float product_at(const struct ring_product &c,
 						   const struct spot &p, const float *sums,
 						   const float *squares)
 {
-	const int apart = c.f.m * APART;
+	const int apart = c.f.m * c.apart;
 	float scale = 1.0f, v;
 
 	sums += p.sums;
@@ -324,12 +328,12 @@ __global__ void __launch_bounds__(THREADS,
 #pragma unroll 1
 	for (int first = 0; first < s.tiles; first += c.hold) {
 		int columns = min(c.hold * c.columns, s.n - first * c.columns);
-		float *to = sums + (int)threadIdx.x / 32 * c.f.m * APART;
+		float *to = sums + (int)threadIdx.x / 32 * c.f.m * c.apart;
 
 #pragma unroll 1
 		for (int tile = first; tile < min(first + c.hold, s.tiles); tile++) {
 			sum_tile<STRIPS, HALVES>(c, s, ring, full, empty, at, x, to);
-			to += WARPS * c.f.m * APART;
+			to += WARPS * c.f.m * c.apart;
 		}
 		__syncthreads();
 #pragma unroll 1
@@ -347,10 +351,21 @@ __global__ void __launch_bounds__(THREADS,
 #endif
 }
 
+/* Bytes of a tile's sums. */
+static int sum_bytes(const struct ring_product *c)
+{
+	return WARPS * c->f.m * c->apart * (int)sizeof(float);
+}
+
+/* Bytes of all but the sums. */
+static int read_bytes(const struct ring_product *c)
+{
+	return c->slots * c->rows * c->stride + (c->f.norm ? c->f.k * 4 : 0);
+}
+
 static int bytes_of(const struct ring_product *c)
 {
-	return c->slots * c->rows * c->stride + (c->f.norm ? c->f.k * 4 : 0) +
-	       c->hold * WARPS * c->f.m * APART * (int)sizeof(float);
+	return read_bytes(c) + c->hold * sum_bytes(c);
 }
 
 /* How the product is divided; the blocks of it. */
@@ -359,7 +374,7 @@ static unsigned divide(const struct cuda_state *s, struct ring_product *c)
 	const struct few *f = &c->f;
 	int blocks = s->processors < f->n ? s->processors : f->n, share = (int)div_up(f->n, blocks);
 	int tiles = (int)div_up(share, f->swiglu ? TILE / 2 : TILE), twice = f->swiglu ? 2 : 1;
-	int sums = WARPS * f->m * APART * (int)sizeof(float), tile;
+	int tile, room;
 
 	c->stride = (int)div_up(f->k, 64) * 128 + 64;
 	while (tiles > 1 && tiles < share &&
@@ -371,7 +386,10 @@ static unsigned divide(const struct cuda_state *s, struct ring_product *c)
 	c->slots = tile > RING_BYTES ? 1 : RING_BYTES / tile;
 	c->slots = c->slots < SLOTS_MOST ? c->slots : SLOTS_MOST;
 	c->slots = c->slots < tiles ? c->slots : tiles;
-	c->hold = SUMS_BYTES / sums < tiles ? SUMS_BYTES / sums : tiles;
+	c->apart = c->rows <= 4 ? 4 : c->rows <= 12 ? 12 : 20;
+	room = BLOCK_BYTES - read_bytes(c);
+	c->hold = (room < sum_bytes(c) ? SUMS_BYTES : room) / sum_bytes(c);
+	c->hold = c->hold < tiles ? c->hold : tiles;
 	return (unsigned)blocks;
 }
 
