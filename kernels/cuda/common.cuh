@@ -38,6 +38,7 @@ struct cuda_scratch_block {
 #define UPLOAD_SLOT_BYTES ((size_t)4 << 20)
 
 #define ARRIVALS 4096
+#define CLUSTER_MOST 8 /* blocks of a cluster on any device that has them */
 
 struct cuda_state {
 	int device;
@@ -59,6 +60,8 @@ struct cuda_state {
 	struct cudnn *cudnn;	     /* cudnn.cu; NULL: not looked for yet */
 	unsigned *arrived;	     /* [ARRIVALS] counters of query.cu, zero between kernels */
 	int pairs;		     /* of blocks that fused.cu runs at a time; 0: not asked yet */
+	/* clusters of so many blocks that query_hopper.cu runs at a time; 0: not asked yet */
+	int clusters[CLUSTER_MOST + 1];
 	void *encode_tiled;	     /* cuTensorMapEncodeTiled, or NULL */
 	char name[256]; /* the device's */
 	char description[512];

@@ -173,6 +173,35 @@ static __device__ __forceinline__ int cluster_rank(void)
 	return rank;
 }
 
+static __device__ __forceinline__ unsigned cluster_blocks(void)
+{
+	unsigned blocks;
+
+	asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
+	return blocks;
+}
+
+/* Where block `rank` of the cluster has what p is here. */
+static __device__ __forceinline__ uint32_t cluster_address(const void *p, unsigned rank)
+{
+	uint32_t there;
+
+	asm("mapa.shared::cluster.u32 %0, %1, %2;"
+	    : "=r"(there)
+	    : "r"(shared_address(p)), "r"(rank));
+	return there;
+}
+
+/* Two words to such an address; the barrier in that block counts their bytes when they are there,
+ * for which nothing waits here. */
+static __device__ __forceinline__ void cluster_put(uint32_t to, float x, float y, uint32_t barrier)
+{
+	asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 "
+		     "[%0], {%1, %2}, [%3];" ::"r"(to),
+		     "f"(x), "f"(y), "r"(barrier)
+		     : "memory");
+}
+
 /* Waits for all threads of the cluster, whose barriers are there then (barrier_init_done). */
 static __device__ __forceinline__ void cluster_sync(void)
 {

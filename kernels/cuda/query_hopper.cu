@@ -6,6 +6,10 @@
  * which does not write the cache. The new key and value are put into the unit in shared memory that
  * has their place, whatever the cache has there.
  *
+ * Where heads are few, each has a cluster of blocks of its own (NEAR), and parts are handed over in
+ * shared memory: through the second cache that takes longer than computing them. So it is where
+ * there is much to read: then one warp a block that merges would be late.
+ *
  * A unit's softmax does not depend on which block or warp has it, and a head's are put together in
  * order: a sequence has the same bits whatever is beside it. */
 #include "kernels/cuda/few.cuh"
@@ -18,6 +22,8 @@
 #define UNIT(HD) (KEYS * (HD)) /* elements of the keys, and as many of the values */
 /* Of the ring, with what aligns it; leaves room for the block of the kernel behind. */
 #define SHARED_BYTES(HD) ((size_t)WARPS(HD) * UNIT(HD) * 4 + 1024)
+#define NEAR_UNITS 128 /* of a head whose parts lie behind the ring: there is room for as many */
+#define FEW_BYTES ((int64_t)480 << 10) /* of the cache, for a multiprocessor */
 
 #ifdef HOPPER_CODE
 
@@ -25,7 +31,9 @@
 template <int HD>
 struct query_shared {
 	uint64_t keys_full[WARPS(HD)], values_full[WARPS(HD)], empty[WARPS(HD)];
-	uint64_t done[WARPS(HD)]; /* with a head: with all units of it that are the block's */
+	/* With a head: with all units of it that are the block's; where the block has its last one
+	 * and a cluster, with all. */
+	uint64_t done[WARPS(HD)];
 	__align__(16) bf16 row[WARPS(HD)][3][HD]; /* of a head: query, new key, new value */
 	int place[WARPS(HD)];     /* of the new ones in the cache; -1: nowhere */
 };
@@ -38,10 +46,29 @@ static __device__ __forceinline__ void meet(int barrier, int warps)
 	asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(warps * 32) : "memory");
 }
 
+/* Waits for all warps of the block, or of its cluster, whose barriers are there then. */
+template <int HD, bool NEAR>
+static __device__ __forceinline__ void start(void)
+{
+	if constexpr (NEAR)
+		cluster_sync();
+	else
+		meet(START, WARPS(HD) + 2);
+}
+
+/* Parts that come to the block from its cluster. */
+template <int HD>
+static __device__ __forceinline__ float *parts_behind(bf16 *ring)
+{
+	return reinterpret_cast<float *>(ring + WARPS(HD) * 2 * UNIT(HD));
+}
+
 /* ---- the warp that copies */
 
-template <int HD>
-static __device__ __forceinline__ void start_barriers(struct query_shared<HD> &m)
+/* Bytes of parts are expected before the copies are that a warp waits for before it is done. */
+template <int HD, bool NEAR>
+static __device__ __forceinline__ void start_barriers(struct query_shared<HD> &m,
+						      const struct head &h)
 {
 	if (threadIdx.x % 32 == 0) {
 		for (int i = 0; i < WARPS(HD); i++) {
@@ -51,6 +78,8 @@ static __device__ __forceinline__ void start_barriers(struct query_shared<HD> &m
 			barrier_init(m.done + i, WARPS(HD));
 		}
 		barrier_init_done_alone();
+		if (NEAR && h.units > 1 && has_last(h))
+			barrier_expect_more(m.done, h.units * TOLD_BYTES(HD));
 	}
 	__syncwarp();
 }
@@ -90,17 +119,20 @@ copy_units(const struct query &a, const struct plan &p, struct query_shared<HD> 
 	}
 }
 
-/* All stages are asked for before the others know of the barriers. */
-template <int HD>
+/* All stages are asked for before the others know of the barriers; a fence for other blocks would
+ * hold them up. */
+template <int HD, bool NEAR>
 static __device__ __forceinline__ void
 copy(const struct query &a, const struct plan &p, struct query_shared<HD> &m, bf16 *ring,
      const CUtensorMap *keys, const CUtensorMap *values)
 {
 	struct copying c = { first_head(p), {}, p.first };
 
-	start_barriers<HD>(m);
+	start_barriers<HD, NEAR>(m, c.head);
 	copy_units<HD>(a, p, m, ring, keys, values, c, min(p.end, p.first + WARPS(HD)));
-	meet(START, WARPS(HD) + 2);
+	if constexpr (NEAR)
+		barrier_init_done();
+	start<HD, NEAR>();
 	copy_units<HD>(a, p, m, ring, keys, values, c, p.end);
 }
 
@@ -149,7 +181,7 @@ static __device__ __forceinline__ void take_row(const struct query &a, const str
 	bf16 (*row)[HD] = m.row[slot];
 	const int64_t width = (int64_t)a.heads * HD, half = HD / 2;
 	const bf16 *from = a.qkv + h.sequence * 3 * width + h.head * HD + threadIdx.x % 32;
-	const bool keep = t.place >= 0 && h.end == h.start + h.units;
+	const bool keep = t.place >= 0 && has_last(h);
 	int64_t to = ((int64_t)h.sequence * a.capacity + t.place) * width + h.head * HD;
 	float x[HD / 64][3][2];
 
@@ -220,8 +252,18 @@ struct computing {
 	uint32_t phase;
 };
 
-/* The warp's units of a head. */
+/* Where the last block of the cluster has parts and is told of them. */
 template <int HD>
+static __device__ __forceinline__ struct near_place last_block(struct query_shared<HD> &m,
+							       bf16 *ring)
+{
+	const unsigned last = cluster_blocks() - 1;
+
+	return { cluster_address(parts_behind<HD>(ring), last), cluster_address(m.done, last) };
+}
+
+/* The warp's units of a head. */
+template <int HD, bool NEAR>
 static __device__ __forceinline__ void
 attend_head(const struct query &a, struct query_shared<HD> &m, bf16 *ring, const struct head &h,
 	    int slot, struct computing &c)
@@ -247,6 +289,8 @@ attend_head(const struct query &a, struct query_shared<HD> &m, bf16 *ring, const
 
 		if (h.units == 1)
 			put_whole<HD>(a, h, u);
+		else if constexpr (NEAR)
+			put_part<HD>(last_block<HD>(m, ring) + n * (HD + APART), u);
 		else
 			put_part<HD>(parts_of<HD>(a, h) + n * (HD + APART), u);
 		c.phase ^= 1;
@@ -277,7 +321,7 @@ static __device__ __forceinline__ struct head own_head(const struct query &a, co
 }
 
 /* Heads in rounds: of as many as there are warps each warp takes one new row, then all compute. */
-template <int HD>
+template <int HD, bool NEAR>
 static __device__ __forceinline__ void compute(const struct query &a, const struct plan &p,
 					       struct query_shared<HD> &m, bf16 *ring)
 {
@@ -288,7 +332,7 @@ static __device__ __forceinline__ void compute(const struct query &a, const stru
 
 	if (has_units(p, mine))
 		turn = read_turn<HD>(a, p, mine);
-	meet(START, WARPS(HD) + 2);
+	start<HD, NEAR>();
 	wait_for_kernel_ahead();
 	if (p.awake != ~0u >> (32 - a.sequences))
 		clear_idle<HD>(a, p);
@@ -299,7 +343,7 @@ static __device__ __forceinline__ void compute(const struct query &a, const stru
 		meet(ROWS, WARPS(HD));
 #pragma unroll 1
 		for (int i = 0; i < WARPS(HD) && has_units(p, h); i++) {
-			attend_head<HD>(a, m, ring, h, i, c);
+			attend_head<HD, NEAR>(a, m, ring, h, i, c);
 			barrier_release(m.done + i);
 			next_head(a, p, h);
 		}
@@ -313,21 +357,22 @@ static __device__ __forceinline__ void compute(const struct query &a, const stru
 }
 
 /* ---- the warp that merges: heads whose last unit is the block's */
-template <int HD>
+template <int HD, bool NEAR>
 static __device__ __forceinline__ void merge(const struct query &a, const struct plan &p,
-					     struct query_shared<HD> &m)
+					     struct query_shared<HD> &m, bf16 *ring)
 {
 	struct head h = first_head(p);
 	uint32_t phase = 0;
 	int slot = 0;
 
-	meet(START, WARPS(HD) + 2);
+	start<HD, NEAR>();
 	wait_for_kernel_ahead();
 #pragma unroll 1
 	while (has_units(p, h)) {
 		barrier_wait(m.done + slot, phase);
-		if (h.units > 1 && h.end == h.start + h.units)
-			merge_parts<HD>(a, h);
+		if (h.units > 1 && has_last(h))
+			merge_parts<HD, NEAR>(a, h, NEAR ? parts_behind<HD>(ring)
+							 : parts_of<HD>(a, h));
 		next_head(a, p, h);
 		if (++slot == WARPS(HD) && has_units(p, h)) {
 			slot = 0;
@@ -340,7 +385,7 @@ static __device__ __forceinline__ void merge(const struct query &a, const struct
 #endif
 
 /* Registers: as few as let the products' blocks run beside it. */
-template <int HD>
+template <int HD, bool NEAR>
 __global__ void __launch_bounds__(THREADS(HD), 512 / THREADS(HD))
 	query_ring(const __grid_constant__ CUtensorMap keys,
 		   const __grid_constant__ CUtensorMap values,
@@ -359,13 +404,13 @@ __global__ void __launch_bounds__(THREADS(HD), 512 / THREADS(HD))
 		asm volatile("prefetch.tensormap [%0];" ::"l"(&keys) : "memory");
 		asm volatile("prefetch.tensormap [%0];" ::"l"(&values) : "memory");
 	}
-	p = plan_block(a);
+	p = plan_block<NEAR>(a);
 	if (warp < copier)
-		compute<HD>(a, p, m, ring);
+		compute<HD, NEAR>(a, p, m, ring);
 	else if (warp == copier)
-		copy<HD>(a, p, m, ring, &keys, &values);
+		copy<HD, NEAR>(a, p, m, ring, &keys, &values);
 	else
-		merge<HD>(a, p, m);
+		merge<HD, NEAR>(a, p, m, ring);
 #endif
 }
 
@@ -379,28 +424,100 @@ static CUtensorMap cache_map(struct cuda_state *s, const struct query *a, const 
 	return hopper_map(s, &m, KEYS);
 }
 
+static int64_t units_of_head(const struct query *a)
+{
+	return div_up(a->capacity, KEYS);
+}
+
 static int64_t units_most(const struct query *a)
 {
-	return a->sequences * a->heads * div_up(a->capacity, KEYS);
+	return a->sequences * a->heads * units_of_head(a);
+}
+
+template <int HD, bool NEAR>
+static void set_shared(int bytes)
+{
+	CUDA(cudaFuncSetAttribute(query_ring<HD, NEAR>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+				  bytes));
+	CUDA(cudaFuncSetAttribute(query_ring<HD, NEAR>,
+				  cudaFuncAttributePreferredSharedMemoryCarveout,
+				  cudaSharedmemCarveoutMaxShared));
+}
+
+/* Gives every cluster of the launch so many blocks. */
+static void form_clusters(cudaLaunchConfig_t *shape, unsigned blocks)
+{
+	cudaLaunchAttribute *cluster = &shape->attrs[shape->numAttrs++];
+
+	cluster->id = cudaLaunchAttributeClusterDimension;
+	cluster->val.clusterDim.x = blocks;
+	cluster->val.clusterDim.y = cluster->val.clusterDim.z = 1;
+}
+
+/* How many clusters of so many blocks run at a time, each block alone on a multiprocessor: asked
+ * for blocks that take all its shared memory. -1: none. */
+template <int HD>
+static int clusters_at_once(struct cuda_state *s, int blocks)
+{
+	int *n = s->clusters + blocks;
+
+	if (!*n) {
+		cudaLaunchAttribute cluster;
+		cudaLaunchConfig_t shape =
+			launch_shape(s, dim3((unsigned)blocks), THREADS(HD), false, &cluster);
+
+		set_shared<HD, true>((int)s->shared_most);
+		shape.dynamicSmemBytes = s->shared_most;
+		form_clusters(&shape, (unsigned)blocks);
+		CUDA(cudaOccupancyMaxActiveClusters(n, query_ring<HD, true>, &shape));
+		*n = *n ? *n : -1;
+	}
+	return *n;
+}
+
+/* How many blocks each head has for itself: as many as run at once; two where heads are many and
+ * there is much to read; else 0. */
+template <int HD>
+static int blocks_of_head(struct cuda_state *s, const struct query *a)
+{
+	const int heads = a->sequences * a->heads;
+
+	if (units_of_head(a) > NEAR_UNITS)
+		return 0;
+	for (int n = CLUSTER_MOST; n > 1; n--)
+		if (n * heads <= s->processors && clusters_at_once<HD>(s, n) >= heads)
+			return n;
+	return units_most(a) * UNIT(HD) * 4 > FEW_BYTES * s->processors ? 2 : 0;
+}
+
+template <int HD, bool NEAR>
+static void launch(struct cuda_state *s, const cudaLaunchConfig_t *shape, const struct query *a)
+{
+	set_shared<HD, NEAR>((int)shape->dynamicSmemBytes);
+	CUDA(cudaLaunchKernelEx(shape, query_ring<HD, NEAR>, cache_map(s, a, a->keys),
+				cache_map(s, a, a->values), *a));
+	LAUNCHED();
 }
 
 template <int HD>
-static void launch(struct cuda_state *s, const struct query *a)
+static void run(struct cuda_state *s, const struct query *a)
 {
-	struct query q = *a;
-	cudaLaunchAttribute early;
+	const int each = blocks_of_head<HD>(s, a);
+	const int blocks = each ? each * a->sequences * a->heads : s->processors;
+	cudaLaunchAttribute attribute[2];
 	cudaLaunchConfig_t shape =
-		launch_shape(s, dim3((unsigned)s->processors), THREADS(HD), true, &early);
+		launch_shape(s, dim3((unsigned)blocks), THREADS(HD), true, attribute);
+	struct query q = *a;
 
-	q.part = (float *)cuda_parts(s, (size_t)units_most(a) * (HD + APART) * sizeof(float));
 	shape.dynamicSmemBytes = SHARED_BYTES(HD);
-	CUDA(cudaFuncSetAttribute(query_ring<HD>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-				  (int)shape.dynamicSmemBytes));
-	CUDA(cudaFuncSetAttribute(query_ring<HD>, cudaFuncAttributePreferredSharedMemoryCarveout,
-				  cudaSharedmemCarveoutMaxShared));
-	CUDA(cudaLaunchKernelEx(&shape, query_ring<HD>, cache_map(s, a, a->keys),
-				cache_map(s, a, a->values), q));
-	LAUNCHED();
+	if (each) {
+		form_clusters(&shape, (unsigned)each);
+		shape.dynamicSmemBytes += (size_t)units_of_head(a) * PART_BYTES(HD);
+		launch<HD, true>(s, &shape, &q);
+	} else {
+		q.part = (float *)cuda_parts(s, (size_t)units_most(a) * PART_BYTES(HD));
+		launch<HD, false>(s, &shape, &q);
+	}
 }
 
 /* Bulk copies want addresses and rows of multiples of 16 bytes, as rows of such heads are. A block
@@ -417,7 +534,7 @@ bool query_hopper_fits(const struct cuda_state *s, const struct query *a)
 void query_hopper(struct cuda_state *s, const struct query *a)
 {
 	if (a->hd == 64)
-		launch<64>(s, a);
+		run<64>(s, a);
 	else
-		launch<128>(s, a);
+		run<128>(s, a);
 }

@@ -1,44 +1,63 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Partial softmaxes of query_hopper.cu: of a unit each, from the warps that have them to the one
- * that puts a head's together, in a block or between blocks. They lie in memory all of whose words
- * are EMPTY between kernels (cuda_parts): a word that is something else is there, with no counter
- * and no fence, and whoever has read it empties it again.
+ * that puts a head's together, in the block with the head's last unit. They lie as warps have them
+ * (query_softmax.cuh): a lane's elements of every 64 side by side, lane by lane.
  *
- * The block with a head's last unit puts its parts together, and waits for those of blocks before
- * it. That ends. A block waits only for blocks of lower number, which are placed first and wait for
- * none of higher number; and all are there at once: there are no more than multiprocessors, each of
- * which holds one, and kernels behind start only after all of them. */
+ * Where a head has a cluster of its own, they go to shared memory of its last block, whose barrier
+ * counts their bytes. Else they lie in memory all of whose words are EMPTY between kernels
+ * (cuda_parts): a word that is something else is there, with no counter and no fence, and whoever
+ * has read it empties it again.
+ *
+ * Waiting there ends. A block waits only for blocks of lower number, which are placed first and
+ * wait for none of higher number; and all are there at once: there are no more than
+ * multiprocessors, each of which holds one, and kernels behind start only after all of them. */
 #ifndef KERNELS_CUDA_QUERY_PARTS_CUH
 #define KERNELS_CUDA_QUERY_PARTS_CUH
 
 #include "kernels/cuda/query_softmax.cuh"
 
 #define APART 4           /* floats of a part beside its values: the highest score, the sum */
+#define PART_BYTES(HD) (((HD) + APART) * (int)sizeof(float))
+#define TOLD_BYTES(HD) (((HD) + 2) * (int)sizeof(float)) /* of these, what is written */
 #define PARTS 16          /* that are read at once */
 #define EMPTY 0xffffffffu /* arithmetic gives 0x7fffffff for what is not a number */
 
 #ifdef HOPPER_CODE
 
 /* Words of a part; never moved by the compiler. */
-static __device__ __forceinline__ void put_word(float *to, float x)
-{
-	asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(to), "f"(x) : "memory");
-}
-
 static __device__ __forceinline__ void put_words(float *to, float x, float y)
 {
 	asm volatile("st.relaxed.gpu.global.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(x), "f"(y)
 		     : "memory");
 }
 
+/* A place for words in a block of the cluster, and the barrier there that counts them. */
+struct near_place {
+	uint32_t at, told;
+};
+
+static __device__ __forceinline__ struct near_place operator+(struct near_place p, int words)
+{
+	return { p.at + (uint32_t)words * 4, p.told };
+}
+
+static __device__ __forceinline__ void put_words(struct near_place to, float x, float y)
+{
+	cluster_put(to.at, x, y, to.told);
+}
+
 /* Where there is none, v as it is. */
+template <bool NEAR>
 static __device__ __forceinline__ void read_words(float2 &v, const float *from, bool there)
 {
-	asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %3, 0;\n\t"
-		     "@p ld.relaxed.gpu.global.v2.f32 {%0, %1}, [%2];\n\t}"
-		     : "+f"(v.x), "+f"(v.y)
-		     : "l"(from), "r"((int)there)
-		     : "memory");
+	if constexpr (NEAR)
+		v = there ? *reinterpret_cast<const float2 *>(from) : v;
+	else
+		asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %3, 0;\n\t"
+			     "@p ld.relaxed.gpu.global.v2.f32 {%0, %1}, [%2];\n\t}"
+			     : "+f"(v.x), "+f"(v.y)
+			     : "l"(from), "r"((int)there)
+			     : "memory");
 }
 
 /* The parts of a head. */
@@ -50,16 +69,14 @@ static __device__ __forceinline__ float *parts_of(const struct query &a, const s
 	return a.part + head * ((a.capacity + KEYS - 1) / KEYS) * (HD + APART);
 }
 
-template <int HD>
-static __device__ __forceinline__ void put_part(float *to, const struct unit_softmax<HD> &u)
+template <int HD, typename PLACE>
+static __device__ __forceinline__ void put_part(PLACE to, const struct unit_softmax<HD> &u)
 {
-	int lane = (int)threadIdx.x % 32, g = lane / 4, t = lane % 4;
+	const int lane = (int)threadIdx.x % 32;
 
 #pragma unroll
-	for (int i = 0; i < HD / 64; i++) {
-		put_word(to + 64 * i + 16 * t + g, u.value[i][0]);
-		put_word(to + 64 * i + 16 * t + g + 8, u.value[i][1]);
-	}
+	for (int i = 0; i < HD / 64; i++)
+		put_words(to + 64 * i + 2 * lane, u.value[i][0], u.value[i][1]);
 	if (lane == 0)
 		put_words(to + HD, u.most, u.sum);
 }
@@ -76,27 +93,35 @@ struct parts {
 	float2 value[PARTS][HD / 64], whole[PARTS];
 };
 
-/* The first n of them or PARTS, where there are more: again until all are there. */
-template <int HD>
+/* The first n of them or PARTS, where there are more. */
+template <int HD, bool NEAR>
 static __device__ __forceinline__ void read_parts(struct parts<HD> &p, const float *from, int n)
 {
 	const int lane = (int)threadIdx.x % 32;
+
+#pragma unroll
+	for (int i = 0; i < PARTS; i++) {
+		const float *part = from + i * (HD + APART);
+
+		p.whole[i] = make_float2(-INFINITY, 0.0f);
+		read_words<NEAR>(p.whole[i], part + HD, i < n);
+#pragma unroll
+		for (int j = 0; j < HD / 64; j++) {
+			p.value[i][j] = make_float2(0.0f, 0.0f);
+			read_words<NEAR>(p.value[i][j], part + 64 * j + 2 * lane, i < n);
+		}
+	}
+}
+
+/* From memory: again until all are there. */
+template <int HD>
+static __device__ __forceinline__ void await_parts(struct parts<HD> &p, const float *from, int n)
+{
 	bool there;
 
 	do {
 		there = true;
-#pragma unroll
-		for (int i = 0; i < PARTS; i++) {
-			const float *part = from + i * (HD + APART);
-
-			p.whole[i] = make_float2(-INFINITY, 0.0f);
-			read_words(p.whole[i], part + HD, i < n);
-#pragma unroll
-			for (int j = 0; j < HD / 64; j++) {
-				p.value[i][j] = make_float2(0.0f, 0.0f);
-				read_words(p.value[i][j], part + 64 * j + 2 * lane, i < n);
-			}
-		}
+		read_parts<HD, false>(p, from, n);
 #pragma unroll
 		for (int i = 0; i < PARTS; i++) {
 			there = there && is_there(p.whole[i]);
@@ -125,14 +150,10 @@ static __device__ __forceinline__ void empty_parts(float *from, int n)
 	}
 }
 
-/* A softmax of the parts before; a lane has two elements of every 64. */
+/* Adds parts to the softmax of those before. */
 template <int HD>
-struct merged {
-	float most, sum, value[HD / 32];
-};
-
-template <int HD>
-static __device__ __forceinline__ void add_parts(struct merged<HD> &s, const struct parts<HD> &p)
+static __device__ __forceinline__ void add_parts(struct unit_softmax<HD> &s,
+						 const struct parts<HD> &p)
 {
 	float top = fmaxf(s.most, LEAST), by;
 
@@ -143,42 +164,44 @@ static __device__ __forceinline__ void add_parts(struct merged<HD> &s, const str
 	s.most = top;
 	s.sum *= by;
 #pragma unroll
-	for (int j = 0; j < HD / 32; j++)
-		s.value[j] *= by;
+	for (int j = 0; j < HD / 64; j++) {
+		s.value[j][0] *= by;
+		s.value[j][1] *= by;
+	}
 #pragma unroll
 	for (int i = 0; i < PARTS; i++) {
 		by = exp2_fast(p.whole[i].x - top);
 		s.sum += by * p.whole[i].y;
 #pragma unroll
 		for (int j = 0; j < HD / 64; j++) {
-			s.value[2 * j] += by * p.value[i][j].x;
-			s.value[2 * j + 1] += by * p.value[i][j].y;
+			s.value[j][0] += by * p.value[i][j].x;
+			s.value[j][1] += by * p.value[i][j].y;
 		}
 	}
 }
 
 /* By a warp: the head's result from its parts, in order. */
-template <int HD>
-static __device__ __forceinline__ void merge_parts(const struct query &a, const struct head &h)
+template <int HD, bool NEAR>
+static __device__ __forceinline__ void merge_parts(const struct query &a, const struct head &h,
+						   float *part)
 {
 	const int n = (int)h.units;
-	float *part = parts_of<HD>(a, h), by;
-	struct merged<HD> s = { -INFINITY };
-	bf16 *out = a.out + ((int64_t)h.sequence * a.heads + h.head) * HD + threadIdx.x % 32 * 2;
+	struct unit_softmax<HD> s = { -INFINITY };
 
 #pragma unroll 1
 	for (int first = 0; first < n; first += PARTS) {
+		float *from = part + first * (HD + APART);
 		struct parts<HD> p;
 
-		read_parts<HD>(p, part + first * (HD + APART), n - first);
-		empty_parts<HD>(part + first * (HD + APART), n - first);
+		if constexpr (NEAR) {
+			read_parts<HD, true>(p, from, n - first);
+		} else {
+			await_parts<HD>(p, from, n - first);
+			empty_parts<HD>(from, n - first);
+		}
 		add_parts<HD>(s, p);
 	}
-	by = s.sum > 0.0f ? 1.0f / s.sum : 0.0f;
-#pragma unroll
-	for (int j = 0; j < HD / 64; j++)
-		*reinterpret_cast<uint32_t *>(out + 64 * j) =
-			pack_bf16(s.value[2 * j] * by, s.value[2 * j + 1] * by);
+	put_whole<HD>(a, h, s);
 }
 
 #endif

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * What each block of query_hopper.cu works on. The keys of every head are divided into units of
  * KEYS; all units of all heads, in order, are shared out evenly: every block has as many that
- * follow one another. A warp knows of all sequences at once, lane s of sequence s. */
+ * follow one another. Where a head has a cluster of its own, its units are shared out among the
+ * blocks of that. A warp knows of all sequences at once, lane s of sequence s. */
 #ifndef KERNELS_CUDA_QUERY_SHARES_CUH
 #define KERNELS_CUDA_QUERY_SHARES_CUH
 
@@ -28,11 +29,36 @@ struct head {
 	unsigned first, end;
 };
 
+/* The i-th of n shares of the units from `first` on; the last one has some where there are any. */
+static __device__ __forceinline__ void take_share(struct plan &p, unsigned first, unsigned units,
+						  unsigned i, unsigned n)
+{
+	unsigned from = units * i / n, to = units * (i + 1) / n;
+
+	if (from < to) {
+		p.first = first + from;
+		p.end = first + to;
+	}
+}
+
+/* The block's share of the head that is its cluster's. */
+static __device__ __forceinline__ void share_head(const struct query &a, struct plan &p)
+{
+	const unsigned n = cluster_blocks(), heads = (unsigned)a.heads, head = blockIdx.x / n;
+	const int s = (int)(head / heads);
+	unsigned units = __shfl_sync(0xffffffffu, p.units, s);
+	unsigned start = __shfl_sync(0xffffffffu, p.start, s);
+
+	take_share(p, start + head % heads * units, units, (unsigned)cluster_rank(), n);
+}
+
+/* NEAR: where a head has a cluster of its own. */
+template <bool NEAR>
 static __device__ __forceinline__ struct plan plan_block(const struct query &a)
 {
 	int lane = (int)threadIdx.x % 32;
 	struct plan p = {};
-	unsigned sum, total, blocks;
+	unsigned sum, total;
 
 	p.to = -1;
 	if (lane < a.sequences) {
@@ -51,11 +77,10 @@ static __device__ __forceinline__ struct plan plan_block(const struct query &a)
 	p.start = sum - p.units * (unsigned)a.heads;
 	p.awake = __ballot_sync(0xffffffffu, p.units > 0);
 	total = __shfl_sync(0xffffffffu, sum, SEQUENCES_MOST - 1);
-	blocks = min(gridDim.x, total);
-	if (blockIdx.x < blocks) {
-		p.first = total * blockIdx.x / blocks;
-		p.end = total * (blockIdx.x + 1) / blocks;
-	}
+	if constexpr (NEAR)
+		share_head(a, p);
+	else if (blockIdx.x < min(gridDim.x, total))
+		take_share(p, 0, total, blockIdx.x, min(gridDim.x, total));
 	return p;
 }
 
@@ -87,6 +112,12 @@ static __device__ __forceinline__ struct head first_head(const struct plan &p)
 	h.start += (unsigned)h.head * h.units;
 	own_units(p, h);
 	return h;
+}
+
+/* Whether the block has the head's last unit: it puts parts together. */
+static __device__ __forceinline__ bool has_last(const struct head &h)
+{
+	return h.end == h.start + h.units;
 }
 
 /* Whether the block has units of the head, which is its first one or comes after that. */

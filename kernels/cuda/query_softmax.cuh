@@ -184,7 +184,7 @@ finish_unit(float most, float sum, const float (&value)[HD / 16][4])
 	return u;
 }
 
-/* The result of a head of one unit. */
+/* The result of a head from all of its softmax. */
 template <int HD>
 static __device__ __forceinline__ void put_whole(const struct query &a, const struct head &h,
 						 const struct unit_softmax<HD> &u)

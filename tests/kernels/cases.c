@@ -636,6 +636,17 @@ const struct op_case op_cases[] = {
 	    { 6, 1, 11, 32, 1100, 1060 },
 	    { 9, 1, 24, 64, 40, 30 } },
 	  { { 0 } }, 2 },
+	/* GPU: heads of attention have clusters of four or five blocks, of two, of five to seven as
+	 * these fit there, and none, as there are too many keys; then of two, as there is much to read */
+	{ "cached_layers", do_cached_layers, true, 5,
+	  { { 1, 1, 24, 64, 1100, 1090 },
+	    { 6, 1, 10, 64, 300, 290 },
+	    { 6, 1, 3, 128, 900, 890 },
+	    { 1, 1, 2, 64, 8300, 8290 } },
+	  { { 0 } }, 2 },
+	{ "cached_layers", do_cached_layers, true, 5,
+	  { { 16, 1, 24, 64, 700, 690 } },
+	  { { 0 } }, 2 },
 	/* GPU: a block of attention has units of several heads, of one, and parts of one */
 	{ "cached_layers", do_cached_layers, true, 5,
 	  { { 3, 1, 24, 64, 40, 30 },
