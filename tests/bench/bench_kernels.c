@@ -348,7 +348,8 @@ static void bench_tokens(int S, int64_t d, int heads, int64_t F, int keys)
 	double bytes = (double)(4 * d * d + 3 * d * F + 2 * S * keys * d) * 2;
 	char name[64];
 
-	snprintf(name, sizeof name, "tokens, a layer of %lld, batch %d", (long long)d, S);
+	snprintf(name, sizeof name, "tokens, a layer of %lld, batch %d, %d keys", (long long)d, S,
+		 keys);
 	if (!wanted(name) || !k->has_graphs)
 		return;
 	c = layers_of(layer, S, S, d, heads, F, capacity);
@@ -563,6 +564,9 @@ int main(int argc, char **argv)
 	bench_tokens(1, 1536, 24, 4096, 1023);
 	bench_tokens(8, 1536, 24, 4096, 1023);
 	bench_tokens(1, 2048, 16, 5632, 1023);
+	bench_tokens(16, 1536, 24, 4096, 1023);
+	bench_tokens(8, 1536, 24, 4096, 3900);
+	bench_tokens(8, 2048, 16, 5632, 1023);
 	bench_norm(rows, 1536);
 	bench_swiglu(rows, 4096);
 	bench_matmul_swiglu(rows, 2048, 768);
