@@ -637,7 +637,8 @@ const struct op_case op_cases[] = {
 	    { 9, 1, 24, 64, 40, 30 } },
 	  { { 0 } }, 2 },
 	/* GPU: heads of attention have clusters of four or five blocks, of two, of five to seven as
-	 * these fit there, and none, as there are too many keys; then of two, as there is much to read */
+	 * these fit there, and none, as there are too many keys; then of two, as there is much to
+	 * read */
 	{ "cached_layers", do_cached_layers, true, 5,
 	  { { 1, 1, 24, 64, 1100, 1090 },
 	    { 6, 1, 10, 64, 300, 290 },
