@@ -1,22 +1,30 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Sampling: independence of the batch, groups, runs that join others under way, refusals,
- * stopping, and the memory it says it needs. */
+ * Sampling: independence of the batch, groups, runs that join others under way, a token alone and
+ * beside others, refusals, stopping, and the memory it says it needs. */
 #include "tests/test.h"
 #include "tests/model/fixture.h"
+#include "model/linear.h"
 #include "model/sampler_plan.h"
 #include "lib/mem.h"
 
 #include <math.h>
 #include <string.h>
 
-static void open_model(struct transformer *m, const char *backend, enum dtype act)
+static void open_sized(struct transformer *m, const char *backend, const struct dims *dims,
+		       int64_t positions)
 {
 	struct err e = ERR_INIT;
+
+	assert_ok(transformer_init(m, fixture_kernels(backend), dims, positions, false, &e), &e);
+	fixture_draw(m, 8);
+}
+
+static void open_model(struct transformer *m, const char *backend, enum dtype act)
+{
 	struct dims dims = fixture_dims();
 
 	dims.act = act;
-	assert_ok(transformer_init(m, fixture_kernels(backend), &dims, 64, false, &e), &e);
-	fixture_draw(m, 8);
+	open_sized(m, backend, &dims, 64);
 }
 
 static void close_model(struct transformer *m)
@@ -246,6 +254,164 @@ static void test_texts_that_join_are_as_alone(void **state)
 	check_joining("ref", SAMPLE_TEXT, 1, 0);
 	check_joining("ref", SAMPLE_TEXT, 3, 0);
 	check_joining("cpu", SAMPLE_TEXT, 1, 0);
+}
+
+/* ---- a token alone and beside others */
+
+#define BESIDE 16
+#define CONTEXT 710
+#define WIDTH 320
+#define PIECES 128 /* rows of the vocabulary matrices */
+#define ROUNDS 8
+#define STRETCH 256
+
+/* Keys that a sequence's row sees, the last of them its own; 0: a free row. */
+static const int32_t seen[BESIDE] = { 700, 64, 0, 3, 65, 1, 512, 257,
+				      710, 505, 0, 2, 500, 63, 480, 515 };
+
+/* All that comes of a row, with and without logits; keys and values of each layer. */
+struct answer {
+	uint16_t x[2][WIDTH], out[WIDTH], logits[PIECES], cached[2][2][WIDTH];
+};
+#define ANSWER (sizeof(struct answer) / sizeof(uint16_t))
+
+/* Elements of a stream of normals from `first` on, times `size`, rounded to bf16; and every other
+ * STRETCH rows of a cache up by `swing`, those between down. */
+static void draw(struct kernels *k, struct tensor to, uint64_t number, int64_t first, float size,
+		 float swing)
+{
+	size_t n = (size_t)tensor_count(&to);
+	float *value = xcalloc(n, sizeof *value);
+	uint16_t *rounded = xcalloc(n, sizeof *rounded);
+
+	philox_normals(8, PHILOX_TEST, number, (uint64_t)first, value, n);
+	for (size_t i = 0; i < n; i++) {
+		bool down = i / WIDTH % CONTEXT / STRETCH % 2;
+
+		rounded[i] = bf16_from_float(size * value[i] + (down ? -swing : swing));
+	}
+	k->ops->upload(k, to.data, rounded, n * sizeof *rounded);
+	xfree(value);
+	xfree(rounded);
+}
+
+/* In the first layer keys are much alike, and values cancel each other but for little: roundings of
+ * the sums on the way show in what is left, so that their order does. */
+static void draw_caches(struct sampler *s)
+{
+	draw(s->k, s->keys[0], 1000, 0, 0.1f, 0);
+	draw(s->k, s->values[0], 1001, 0, 1, 16);
+	draw(s->k, s->keys[1], 1002, 0, 1, 0);
+	draw(s->k, s->values[1], 1003, 0, 1, 0);
+}
+
+/* Where the sequence's row puts its key or value; of a free one, where it must not. */
+static struct tensor new_row(struct tensor cache, int64_t sequence)
+{
+	int64_t at = sequence * CONTEXT + (seen[sequence] ? seen[sequence] - 1 : 0);
+
+	return sampler_rows(tensor_2d(cache.data, DT_BF16, BESIDE * CONTEXT, WIDTH), at, 1);
+}
+
+/* Inputs of n sequences from `first` on: small, so that what attention adds is not lost in them. */
+static void lay_rows(struct sampler *s, int64_t first, int64_t n, uint64_t round)
+{
+	int32_t limit[BESIDE], at[BESIDE];
+
+	for (int64_t i = 0; i < n; i++) {
+		limit[i] = seen[first + i] - 1;
+		at[i] = limit[i] < 0 ? 0 : limit[i];
+		for (int l = 0; l < 2; l++) {
+			s->k->ops->fill(s->k, new_row(s->keys[l], first + i), 9);
+			s->k->ops->fill(s->k, new_row(s->values[l], first + i), 9);
+		}
+	}
+	s->first = first;
+	s->span = n;
+	sampler_send(s, LIMIT, limit, n);
+	sampler_send(s, AT, at, n);
+	sampler_send(s, POSITION, at, n);
+	draw(s->k, sampler_rows(s->t[X_IN], 0, n), round, first * WIDTH, 1 / 64.0f, 0);
+}
+
+static void take_row(struct sampler *s, uint16_t *to, struct tensor from, int64_t row)
+{
+	from = sampler_rows(from, row, 1);
+	s->k->ops->download(s->k, to, from.data, tensor_bytes(&from));
+}
+
+static void answer(struct sampler *s, int64_t first, int64_t n, uint64_t round, struct answer *a)
+{
+	lay_rows(s, first, n, round);
+	sampler_blocks(s, 1, NO_TENSOR);
+	for (int64_t i = 0; i < n; i++) {
+		take_row(s, a[i].x[0], s->t[X_IN], i);
+		take_row(s, a[i].out, s->t[NORMED], i);
+	}
+	lay_rows(s, first, n, round);
+	sampler_blocks(s, 1, sampler_rows(s->t[LOGITS], 0, n));
+	for (int64_t i = 0; i < n; i++) {
+		take_row(s, a[i].x[1], s->t[X_IN], i);
+		take_row(s, a[i].logits, s->t[LOGITS], i);
+		for (int l = 0; l < 2; l++) {
+			take_row(s, a[i].cached[l][0], new_row(s->keys[l], first + i), 0);
+			take_row(s, a[i].cached[l][1], new_row(s->values[l], first + i), 0);
+		}
+	}
+}
+
+/* Bit for bit, but for the CPU's products: how oneDNN divides their sums depends on the number of
+ * rows, and a sum that is rounded to bf16 the other way is 2^-8 apart. */
+static void assert_answers(const struct kernels *k, const struct answer *a, const struct answer *b,
+			   int64_t sequence)
+{
+	double near = strcmp(k->backend, "cpu") == 0 ? 0.02 : 0, apart;
+	float x[ANSWER], y[ANSWER];
+
+	if (memcmp(a, b, sizeof *a) == 0)
+		return;
+	for (size_t i = 0; i < ANSWER; i++) {
+		x[i] = bf16_to_float(((const uint16_t *)a)[i]);
+		y[i] = bf16_to_float(((const uint16_t *)b)[i]);
+	}
+	apart = fixture_distance(x, y, (int64_t)ANSWER);
+	if (!(apart < near))
+		fail_msg("%s: the row of sequence %d is %.3g apart alone", k->backend,
+			 (int)sequence, apart);
+}
+
+/* On a GPU attention has a form for the 80 heads of all sequences and another one for the 5 of one,
+ * and products differ in how many rows they are for. */
+static void test_a_token_has_the_same_bits_alone(void **state)
+{
+	struct err e = ERR_INIT;
+	const char *device[2];
+	struct dims dims = fixture_dims();
+	struct answer all[BESIDE], one;
+	int devices = fixture_devices(device);
+
+	(void)state;
+	dims.act = DT_BF16;
+	dims.d = WIDTH;
+	dims.H = 5;
+	dims.F = 480;
+	for (int n = 0; n < devices; n++) {
+		struct transformer m;
+		struct sampler *s;
+
+		open_sized(&m, device[n], &dims, CONTEXT);
+		assert_ok(sampler_new(&m, BESIDE, CONTEXT, false, &s, &e), &e);
+		draw_caches(s);
+		for (uint64_t round = 0; round < ROUNDS; round++) {
+			answer(s, 0, BESIDE, round, all);
+			for (int64_t i = 0; i < BESIDE; i++) {
+				answer(s, i, 1, round, &one);
+				assert_answers(m.k, &one, &all[i], i);
+			}
+		}
+		sampler_free(s);
+		close_model(&m);
+	}
 }
 
 /* Over many pictures: a single one may lie where the clamp doubles every rounding. */
@@ -540,6 +706,7 @@ int main(void)
 		cmocka_unit_test(test_free_sequences_do_not_disturb_each_other),
 		cmocka_unit_test(test_pictures_that_join_are_as_alone),
 		cmocka_unit_test(test_texts_that_join_are_as_alone),
+		cmocka_unit_test(test_a_token_has_the_same_bits_alone),
 		cmocka_unit_test(test_bf16_draws_near_f32),
 		cmocka_unit_test(test_greedy_takes_the_likeliest_and_a_tiny_nucleus_is_greedy),
 		cmocka_unit_test(test_running_ahead_changes_nothing),
