@@ -382,6 +382,17 @@ uint64_t harness_receive_job(void *socket)
 	return id;
 }
 
+Tf__Request harness_empty(Tf__Request__BodyCase kind)
+{
+	static Tf__Empty empty = TF__EMPTY__INIT;
+	Tf__Request r = TF__REQUEST__INIT;
+
+	r.version = TF_PROTOCOL_VERSION;
+	r.body_case = kind;
+	r.ping = &empty; /* they share their place */
+	return r;
+}
+
 int harness_call(struct connection *c, Tf__Request *r, Tf__Reply **reply, struct err *e)
 {
 	Tf__Reply *mine = NULL;

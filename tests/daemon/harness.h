@@ -76,6 +76,8 @@ char *harness_path(const struct harness *h, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));
 bool harness_exists(const struct harness *h, const char *rel);
 
+/* A request of a kind that says nothing but itself: ping, status, slot_list, user_list. */
+Tf__Request harness_empty(Tf__Request__BodyCase kind);
 /* Calls; the code is 0 or the daemon's. *reply (may be NULL) is the caller's. */
 int harness_call(struct connection *c, Tf__Request *r, Tf__Reply **reply, struct err *e);
 /* Submits a noop job that the fake worker takes for an order to behave so. */

@@ -36,11 +36,8 @@ static int start(void **state)
 
 static int simple(struct connection *c, int body, Tf__Reply **reply)
 {
-	static Tf__Empty empty = TF__EMPTY__INIT;
-	Tf__Request r = TF__REQUEST__INIT;
+	Tf__Request r = harness_empty((Tf__Request__BodyCase)body);
 
-	r.body_case = (Tf__Request__BodyCase)body;
-	r.ping = &empty;
 	err_clear(&e);
 	return harness_call(c, &r, reply, &e);
 }
@@ -118,17 +115,14 @@ static void send_raw(void *socket, const void *data, size_t len, int parts)
 
 static void another_version_is_told_so(void **state)
 {
-	static Tf__Empty empty = TF__EMPTY__INIT;
 	void *context = zmq_ctx_new(), *socket = harness_socket(&h, context, &member);
-	Tf__Request r = TF__REQUEST__INIT;
+	Tf__Request r = harness_empty(TF__REQUEST__BODY_PING);
 	uint8_t data[64];
 	Tf__Reply *reply;
 
 	(void)state;
 	r.version = TF_PROTOCOL_VERSION + 1;
 	r.id = 77;
-	r.body_case = TF__REQUEST__BODY_PING;
-	r.ping = &empty;
 	send_raw(socket, data, tf__request__pack(&r, data), 1);
 	reply = harness_receive(socket, LIMIT_WAIT_MS);
 	assert_non_null(reply);

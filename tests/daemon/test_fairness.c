@@ -153,12 +153,8 @@ static void a_submit_is_not_behind_a_flood(void **state)
 
 static void send_pings(void *socket, uint64_t first, uint64_t count)
 {
-	static Tf__Empty empty = TF__EMPTY__INIT;
-	Tf__Request r = TF__REQUEST__INIT;
+	Tf__Request r = harness_empty(TF__REQUEST__BODY_PING);
 
-	r.version = TF_PROTOCOL_VERSION;
-	r.body_case = TF__REQUEST__BODY_PING;
-	r.ping = &empty;
 	for (r.id = first; r.id < first + count; r.id++)
 		harness_send(socket, &r);
 }
@@ -215,12 +211,9 @@ static void what_waits_of_a_user_is_bounded(void **state)
 
 static int ping(struct connection *c)
 {
-	static Tf__Empty empty = TF__EMPTY__INIT;
-	Tf__Request r = TF__REQUEST__INIT;
+	Tf__Request r = harness_empty(TF__REQUEST__BODY_PING);
 
 	err_clear(&e);
-	r.body_case = TF__REQUEST__BODY_PING;
-	r.ping = &empty;
 	return harness_call(c, &r, NULL, &e);
 }
 

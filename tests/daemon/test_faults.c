@@ -93,12 +93,9 @@ static uint64_t submit_until_taken(const uint8_t token[16])
 
 static Tf__Reply *status(void)
 {
-	Tf__Request r = TF__REQUEST__INIT;
-	Tf__Empty empty = TF__EMPTY__INIT;
+	Tf__Request r = harness_empty(TF__REQUEST__BODY_STATUS);
 	Tf__Reply *reply = NULL;
 
-	r.body_case = TF__REQUEST__BODY_STATUS;
-	r.status = &empty;
 	err_clear(&e);
 	assert_ok(harness_call(h.line, &r, &reply, &e), &e);
 	return reply;

@@ -163,12 +163,9 @@ static void rules_follow(void **state)
 
 static Tf__Reply *slots(void)
 {
-	Tf__Request r = TF__REQUEST__INIT;
-	Tf__Empty empty = TF__EMPTY__INIT;
+	Tf__Request r = harness_empty(TF__REQUEST__BODY_SLOT_LIST);
 	Tf__Reply *reply = NULL;
 
-	r.body_case = TF__REQUEST__BODY_SLOT_LIST;
-	r.slot_list = &empty;
 	assert_ok(harness_call(h.line, &r, &reply, &e), &e);
 	return reply;
 }
@@ -210,13 +207,10 @@ static void slots_come_and_go(void **state)
 /* Those of the configuration, in the order of their keys, as "name role, ". */
 static char *configured_users(void)
 {
-	Tf__Request r = TF__REQUEST__INIT;
-	Tf__Empty empty = TF__EMPTY__INIT;
+	Tf__Request r = harness_empty(TF__REQUEST__BODY_USER_LIST);
 	Tf__Reply *reply = NULL;
 	struct buf text = BUF_INIT;
 
-	r.body_case = TF__REQUEST__BODY_USER_LIST;
-	r.user_list = &empty;
 	assert_ok(harness_call(h.line, &r, &reply, &e), &e);
 	for (size_t i = 0; i < reply->users->n_user; i++)
 		if (reply->users->user[i]->configured)

@@ -86,11 +86,8 @@ static void put_down(const char *user, const char *action, const char *outcome, 
 
 static int ask(struct connection *c, Tf__Request__BodyCase body)
 {
-	static Tf__Empty empty = TF__EMPTY__INIT;
-	Tf__Request r = TF__REQUEST__INIT;
+	Tf__Request r = harness_empty(body);
 
-	r.body_case = body;
-	r.ping = &empty;
 	err_clear(&e);
 	return harness_call(c, &r, NULL, &e);
 }
@@ -517,12 +514,9 @@ static void stop_proxy(struct connection *c)
 
 static void ping_twice(struct connection *c)
 {
-	static Tf__Empty empty = TF__EMPTY__INIT;
-	Tf__Request r = TF__REQUEST__INIT;
+	Tf__Request r = harness_empty(TF__REQUEST__BODY_PING);
 	uint64_t id;
 
-	r.body_case = TF__REQUEST__BODY_PING;
-	r.ping = &empty;
 	for (int i = 0; i < 2; i++)
 		assert_ok(connection_send(c, &r, &id, &e), &e);
 	for (int i = 0; i < 2; i++) {

@@ -67,12 +67,9 @@ static void start(const char *gpus, const char *timeout_ms)
 
 static Tf__Reply *ask(void)
 {
-	Tf__Request r = TF__REQUEST__INIT;
-	Tf__Empty empty = TF__EMPTY__INIT;
+	Tf__Request r = harness_empty(TF__REQUEST__BODY_SLOT_LIST);
 	Tf__Reply *reply = NULL;
 
-	r.body_case = TF__REQUEST__BODY_SLOT_LIST;
-	r.slot_list = &empty;
 	assert_ok(harness_call(h.line, &r, &reply, &e), &e);
 	assert_int_equal(reply->body_case, TF__REPLY__BODY_SLOTS);
 	return reply;

@@ -319,13 +319,10 @@ static void nothing_grows_under_clients(void **state)
 /* As `status` says it. */
 static uint64_t count_of_ended(void)
 {
-	Tf__Request r = TF__REQUEST__INIT;
-	Tf__Empty empty = TF__EMPTY__INIT;
+	Tf__Request r = harness_empty(TF__REQUEST__BODY_STATUS);
 	Tf__Reply *reply = NULL;
 	uint64_t count = UINT64_MAX;
 
-	r.body_case = TF__REQUEST__BODY_STATUS;
-	r.status = &empty;
 	assert_ok(harness_call(h.line, &r, &reply, &e), &e);
 	for (size_t i = 0; i < reply->status->n_count; i++)
 		if (strcmp(reply->status->count[i]->key, "ended") == 0)

@@ -87,13 +87,10 @@ static int give_role(struct connection *c, const char *name, const char *role)
 static const char *who(struct connection *c, const char *as)
 {
 	static char text[200];
-	Tf__Request r = TF__REQUEST__INIT;
-	Tf__Empty empty = TF__EMPTY__INIT;
+	Tf__Request r = harness_empty(TF__REQUEST__BODY_STATUS);
 	Tf__Reply *reply = NULL;
 	int rc;
 
-	r.body_case = TF__REQUEST__BODY_STATUS;
-	r.status = &empty;
 	r.as_user = (char *)as;
 	rc = call(c, &r, &reply);
 	if (rc < 0)
@@ -105,13 +102,10 @@ static const char *who(struct connection *c, const char *as)
 
 static size_t count_users(void)
 {
-	Tf__Request r = TF__REQUEST__INIT;
-	Tf__Empty empty = TF__EMPTY__INIT;
+	Tf__Request r = harness_empty(TF__REQUEST__BODY_USER_LIST);
 	Tf__Reply *reply = NULL;
 	size_t n;
 
-	r.body_case = TF__REQUEST__BODY_USER_LIST;
-	r.user_list = &empty;
 	assert_ok(call(h.line, &r, &reply), &e);
 	n = reply->users->n_user;
 	tf__reply__free_unpacked(reply, NULL);
