@@ -369,10 +369,21 @@ static int sync_names(const struct job *job, struct err *e)
 	return file_fsync_parent(job->folder, e);
 }
 
+/* Straight in it: an older daemon wants a folder of the attempt between. The paths are compared as
+ * they are written; of two spellings of one folder it is synced twice, which does no harm. */
+static bool lies_in_folder(const struct job *job)
+{
+	size_t len = strlen(job->folder);
+
+	return strncmp(job->outcome, job->folder, len) == 0 &&
+	       strrchr(job->outcome, '/') == job->outcome + len;
+}
+
 int report_sync_outcome(const struct job *job, struct err *e)
 {
 	TRY(file_fsync(job->outcome, e));
-	TRY(file_fsync_parent(job->outcome, e)); /* an older daemon has a folder for each attempt */
+	if (!lies_in_folder(job))
+		TRY(file_fsync_parent(job->outcome, e));
 	return sync_names(job, e);
 }
 

@@ -57,10 +57,11 @@ static void sync_outcome(const char *rel)
 	xfree(job_folder);
 }
 
-static void its_names_are_synced(void **state)
+static void its_names_are_synced_once(void **state)
 {
 	(void)state;
 	sync_outcome("outcome-1.pb");
+	assert_int_equal(synced_count, 3);
 	assert_true(was_synced("/jobs/7/outcome-1.pb"));
 	assert_true(was_synced("/jobs/7"));
 	assert_true(was_synced("/jobs"));
@@ -101,7 +102,7 @@ static int teardown(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(its_names_are_synced),
+		cmocka_unit_test(its_names_are_synced_once),
 		cmocka_unit_test(those_of_an_older_daemon_too),
 	};
 
