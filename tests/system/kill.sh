@@ -121,8 +121,9 @@ touch "$work/stop"
 echo "# killed: daemon $killed_daemons, workers $killed_workers, clients $killed_clients times; $together times together"
 
 settle() {
-	transfuse release --tag held >/dev/null 2>&1 # whose client was killed before
 	for _ in $(seq 600); do
+		# whose client was killed before, and what a client was about to submit when told to stop
+		transfuse release --tag held >/dev/null 2>&1
 		transfuse jobs --json >"$work/living" && ! grep -q '"state"' "$work/living" && return 0
 		sleep 1
 	done
