@@ -129,6 +129,16 @@ static inline int64_t div_up(int64_t a, int64_t b)
 	return (a + b - 1) / b;
 }
 
+/* Gives every cluster of the launch so many blocks; there must be room for another attribute. */
+static inline void form_clusters(cudaLaunchConfig_t *shape, unsigned blocks)
+{
+	cudaLaunchAttribute *cluster = &shape->attrs[shape->numAttrs++];
+
+	cluster->id = cudaLaunchAttributeClusterDimension;
+	cluster->val.clusterDim.x = blocks;
+	cluster->val.clusterDim.y = cluster->val.clusterDim.z = 1;
+}
+
 /* Blocks for a grid-stride loop over `items` threads' worth of work. */
 static inline unsigned grid_for(const struct cuda_state *s, int64_t items, int threads)
 {

@@ -400,15 +400,12 @@ static cudaLaunchConfig_t launch_of(struct cuda_state *s, int pairs, cudaLaunchA
 
 	CUDA(cudaFuncSetAttribute(fused_blocks<HD>, cudaFuncAttributeMaxDynamicSharedMemorySize,
 				  bytes));
-	cluster->id = cudaLaunchAttributeClusterDimension;
-	cluster->val.clusterDim.x = PAIR;
-	cluster->val.clusterDim.y = cluster->val.clusterDim.z = 1;
 	c.gridDim = dim3((unsigned)(PAIR * pairs));
 	c.blockDim = dim3(THREADS);
 	c.dynamicSmemBytes = (size_t)bytes;
 	c.stream = s->stream;
 	c.attrs = cluster;
-	c.numAttrs = 1;
+	form_clusters(&c, PAIR);
 	return c;
 }
 

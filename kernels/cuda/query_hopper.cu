@@ -444,16 +444,6 @@ static void set_shared(int bytes)
 				  cudaSharedmemCarveoutMaxShared));
 }
 
-/* Gives every cluster of the launch so many blocks. */
-static void form_clusters(cudaLaunchConfig_t *shape, unsigned blocks)
-{
-	cudaLaunchAttribute *cluster = &shape->attrs[shape->numAttrs++];
-
-	cluster->id = cudaLaunchAttributeClusterDimension;
-	cluster->val.clusterDim.x = blocks;
-	cluster->val.clusterDim.y = cluster->val.clusterDim.z = 1;
-}
-
 /* How many clusters of so many blocks run at a time, each block alone on a multiprocessor: asked
  * for blocks that take all its shared memory. -1: none. */
 template <int HD>

@@ -130,10 +130,8 @@ static void launch_of_rows(struct cuda_state *s, int64_t rows, size_t shared, st
 
 	l->shape = launch_shape(s, dim3((unsigned)rows * blocks), THREADS, true, &l->attribute[0]);
 	l->shape.dynamicSmemBytes = shared;
-	l->attribute[1].id = cudaLaunchAttributeClusterDimension;
-	l->attribute[1].val.clusterDim = { blocks, 1, 1 };
 	if (blocks > 1)
-		l->shape.numAttrs = 2;
+		form_clusters(&l->shape, blocks);
 }
 
 /* ---- the likeliest token */
