@@ -33,10 +33,8 @@ struct primitive {
 struct cpu_conv {
 	struct primitive *list;
 	int count, room;
-	char *filter, *scratch;          /* shared: operations run one after the other */
-	size_t filter_bytes, scratch_bytes;
-	char *sums;                      /* partial sums of images */
-	size_t sums_bytes;
+	struct cpu_scratch filter, scratch;
+	struct cpu_scratch sums;         /* partial sums of images */
 	const struct conv_loops *loops;
 };
 
@@ -73,28 +71,6 @@ static const struct conv_loops *loops(struct kernels *k)
 	return conv_of(k)->loops;
 }
 
-static void memory_free(void *p, size_t *bytes)
-{
-	char **at = p;
-
-	free(*at);
-	*at = NULL;
-	*bytes = 0;
-}
-
-/* Grows shared memory, 64-byte aligned; contents are not kept. */
-static void need(void *p, size_t *have, size_t bytes)
-{
-	char **at = p;
-
-	if (*have >= bytes)
-		return;
-	memory_free(p, have);
-	if (posix_memalign((void **)at, 64, (bytes + 63) / 64 * 64) != 0)
-		die(EXIT_MEMORY, "no memory for a convolution: %zu bytes wanted", bytes);
-	*have = bytes;
-}
-
 static void primitive_release(struct primitive *p)
 {
 	dnnl_memory_t memory[] = { p->x, p->out, p->bias, p->filter, p->filter_user, p->scratch,
@@ -117,9 +93,9 @@ void cpu_conv_close(struct kernels *k)
 	for (int i = 0; i < v->count; i++)
 		primitive_release(&v->list[i]);
 	xfree(v->list);
-	memory_free(&v->filter, &v->filter_bytes);
-	memory_free(&v->scratch, &v->scratch_bytes);
-	memory_free(&v->sums, &v->sums_bytes);
+	cpu_scratch_release(&v->filter);
+	cpu_scratch_release(&v->scratch);
+	cpu_scratch_release(&v->sums);
 	xfree(state->conv);
 }
 
@@ -309,22 +285,21 @@ static struct primitive *prepare(struct kernels *k, const struct key *q, const s
 {
 	struct primitive *p = primitive_for(k, q);
 	struct cpu_conv *v = conv_of(k);
+	void *scratch = cpu_scratch(&v->scratch, p->scratch_bytes);
 
-	need(&v->filter, &v->filter_bytes, p->filter_bytes);
-	need(&v->scratch, &v->scratch_bytes, p->scratch_bytes);
 	point(p->x, x->data);
 	point(p->out, out->data);
-	point(p->filter, v->filter);
+	point(p->filter, cpu_scratch(&v->filter, p->filter_bytes));
 	point(p->filter_user, filter->data);
-	point(p->scratch, v->scratch);
-	point(p->reorder_scratch, v->scratch);
+	point(p->scratch, scratch);
+	point(p->reorder_scratch, scratch);
 	if (p->bias)
 		point(p->bias, bias);
 	return p;
 }
 
-void cpu_conv2d(struct kernels *k, struct tensor out, struct tensor x, struct tensor weight,
-		struct tensor bias, struct conv c)
+static void run_forward(struct kernels *k, struct tensor out, struct tensor x,
+			struct tensor weight, struct tensor bias, struct conv c)
 {
 	struct key q = key_of(FORWARD, &out, &x, &weight, bias.data != NULL, c);
 	struct primitive *p = prepare(k, &q, &out, &x, &weight, bias.data);
@@ -337,7 +312,7 @@ void cpu_conv2d(struct kernels *k, struct tensor out, struct tensor x, struct te
 	CPU_DNNL(dnnl_primitive_execute(p->conv, state_of(k)->stream, bias.data ? 5 : 4, args));
 }
 
-void cpu_conv2d_backward_data(struct kernels *k, struct tensor dx, struct tensor dout,
+static void run_backward_data(struct kernels *k, struct tensor dx, struct tensor dout,
 			      struct tensor weight, struct conv c)
 {
 	struct key q = key_of(DATA, &dout, &dx, &weight, false, c);
@@ -353,13 +328,10 @@ void cpu_conv2d_backward_data(struct kernels *k, struct tensor dx, struct tensor
 
 static float *sums(struct kernels *k, size_t count)
 {
-	struct cpu_conv *v = conv_of(k);
-
-	need(&v->sums, &v->sums_bytes, count * sizeof(float));
-	return (float *)v->sums;
+	return cpu_scratch(&conv_of(k)->sums, count * sizeof(float));
 }
 
-void cpu_conv2d_backward_weight(struct kernels *k, struct tensor dweight, struct tensor dbias,
+static void run_backward_weight(struct kernels *k, struct tensor dweight, struct tensor dbias,
 				struct tensor dout, struct tensor x, struct conv c)
 {
 	struct key q = key_of(WEIGHT, &dout, &x, &dweight, dbias.data != NULL, c);
@@ -375,6 +347,34 @@ void cpu_conv2d_backward_weight(struct kernels *k, struct tensor dweight, struct
 	run_reorder(k, p, p->filter, p->filter_user);
 	for (int64_t i = 0; dbias.data && i < dout.dim[3]; i++)
 		((float *)dbias.data)[i] += bias[i];
+}
+
+/* ---- the operations */
+
+void cpu_conv2d(struct kernels *k, struct tensor out, struct tensor x, struct tensor weight,
+		struct tensor bias, struct conv c)
+{
+	struct tensor wide = cpu_wide_space(k, OPERAND_RESULT, out);
+
+	run_forward(k, wide, cpu_wide(k, OPERAND_A, x), cpu_wide(k, OPERAND_B, weight), bias, c);
+	cpu_narrow(k, out, wide);
+}
+
+void cpu_conv2d_backward_data(struct kernels *k, struct tensor dx, struct tensor dout,
+			      struct tensor weight, struct conv c)
+{
+	struct tensor wide = cpu_wide_space(k, OPERAND_RESULT, dx);
+
+	run_backward_data(k, wide, cpu_wide(k, OPERAND_A, dout), cpu_wide(k, OPERAND_B, weight),
+			  c);
+	cpu_narrow(k, dx, wide);
+}
+
+void cpu_conv2d_backward_weight(struct kernels *k, struct tensor dweight, struct tensor dbias,
+				struct tensor dout, struct tensor x, struct conv c)
+{
+	run_backward_weight(k, dweight, dbias, cpu_wide(k, OPERAND_A, dout),
+			    cpu_wide(k, OPERAND_B, x), c);
 }
 
 /* ---- group norm: an image at a time */

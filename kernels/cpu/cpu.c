@@ -95,6 +95,7 @@ static int cpus_allowed(void)
 static const char *isa_words(void)
 {
 	switch (onednn.dnnl_get_effective_cpu_isa()) {
+	case dnnl_cpu_isa_avx512_core_amx: return "AVX-512 and AMX";
 	case dnnl_cpu_isa_avx512_core_bf16: return "AVX-512 with bf16";
 	case dnnl_cpu_isa_avx512_core_vnni:
 	case dnnl_cpu_isa_avx512_core: return "AVX-512";
@@ -102,6 +103,13 @@ static const char *isa_words(void)
 	case dnnl_cpu_isa_avx2: return "AVX2";
 	default: return "the basic instruction set";
 	}
+}
+
+/* Each instruction set's number has the bits of those that it includes. */
+static bool multiplies_bf16(void)
+{
+	return (onednn.dnnl_get_effective_cpu_isa() & dnnl_cpu_isa_avx512_core_bf16) ==
+	       dnnl_cpu_isa_avx512_core_bf16;
 }
 
 /* Intel's cores multiply bf16 in AVX-512 no faster than f32, and converting comes on top: a step
@@ -146,7 +154,7 @@ int cpu_open(int threads, struct kernels **out, struct err *e)
 	k->ops = &cpu_ops;
 	k->backend = "cpu";
 	k->threads = threads ? threads : cpus_allowed();
-	k->has_bf16 = onednn.dnnl_get_effective_cpu_isa() == dnnl_cpu_isa_avx512_core_bf16;
+	k->has_bf16 = multiplies_bf16();
 	k->prefers_bf16 = k->has_bf16 && bf16_pays();
 	omp_set_num_threads(k->threads);
 	omp_set_dynamic(0);
@@ -166,6 +174,8 @@ void cpu_close(struct kernels *k)
 	for (int i = 0; i < state->products; i++)
 		cpu_product_release(&state->product[i]);
 	cpu_conv_close(k);
+	for (int i = 0; i < OPERANDS; i++)
+		cpu_scratch_release(&state->wide[i]);
 	onednn.dnnl_stream_destroy(state->stream);
 	onednn.dnnl_engine_destroy(state->engine);
 	xfree(state);

@@ -65,6 +65,12 @@ struct cpu_product {
 	dnnl_memory_t a, b, c, bias_memory;
 };
 
+/* Memory that grows and is reused, 64-byte aligned; operations run one after the other. */
+struct cpu_scratch { void *data; size_t bytes; };
+
+/* The operands of a product or convolution. */
+enum cpu_operand { OPERAND_A, OPERAND_B, OPERAND_RESULT, OPERANDS };
+
 struct cpu_state {
 	dnnl_engine_t engine;
 	dnnl_stream_t stream;
@@ -72,10 +78,24 @@ struct cpu_state {
 	int products;
 	unsigned oldest;               /* the next to make room once all are taken */
 	struct cpu_conv *conv;         /* of conv.c, NULL until a convolution ran */
+	struct cpu_scratch wide[OPERANDS];
 	char words[160];
 };
 
 void cpu_product_release(struct cpu_product *p);
+
+/* At least so many bytes, whose contents are not kept from call to call; ends the process with
+ * EXIT_MEMORY where there are none. */
+void *cpu_scratch(struct cpu_scratch *s, size_t bytes);
+void cpu_scratch_release(struct cpu_scratch *s);
+
+/* The operand as oneDNN takes it here: itself or, where it is bf16 and the processor multiplies
+ * none, a copy in f32, which is valid until the next of the same `which`. */
+struct tensor cpu_wide(struct kernels *k, enum cpu_operand which, struct tensor t);
+/* The same without its contents: what a result is written to. */
+struct tensor cpu_wide_space(struct kernels *k, enum cpu_operand which, struct tensor t);
+/* Takes such a result to where it belongs, rounded to nearest; nothing when it is there. */
+void cpu_narrow(struct kernels *k, struct tensor to, struct tensor wide);
 
 /* A failing oneDNN call is a bug of ours: shapes were checked before. */
 #define CPU_DNNL(call) do { dnnl_status_t status_ = onednn.call; \

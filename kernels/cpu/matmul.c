@@ -101,27 +101,15 @@ static struct cpu_product *find(struct cpu_state *s, const struct cpu_product *w
 	return p;
 }
 
-void cpu_matmul(struct kernels *k, struct tensor c, struct tensor a, bool ta, struct tensor b,
-		bool tb, struct tensor bias, float beta)
+static void multiply(struct kernels *k, struct tensor c, struct tensor a, bool ta, struct tensor b,
+		     bool tb, struct tensor bias, bool accumulate)
 {
 	struct cpu_state *s = k->state;
 	struct cpu_product want = { .m = c.dim[0], .n = c.dim[1], .k = a.dim[ta ? 0 : 1],
 				    .type = a.type, .out = c.type, .ta = ta, .tb = tb,
-				    .bias = bias.data != NULL, .accumulate = beta != 0 };
-	struct cpu_product *p;
+				    .bias = bias.data != NULL, .accumulate = accumulate };
+	struct cpu_product *p = find(s, &want);
 
-	CHECK(a.rank == 2 && b.rank == 2 && c.rank == 2 && a.type == b.type &&
-	      (beta == 0 || beta == 1));
-	CHECK(a.dim[ta ? 1 : 0] == want.m && b.dim[tb ? 0 : 1] == want.n &&
-	      b.dim[tb ? 1 : 0] == want.k);
-	CHECK(!bias.data || (bias.type == DT_F32 && tensor_count(&bias) == want.n));
-	if (want.m == 0 || want.n == 0)
-		return;
-	if (want.k == 0) {
-		ref_matmul(k, c, a, ta, b, tb, bias, beta);
-		return;
-	}
-	p = find(s, &want);
 	CPU_DNNL(dnnl_memory_set_data_handle(p->a, a.data));
 	CPU_DNNL(dnnl_memory_set_data_handle(p->b, b.data));
 	CPU_DNNL(dnnl_memory_set_data_handle(p->c, c.data));
@@ -131,4 +119,27 @@ void cpu_matmul(struct kernels *k, struct tensor c, struct tensor a, bool ta, st
 				   { DNNL_ARG_DST, p->c }, { DNNL_ARG_BIAS, p->bias_memory } };
 	CPU_DNNL(dnnl_primitive_execute(p->primitive, s->stream, p->bias ? 4 : 3, args));
 	CPU_DNNL(dnnl_stream_wait(s->stream));
+}
+
+void cpu_matmul(struct kernels *k, struct tensor c, struct tensor a, bool ta, struct tensor b,
+		bool tb, struct tensor bias, float beta)
+{
+	int64_t depth = a.dim[ta ? 0 : 1];
+	struct tensor wide;
+
+	CHECK(a.rank == 2 && b.rank == 2 && c.rank == 2 && a.type == b.type &&
+	      (beta == 0 || beta == 1));
+	CHECK(a.dim[ta ? 1 : 0] == c.dim[0] && b.dim[tb ? 0 : 1] == c.dim[1] &&
+	      b.dim[tb ? 1 : 0] == depth);
+	CHECK(!bias.data || (bias.type == DT_F32 && tensor_count(&bias) == c.dim[1]));
+	if (tensor_count(&c) == 0)
+		return;
+	if (depth == 0) {
+		ref_matmul(k, c, a, ta, b, tb, bias, beta);
+		return;
+	}
+	wide = beta == 0 ? cpu_wide_space(k, OPERAND_RESULT, c) : cpu_wide(k, OPERAND_RESULT, c);
+	multiply(k, wide, cpu_wide(k, OPERAND_A, a), ta, cpu_wide(k, OPERAND_B, b), tb, bias,
+		 beta != 0);
+	cpu_narrow(k, c, wide);
 }

@@ -240,7 +240,8 @@ static void perf(const char *device, const char *only)
 	kernels_close(k);
 }
 
-/* A device's backend; the CPU's also with the loops of narrower processors. */
+/* A device's backend; the CPU's also with the loops of narrower processors and without products of
+ * bf16, which they lack. */
 struct tested_device {
 	struct kernels *k;
 	struct kernels level[2];
@@ -256,6 +257,7 @@ static void add_level(struct tested_device *d, int i, const char *name,
 	d->level[i] = *d->k;
 	d->level[i].ops = &d->ops[i];
 	d->level[i].backend = name;
+	d->level[i].has_bf16 = false;
 	d->list[1 + i] = &d->level[i];
 }
 
