@@ -83,11 +83,15 @@ static int set_common(void *s, struct err *e)
 	return 0;
 }
 
-static int set_dealer(void *s, const char *server_key, const struct key_pair *own, struct err *e)
+/* With ZMQ_IMMEDIATE nothing is queued before the handshake is through, but libzmq also throws
+ * away, unread, what came in just before a connection was lost: a daemon's last answer. Who has a
+ * watcher knows when to send and does without it. */
+static int set_dealer(void *s, const char *server_key, const struct key_pair *own, bool watched,
+		      struct err *e)
 {
 	FAIL_IF(!key_is_valid(server_key), e, TF_EINVALID,
 		"the daemon's public key is not %d characters of Z85", KEY_CHARS);
-	if (set_int(s, ZMQ_IMMEDIATE, 1) < 0 || set_int(s, ZMQ_RECONNECT_IVL, 100) < 0 ||
+	if (set_int(s, ZMQ_IMMEDIATE, !watched) < 0 || set_int(s, ZMQ_RECONNECT_IVL, 100) < 0 ||
 	    set_int(s, ZMQ_RECONNECT_IVL_MAX, 2000) < 0 || set_int(s, ZMQ_SNDHWM, 64) < 0 ||
 	    zmq_setsockopt(s, ZMQ_CURVE_SERVERKEY, server_key, KEY_CHARS + 1) < 0 ||
 	    zmq_setsockopt(s, ZMQ_CURVE_PUBLICKEY, own->public_key, KEY_CHARS + 1) < 0 ||
@@ -168,7 +172,7 @@ int wire_dealer(void *context, const char *endpoint, const char *server_key,
 	TRY(wire_endpoint_check(endpoint, e));
 	s = zmq_socket(context, ZMQ_DEALER);
 	FAIL_IF(!s, e, TF_EINTERNAL, "a socket: %s", zmq_strerror(errno));
-	rc = set_dealer(s, server_key, own, e);
+	rc = set_dealer(s, server_key, own, watch != NULL, e);
 	if (rc == 0 && watch)
 		rc = wire_watch_open(context, s, DEALER_EVENTS, &w, e);
 	if (rc == 0 && zmq_connect(s, endpoint) < 0)

@@ -75,8 +75,10 @@ void wire_message_close(struct wire_message *m);
 /* "ipc:///path" with a path of at most 107 bytes, or "tcp://host:port" (binding: '*' as host). */
 int wire_endpoint_check(const char *endpoint, struct err *e);
 /* A DEALER connecting to endpoint, whose public key is server_key. The caller closes it
- * (zmq_close). Nothing is queued before the handshake is through. watch (may be NULL) gets the
- * watcher of its events. */
+ * (zmq_close). watch gets the watcher of its events: the caller sends only when told WIRE_READY;
+ * what was received can be read after a WIRE_LOST, and what was not sent by then goes with the next
+ * connection. With a NULL nothing is queued before the handshake is through, and what was not read
+ * when a connection was lost is lost with it. */
 struct wire_watch;
 int wire_dealer(void *context, const char *endpoint, const char *server_key,
 		const struct key_pair *own, void **out, struct wire_watch **watch, struct err *e);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Sockets, keys and a caller's connection, against a small ROUTER in a thread: what a caller
- * sees of an absent daemon, a refused key, another daemon's key, silence, and a daemon that
- * comes back. */
+ * sees of an absent daemon, a refused key, another daemon's key, silence, a daemon that comes back,
+ * and one that answers and leaves. */
 #include "tests/test.h"
 #include "lib/clock.h"
 #include "lib/files.h"
@@ -94,7 +94,7 @@ static void *serve(void *arg)
 	struct server *s = arg;
 	struct err e = ERR_INIT;
 	void *zap = zmq_socket(s->context, ZMQ_REP), *router = NULL;
-	int zero = 0;
+	int zero = 0, linger = SOON_MS;
 
 	zmq_setsockopt(zap, ZMQ_LINGER, &zero, sizeof zero);
 	if (zmq_bind(zap, "inproc://zeromq.zap.01") < 0 ||
@@ -111,6 +111,7 @@ static void *serve(void *arg)
 		if (items[1].revents)
 			zap_answer(s, zap);
 	}
+	zmq_setsockopt(router, ZMQ_LINGER, &linger, sizeof linger);
 	zmq_close(router);
 	zmq_close(zap);
 	return NULL;
@@ -340,6 +341,34 @@ static void comes_back(void **state)
 	server_stop(s);
 }
 
+/* A daemon that answers and leaves: a caller who looks when all is over still reads the answer. */
+static void last_words(void **state)
+{
+	struct server *s = *state;
+	struct err e = ERR_INIT;
+	struct connection *c;
+	Tf__Request r = TF__REQUEST__INIT;
+	Tf__Empty empty = TF__EMPTY__INIT;
+	Tf__Reply *reply;
+	uint64_t id;
+
+	server_start(s);
+	c = connect_as(s, &s->known, s->keys.public_key);
+	assert_ok(ping(c, PATIENCE_MS, &e), &e);
+	assert_int_equal(connection_receive(c, 0, &reply, NULL), TF_ETIMEOUT); /* nothing is left */
+	r.body_case = TF__REQUEST__BODY_PING;
+	r.ping = &empty;
+	assert_ok(connection_send(c, &r, &id, &e), &e);
+	while (s->seen < 2)
+		usleep(1000);
+	server_stop(s);
+	usleep(200000); /* so that the loss is noticed before the answer is read */
+	assert_ok(connection_receive(c, PATIENCE_MS, &reply, &e), &e);
+	assert_true(reply->id == id);
+	tf__reply__free_unpacked(reply, NULL);
+	connection_close(c);
+}
+
 static bool yes(void)
 {
 	return true;
@@ -375,6 +404,7 @@ int main(void)
 		cmocka_unit_test(public_keys_are_no_options),
 		LIVE(keys_in_files), LIVE(endpoints), LIVE(calls),      LIVE(absent),
 		LIVE(refused),       LIVE(silence),   LIVE(comes_back), LIVE(interrupted),
+		LIVE(last_words),
 	};
 
 	return cmocka_run_group_tests_name("test_connection", tests, NULL, NULL);
