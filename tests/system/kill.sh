@@ -148,8 +148,17 @@ lost() {
 }
 # A job fails by a worker's eleventh death only: ten were to be forgiven.
 failed() {
-	transfuse jobs --all --limit 10000 --json >"$work/all" || return 1
-	! tr '{' '\n' <"$work/all" | grep '"state": *"failed"' | grep -v '(\(crash\|lost\) 11 of 11)'
+	status=0
+	transfuse jobs --all --limit 10000 --state failed >"$work/failed" || return 1
+	for job in $(awk '$1 ~ /^[0-9]+$/ { print $1 }' "$work/failed"); do
+		transfuse show "$job" >"$work/one" 2>&1 || status=1
+		grep -q '(\(crash\|lost\) 11 of 11)' "$work/one" && continue
+		status=1
+		cat "$work/one"
+		transfuse logs "$job" 2>&1 | tail -n 40
+		grep "job=$job " "$work/daemon.log" | tail -n 20
+	done
+	return $status
 }
 twice() {
 	status=0
