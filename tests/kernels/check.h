@@ -42,8 +42,8 @@ struct op_case {
 	double loose;                         /* tolerance is this many times the usual one */
 	int64_t shape[4][CHECK_DIMS];         /* odd shapes first; a row of zeros ends */
 	int64_t big[4][CHECK_DIMS];           /* for speed; ends like shape */
-	int fills;                            /* this number of shape is there to fill a GPU:
-					       * a CPU gets at most 3; 0: none is */
+	unsigned fills;                       /* bits: these numbers of shape are there to fill a
+					       * GPU: a CPU gets at most 3 */
 };
 
 /* cases.c, cases_rows.c, cases_images.c */
