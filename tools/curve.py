@@ -5,7 +5,8 @@ f32; and in bf16 (matrices and activations; weights, moments, norms and losses i
 nothing but rounding, which together are the spread that bf16 allows:
   bf16            every activation is stored in bf16, the residual stream too
   autocast        torch.autocast: products in bf16, the residual stream in f32
-the first of them also from weights moved by up to half a unit in the last place of bf16, four times.
+  wide            as bf16, but products of f32 copies, their results rounded: what PyTorch's own are in exact sums
+the first and the last of them also from weights moved by up to half a unit in the last place of bf16, 4 and 17 times.
 
     tools/curve.py FILE tests/model        (needs torch and safetensors; writes golden-tiny.safetensors)
     tools/curve.py --plot CSV PNG          (needs matplotlib; CSV of TF_CURVE, tests/model/golden-tiny.safetensors)"""
@@ -22,6 +23,7 @@ LAYERS, DIM, HEADS, PATCH, H, W, C, IDS = 6, 192, 6, 2, 8, 8, 8, 384
 B, T, BATCHES, STEPS, WARMUP, LR, LR_END = 3, 256, 8, 200, 20, 1.5e-3, 7.5e-5
 P, D = (H // PATCH) * (W // PATCH), PATCH * PATCH * C
 HALF = DIM // HEADS // 2
+STRETCH = 20  # as in test_curve
 
 
 def abar(t):
@@ -56,9 +58,11 @@ def turn(x, b, act):
     return torch.cat((p * b.cos - q * b.sin, q * b.cos + p * b.sin), -1).to(act)
 
 
-def forward(w, b, noise, times, act):
-    """Text loss and pictures' loss; `act` is what activations are stored in."""
-    line = lambda x, name, bias=None: F.linear(x.to(act), w[name].to(act), bias and w[bias].to(act))
+def forward(w, b, noise, times, act, wide):
+    """Text loss and pictures' loss; `act` is what activations are stored in, `wide` multiplies f32 copies of it."""
+    widen = torch.Tensor.float if wide else lambda x: x
+    narrow = (lambda x: x.to(act)) if wide else lambda x: x
+    line = lambda x, name, bias=None: narrow(F.linear(widen(x.to(act)), widen(w[name].to(act)), bias and widen(w[bias].to(act))))
     a = torch.tensor([abar(t) for t in times]).reshape(-1, 1, 1, 1)
     patches = to_patches(a.sqrt() * b.latent + (1 - a).sqrt() * noise)
     wave = torch.tensor(times)[:, None] * 10000.0 ** (-torch.arange(128) / 128)
@@ -71,12 +75,13 @@ def forward(w, b, noise, times, act):
         k = f"blocks.{n}."
         qkv = line(rms(x, w[k + "attention_norm.weight"], act), k + "qkv.weight")
         q, key, v = qkv.reshape(B, T, 3, HEADS, 2 * HALF).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(turn(q, b, v.dtype), turn(key, b, v.dtype), v, attn_mask=b.mask)
+        q, key = turn(q, b, v.dtype), turn(key, b, v.dtype)
+        y = narrow(F.scaled_dot_product_attention(widen(q), widen(key), widen(v), attn_mask=b.mask))
         x = x + line(y.transpose(1, 2).reshape(B, T, DIM), k + "attention_out.weight")
         gate, up = line(rms(x, w[k + "ff_norm.weight"], act), k + "gate_up.weight").float().chunk(2, -1)
         x = x + line((F.silu(gate) * up).to(act), k + "down.weight")
     x = rms(x, w["norm.weight"], act).reshape(B * T, DIM)
-    logits = F.linear(x[b.rows], w["head.weight"][:IDS].to(act)).float()
+    logits = narrow(F.linear(widen(x[b.rows]), widen(w["head.weight"][:IDS].to(act)))).float()
     predicted = line(x[b.patches].reshape(-1, P, DIM), "patch_out.weight", "patch_out.bias").float()
     return F.cross_entropy(logits, b.targets), (predicted - to_patches(noise)).square().mean()
 
@@ -103,7 +108,7 @@ def train(data, way, moved):
         x.requires_grad_()
     m, v = ({k: torch.zeros_like(x) for k, x in w.items()} for _ in "mv")
     batches = [Batch(data, i) for i in range(BATCHES)]
-    act = torch.bfloat16 if way == "bf16" else torch.float32
+    act = torch.bfloat16 if way in ("bf16", "wide") else torch.float32
     context = torch.autocast("cpu", torch.bfloat16) if way == "autocast" else contextlib.nullcontext()
     curve = []
     for step in range(STEPS):
@@ -111,7 +116,7 @@ def train(data, way, moved):
         n = len(b.latent)
         with context:
             lm, diffusion = forward(w, b, data["noise"][step, :n].reshape(n, H, W, C),
-                                    data["times"][step, :n].tolist(), act)
+                                    data["times"][step, :n].tolist(), act, way == "wide")
         loss = lm + 5 * diffusion
         loss.backward()
         curve.append([loss.item(), lm.item(), diffusion.item()])
@@ -125,7 +130,9 @@ def make(path, folder):
     data = load_file(path)
     f32 = train(data, "f32", None)
     bf16 = []
-    for way, moved in (("bf16", None), ("bf16", 1), ("bf16", 2), ("bf16", 3), ("bf16", 4), ("autocast", None)):
+    runs = [("bf16", seed) for seed in (None, 1, 2, 3, 4)] + [("autocast", None)]
+    runs += [("wide", seed) for seed in (None, *range(1, 18))]
+    for way, moved in runs:
         bf16.append(train(data, way, moved))
         apart = (bf16[-1] - f32)[:, 0].square().mean().sqrt().item()
         print(f"{way} {moved}: {apart:.6f} from f32 in the mean", flush=True)
@@ -138,22 +145,23 @@ def plot(csv, png):
     import matplotlib.pyplot as plt
     stored = load_file(os.path.join(os.path.dirname(__file__), "../tests/model/golden-tiny.safetensors"))
     f32, bf16 = stored["f32"][:, 0], stored["bf16"][:, :, 0]
-    apart = (bf16 - f32).abs()
-    band = 2 * torch.stack([apart[:, max(s - 10, 0):s + 11].max() for s in range(STEPS)])
+    means = lambda curve: (curve - f32).unflatten(-1, (-1, STRETCH)).mean(-1)
+    middle, spread = means(bf16).mean(0), means(bf16).std(0)
+    at = range(STRETCH // 2, STEPS, STRETCH)
     curves = {}
     for line in open(csv):
         device, precision, step, loss = line.split(",")[:4]
         curves.setdefault(f"transfused, {device}, {precision}", {})[int(step)] = float(loss)
     figure, (above, below) = plt.subplots(2, 1, figsize=(8, 7), sharex=True, height_ratios=(3, 2))
     above.plot(f32, "k", lw=3, alpha=0.3, label="PyTorch, f32")
-    below.fill_between(range(STEPS), -band, band, color="0.9", lw=0, label="allowed in bf16")
+    below.fill_between(at, middle - 4 * spread, middle + 4 * spread, color="0.9", lw=0, label="4 standard deviations")
     for i, run in enumerate(bf16):
-        below.plot(run - f32, color="0.7", lw=0.6, label="PyTorch, bf16 (6 runs)" if i == 0 else None)
+        below.plot(at, means(run), color="0.7", lw=0.6, label=f"PyTorch, bf16 ({len(bf16)} runs)" if i == 0 else None)
     for name, values in curves.items():
         y = torch.tensor([values[s] for s in range(STEPS)])
         above.plot(y, lw=0.8, label=name)
-        below.plot(y - f32, lw=0.8, label=name)
-    above.set_ylabel("loss"), below.set_ylabel("loss - PyTorch's in f32"), below.set_xlabel("step")
+        below.plot(at, means(y), lw=0.8, label=name)
+    above.set_ylabel("loss"), below.set_ylabel(f"loss - PyTorch's in f32, means of {STRETCH}"), below.set_xlabel("step")
     above.legend(), below.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(png, dpi=90)
