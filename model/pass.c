@@ -112,6 +112,23 @@ size_t pass_scratch(const struct dims *dims)
 	return ((size_t)16 << 20) + patches * (size_t)dims->d * sizeof(float) * 5 / 4;
 }
 
+static int64_t larger(int64_t a, int64_t b)
+{
+	return a > b ? a : b;
+}
+
+/* Of the operands of all products, forward and backward, the largest of each place (see
+ * kernels/cpu/cpu.h): rows or their gradients; weights, or rows that a weight's gradient is of;
+ * results. */
+size_t pass_widening(const struct dims *dims)
+{
+	int64_t rows = dims->B * dims->T, d = dims->d, F = dims->F, V = dims->vocabulary.rows;
+	int64_t row = larger(larger(3 * d, 2 * F), V);
+	int64_t other = larger(rows * larger(d, F), row * d);
+
+	return (size_t)(2 * rows * row + other) * sizeof(float);
+}
+
 int pass_new(struct transformer *m, bool training, struct pass **out, struct err *e)
 {
 	struct pass *p = xcalloc(1, sizeof *p);

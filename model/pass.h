@@ -32,6 +32,8 @@ struct pass_losses {
 void pass_memory(const struct dims *dims, bool training, struct memory_plan *out);
 /* What operations of a GPU take besides, about. */
 size_t pass_scratch(const struct dims *dims);
+/* What a CPU without products of bf16 takes for f32 copies of a pass in bf16. */
+size_t pass_widening(const struct dims *dims);
 /* m is borrowed. training: run backward, too (m made for training). TF_ENOMEM. */
 int pass_new(struct transformer *m, bool training, struct pass **out, struct err *e);
 void pass_free(struct pass *p);

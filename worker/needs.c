@@ -31,7 +31,7 @@ static size_t sampler_bytes(const struct train_experiment *x, const struct dims 
 }
 
 void needs_measure(const struct train_experiment *x, const struct dims *dims, size_t drawing,
-		   struct needs *out)
+		   bool widens, struct needs *out)
 {
 	struct memory_plan *m = &out->model;
 
@@ -43,6 +43,7 @@ void needs_measure(const struct train_experiment *x, const struct dims *dims, si
 	if (out->sampling)
 		out->sampling += drawing;
 	out->scratch = pass_scratch(dims);
+	out->widening = widens && dims->act == DT_BF16 ? pass_widening(dims) : 0;
 }
 
 size_t needs_of_gpu(const struct needs *n)
@@ -52,7 +53,7 @@ size_t needs_of_gpu(const struct needs *n)
 
 size_t needs_of_cpu(const struct needs *n)
 {
-	return memory_plan_total(&n->model) + n->saving + n->sampling;
+	return memory_plan_total(&n->model) + n->saving + n->sampling + n->widening;
 }
 
 static bool fits(const struct train_experiment *x, size_t bytes, size_t drawing,
@@ -60,7 +61,7 @@ static bool fits(const struct train_experiment *x, size_t bytes, size_t drawing,
 {
 	struct needs n;
 
-	needs_measure(x, dims, drawing, &n);
+	needs_measure(x, dims, drawing, false, &n);
 	return needs_of_gpu(&n) <= bytes - bytes / 50; /* the rest: trials of algorithms, pieces */
 }
 

@@ -26,6 +26,7 @@ struct planning {
 	char device[32];
 	size_t device_bytes; /* of the GPU; 0: not known */
 	size_t drawing;      /* of the autoencoder, where its facts tell; 0: not known */
+	bool widens;         /* the CPU has no products of bf16 */
 	json_t *assumed;
 };
 
@@ -119,6 +120,7 @@ static int make_dims(struct planning *p, struct err *e)
 	rc = opened_fp8(&p->x, k ? k : &gpu, e);
 	if (rc == 0)
 		rc = opened_dims(&p->x, &p->facts, micro_batch, k ? k : &gpu, &p->dims, e);
+	p->widens = k && !on_gpu(p) && !k->has_bf16;
 	kernels_close(k);
 	return rc;
 }
@@ -139,6 +141,7 @@ static void put_bytes(json_t *root, const struct needs *n, size_t program)
 		{ "saving", n->saving },
 		{ "sampling", n->sampling },
 		{ "scratch", n->scratch },
+		{ "widening", n->widening },
 		{ "program", program },
 	};
 	json_t *bytes = json_object();
@@ -189,7 +192,7 @@ static int plan(const char *text, size_t len, json_t **out, struct err *e)
 		rc = make_dims(&p, e);
 	if (rc == 0) {
 		needs_fit(&p.x, p.device_bytes, p.drawing, &p.dims);
-		needs_measure(&p.x, &p.dims, p.drawing, &p.needs);
+		needs_measure(&p.x, &p.dims, p.drawing, p.widens, &p.needs);
 		*out = answer(&p);
 	}
 	train_experiment_release(&p.x);

@@ -12,7 +12,7 @@
  *	parameters, positions_per_step, flops_per_step
  *	recompute: layers whose activations are computed again
  *	bytes: weights, gradients, optimiser, ema, activations, constants, host, saving, sampling,
- *		scratch, program
+ *		scratch, widening, program
  *	peak_rss_anon: private memory of a worker on a CPU at its largest
  *	device_bytes: of a GPU, on a GPU
  *	assumed: facts that were not given, and what was taken for them

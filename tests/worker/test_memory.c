@@ -301,10 +301,10 @@ static double train_in_a_worker(struct run *r, char *experiment)
 	return peak_of(r);
 }
 
-static void the_peak_is_foretold(void **state)
+static void compare_peak(const char *precision)
 {
-	static const char *const set[] = { "train.steps=4", "train.warmup=1", "save.every=2",
-					   "eval.every=2" };
+	const char *const set[] = { "train.steps=4", "train.warmup=1", "save.every=2",
+				    "eval.every=2", precision };
 	const char *build = getenv("TF_BUILD");
 	struct run r = { .endpoint = xasprintf("ipc://%s/s", toy.folder),
 			 .program = xasprintf("%s/transfuse-worker", build ? build : "."),
@@ -317,24 +317,33 @@ static void the_peak_is_foretold(void **state)
 	double foretold = (double)figure(plan, "peak_rss_anon"), seen;
 	struct err e = ERR_INIT;
 
-	(void)state;
 	assert_ok(dir_make(r.folder, 0700, &e), &e);
 	assert_ok(dir_make(r.model, 0700, &e), &e);
 	assert_int_equal(zmq_curve_keypair(r.server_public, r.server_secret), 0);
 	assert_int_equal(zmq_curve_keypair(r.worker_public, r.worker_secret), 0);
 	seen = train_in_a_worker(&r, text);
-	print_message("foretold %.1f MiB, seen %.1f MiB\n", foretold / 1048576, seen / 1048576);
+	print_message("%s: foretold %.1f MiB, seen %.1f MiB\n", precision, foretold / 1048576,
+		      seen / 1048576);
 #ifdef __SANITIZE_ADDRESS__
 	print_message("the sanitizer's own memory counts: not compared\n");
 #else
 	assert_true(fabs(foretold - seen) <= 0.05 * seen + (32 << 20));
 #endif
+	assert_ok(dir_remove(r.folder, &e), &e);
+	assert_ok(dir_remove(r.model, &e), &e);
 	json_decref(plan);
 	xfree(text);
 	xfree(r.endpoint);
 	xfree(r.program);
 	xfree(r.folder);
 	xfree(r.model);
+}
+
+static void the_peak_is_foretold(void **state)
+{
+	(void)state;
+	compare_peak("model.precision=f32");
+	compare_peak("model.precision=bf16");
 }
 
 static int set_up(void **state)
