@@ -89,11 +89,22 @@ static void many_new_jobs_are_folded(void **state)
 	assert_true(state_folded(store));
 }
 
+/* As of a clock that is seconds late. */
+static void set_back(uint8_t token[TOKEN_BYTES])
+{
+	size_t i = TOKEN_TIME_BYTES - 3;
+	bool borrow = token[i] < 0x10;
+
+	token[i] -= 0x10;
+	while (borrow)
+		borrow = token[--i]-- == 0;
+}
+
 static void time_token(uint64_t id, uint8_t token[TOKEN_BYTES])
 {
 	assert_ok(token_make(token, &e), &e);
 	if (id % 3 == 0)
-		token[TOKEN_TIME_BYTES - 3] -= 0x10; /* a clock that is seconds late */
+		set_back(token);
 }
 
 /* How many folds there are while so many jobs come, a commit each. */
