@@ -62,7 +62,8 @@ def forward(w, b, noise, times, act, wide):
     """Text loss and pictures' loss; `act` is what activations are stored in, `wide` multiplies f32 copies of it."""
     widen = torch.Tensor.float if wide else lambda x: x
     narrow = (lambda x: x.to(act)) if wide else lambda x: x
-    line = lambda x, name, bias=None: narrow(F.linear(widen(x.to(act)), widen(w[name].to(act)), bias and widen(w[bias].to(act))))
+    linear = lambda x, *weights: narrow(F.linear(widen(x.to(act)), *(widen(y.to(act)) for y in weights)))
+    line = lambda x, *names: linear(x, *(w[name] for name in names))
     a = torch.tensor([abar(t) for t in times]).reshape(-1, 1, 1, 1)
     patches = to_patches(a.sqrt() * b.latent + (1 - a).sqrt() * noise)
     wave = torch.tensor(times)[:, None] * 10000.0 ** (-torch.arange(128) / 128)
@@ -81,7 +82,7 @@ def forward(w, b, noise, times, act, wide):
         gate, up = line(rms(x, w[k + "ff_norm.weight"], act), k + "gate_up.weight").float().chunk(2, -1)
         x = x + line((F.silu(gate) * up).to(act), k + "down.weight")
     x = rms(x, w["norm.weight"], act).reshape(B * T, DIM)
-    logits = narrow(F.linear(widen(x[b.rows]), widen(w["head.weight"][:IDS].to(act)))).float()
+    logits = linear(x[b.rows], w["head.weight"][:IDS]).float()
     predicted = line(x[b.patches].reshape(-1, P, DIM), "patch_out.weight", "patch_out.bias").float()
     return F.cross_entropy(logits, b.targets), (predicted - to_patches(noise)).square().mean()
 

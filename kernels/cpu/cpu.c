@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The CPU backend: its table, oneDNN's engine and the number of threads, which is the process's. */
+ * The CPU backend: its table, oneDNN's engine, scratch memory and the number of threads, which is
+ * the process's. */
 #include "config.h"
 #include "kernels/backends.h"
 #include "kernels/cpu/conv.h"
@@ -11,6 +12,7 @@
 #include <omp.h>
 #include <sched.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 static struct kernel_ops cpu_ops;
 
@@ -122,6 +124,23 @@ static bool bf16_pays(void)
 #else
 	return true;
 #endif
+}
+
+void *cpu_scratch(struct cpu_scratch *s, size_t bytes)
+{
+	if (s->bytes >= bytes)
+		return s->data;
+	cpu_scratch_release(s);
+	if (posix_memalign(&s->data, 64, (bytes + 63) / 64 * 64) != 0)
+		die(EXIT_MEMORY, "no memory for an operation: %zu bytes wanted", bytes);
+	s->bytes = bytes;
+	return s->data;
+}
+
+void cpu_scratch_release(struct cpu_scratch *s)
+{
+	free(s->data);
+	*s = (struct cpu_scratch){ NULL };
 }
 
 struct onednn onednn;

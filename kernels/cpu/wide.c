@@ -5,25 +5,6 @@
 #include "config.h"
 #include "kernels/cpu/cpu.h"
 
-#include <stdlib.h>
-
-void *cpu_scratch(struct cpu_scratch *s, size_t bytes)
-{
-	if (s->bytes >= bytes)
-		return s->data;
-	cpu_scratch_release(s);
-	if (posix_memalign(&s->data, 64, (bytes + 63) / 64 * 64) != 0)
-		die(EXIT_MEMORY, "no memory for an operation: %zu bytes wanted", bytes);
-	s->bytes = bytes;
-	return s->data;
-}
-
-void cpu_scratch_release(struct cpu_scratch *s)
-{
-	free(s->data);
-	*s = (struct cpu_scratch){ NULL };
-}
-
 struct tensor cpu_wide_space(struct kernels *k, enum cpu_operand which, struct tensor t)
 {
 	struct cpu_state *s = k->state;

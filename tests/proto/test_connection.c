@@ -168,15 +168,22 @@ static struct connection *connect_as(struct server *s, const struct key_pair *ke
 	return c;
 }
 
-static int ping(struct connection *c, int64_t timeout_ms, struct err *e)
+static Tf__Request ping_request(void)
 {
+	static Tf__Empty empty = TF__EMPTY__INIT;
 	Tf__Request r = TF__REQUEST__INIT;
-	Tf__Empty empty = TF__EMPTY__INIT;
-	Tf__Reply *reply;
-	int rc;
 
 	r.body_case = TF__REQUEST__BODY_PING;
 	r.ping = &empty;
+	return r;
+}
+
+static int ping(struct connection *c, int64_t timeout_ms, struct err *e)
+{
+	Tf__Request r = ping_request();
+	Tf__Reply *reply;
+	int rc;
+
 	rc = connection_call(c, &r, timeout_ms, &reply, e);
 	if (rc == 0)
 		tf__reply__free_unpacked(reply, NULL);
@@ -312,13 +319,22 @@ static void silence(void **state)
 	server_stop(s);
 }
 
+static void receive_answer(struct connection *c, uint64_t id)
+{
+	struct err e = ERR_INIT;
+	Tf__Reply *reply;
+
+	assert_ok(connection_receive(c, PATIENCE_MS, &reply, &e), &e);
+	assert_true(reply->id == id);
+	tf__reply__free_unpacked(reply, NULL);
+}
+
 static void comes_back(void **state)
 {
 	struct server *s = *state;
 	struct err e = ERR_INIT;
 	struct connection *c;
-	Tf__Request r = TF__REQUEST__INIT;
-	Tf__Empty empty = TF__EMPTY__INIT;
+	Tf__Request r = ping_request();
 	Tf__Reply *reply;
 	uint64_t id;
 
@@ -326,17 +342,13 @@ static void comes_back(void **state)
 	c = connect_as(s, &s->known, s->keys.public_key);
 	assert_ok(ping(c, PATIENCE_MS, &e), &e);
 	s->mute = true;
-	r.body_case = TF__REQUEST__BODY_PING;
-	r.ping = &empty;
 	assert_ok(connection_send(c, &r, &id, &e), &e);
 	assert_int_equal(connection_receive(c, 300, &reply, NULL), TF_ETIMEOUT);
 	server_stop(s);
 	s->mute = false;
 	server_start(s);
-	assert_ok(connection_receive(c, PATIENCE_MS, &reply, &e), &e); /* sent again by itself */
-	assert_true(reply->id == id);
+	receive_answer(c, id); /* sent again by itself */
 	assert_true(connection_reconnects(c) >= 1);
-	tf__reply__free_unpacked(reply, NULL);
 	connection_close(c);
 	server_stop(s);
 }
@@ -347,8 +359,7 @@ static void last_words(void **state)
 	struct server *s = *state;
 	struct err e = ERR_INIT;
 	struct connection *c;
-	Tf__Request r = TF__REQUEST__INIT;
-	Tf__Empty empty = TF__EMPTY__INIT;
+	Tf__Request r = ping_request();
 	Tf__Reply *reply;
 	uint64_t id;
 
@@ -356,16 +367,12 @@ static void last_words(void **state)
 	c = connect_as(s, &s->known, s->keys.public_key);
 	assert_ok(ping(c, PATIENCE_MS, &e), &e);
 	assert_int_equal(connection_receive(c, 0, &reply, NULL), TF_ETIMEOUT); /* nothing is left */
-	r.body_case = TF__REQUEST__BODY_PING;
-	r.ping = &empty;
 	assert_ok(connection_send(c, &r, &id, &e), &e);
 	while (s->seen < 2)
 		usleep(1000);
 	server_stop(s);
 	usleep(200000); /* so that the loss is noticed before the answer is read */
-	assert_ok(connection_receive(c, PATIENCE_MS, &reply, &e), &e);
-	assert_true(reply->id == id);
-	tf__reply__free_unpacked(reply, NULL);
+	receive_answer(c, id);
 	connection_close(c);
 }
 
