@@ -20,6 +20,7 @@ struct few {
 	int m, n, k;
 	bool add;
 	bool swiglu;         /* w[2n,k], gate first: out = silu(gate) up */
+	bool gently;         /* what is read early is read slowly: kernels ahead read, too */
 	enum dtype type;     /* of out */
 };
 
@@ -78,6 +79,17 @@ static __device__ __forceinline__ void multiply(float c[4], uint32_t a0, uint32_
 static __device__ __forceinline__ float read_result(const bf16 *p)
 {
 	return __uint_as_float((uint32_t)__ldcg(reinterpret_cast<const unsigned short *>(p)) << 16);
+}
+
+static __device__ __forceinline__ unsigned clocks_now(void)
+{
+	return (unsigned)clock();
+}
+
+/* Whether the multiprocessor's clock has come to `when`, which is less than 2^31 clocks away. */
+static __device__ __forceinline__ bool clock_reached(unsigned when)
+{
+	return (int)(clocks_now() - when) >= 0;
 }
 
 /* The kernel behind may start now: what it reads early is not written by this one. */

@@ -2,7 +2,8 @@
  * Products of up to 16 rows on Hopper (sampling). Every multiprocessor has a block, and every block
  * an even share of the rows of the weights, which its first warp copies into shared memory as soon
  * as the block starts: for products that follow one another that is while kernels ahead still run.
- * What does not fit is copied when all warps have used up a tile of what is there.
+ * What does not fit is copied when all warps have used up a tile of what is there. Copies of gentle
+ * products are spread in time: the kernels ahead wait for theirs.
  *
  * The depth is divided among the warps; their sums are added in order, and which warp takes what
  * depends on the depth alone: a row gives the same bits whatever is computed beside it. A norm's
@@ -18,22 +19,32 @@
 #define NORM_STRIPS 16 /* where a norm comes before: a model's width at most */
 #define SLOTS_MOST 8
 #define CHAINS 4      /* sums a warp has under way for a place */
+/* Blocks on a multiprocessor that have registers: of products of 1536 as many as have rings. */
+#define BLOCKS(STRIPS) ((STRIPS) <= 6 ? 3 : (STRIPS) <= 16 ? 2 : 1)
 /* What leaves room for the block of the kernel behind: for weights, and with the norm's weight and
  * sums. Of eight rows of 1536, QKV and the product ahead of it fill a multiprocessor but for 256
  * bytes. */
 #define RING_BYTES (135 << 10)
 #define BLOCK_BYTES ((125 << 10) + 512)
+/* For the first copies of what is read gently: then it is there hardly later than it is needed. */
+#define FILL_CLOCKS(M) ((M) > 8 ? 0u : (M) > 4 ? 4500u : 5500u)
 #define SUMS_BYTES (24 << 10) /* at most, where nothing runs beside the block anyway */
 #define HEAD_LEAST ((int64_t)16 << 20) /* weights of a product alone that pays here */
 
 struct ring_product {
 	struct few f;
+	int share, rest; /* columns of the output for a block; the first `rest` have one more */
+	int tiles[2];    /* of a block, and of one that has one more */
 	int columns; /* of the output in a tile: its rows, or half of them where SwiGLU follows */
 	int rows;    /* of the weights in a tile */
 	int stride;  /* bytes from row to row in the ring: no bank conflicts */
 	int slots;   /* tiles that the ring holds */
 	int apart;   /* floats from an input row to the next in the sums: no bank conflicts */
 	int hold;    /* tiles whose sums are kept until they are added up */
+	int rows_log; /* of the input: there is a place in the sums for a power of two of them */
+	unsigned per_column; /* 65536 / columns, rounded up */
+	float per_k;         /* 1 / k */
+	unsigned pace;       /* clocks between the first copies */
 };
 
 #ifdef HOPPER_CODE
@@ -45,10 +56,10 @@ struct range {
 
 static __device__ __forceinline__ struct range range_of(const struct ring_product &c)
 {
-	int64_t b = blockIdx.x, blocks = gridDim.x;
-	int first = (int)(c.f.n * b / blocks), n = (int)(c.f.n * (b + 1) / blocks) - first;
+	int b = (int)blockIdx.x;
+	bool more = b < c.rest;
 
-	return { first, n, (n + c.columns - 1) / c.columns };
+	return { b * c.share + min(b, c.rest), c.share + more, c.tiles[more] };
 }
 
 /* As copy_bytes, of what is read once: the first to leave the second cache. */
@@ -64,25 +75,31 @@ static __device__ __forceinline__ void copy_once(void *to, const void *from, uin
 		     : "memory");
 }
 
-/* By a warp: tile i of the range to a slot of the ring. */
+/* By a warp: tile i of the range to a slot of the ring, a row a lane; its l-th lane begins l times
+ * `pace` clocks after `when`. */
 static __device__ __forceinline__ void copy_rows(const struct ring_product &c,
 						 const struct range &s, char *ring, uint64_t *full,
-						 int i, int slot)
+						 int i, int slot, unsigned when, unsigned pace)
 {
 	const struct few &f = c.f;
 	int lane = (int)threadIdx.x % 32, first = i * c.columns;
-	int n = min(c.columns, s.n - first), parts = f.swiglu ? 2 : 1;
+	int part = lane >= c.columns, row = lane - part * c.columns;
+	int n = min(c.columns, s.n - first);
 	uint32_t bytes = (uint32_t)f.k * 2;
-	const bf16 *from = f.w + (int64_t)(s.first + first) * f.k;
-	char *to = ring + slot * c.rows * c.stride;
+	const bf16 *from = f.w + ((int64_t)part * f.n + s.first + first + row) * f.k;
+	char *to = ring + (slot * c.rows + lane) * c.stride;
+	bool left = lane < c.rows && row < n;
 
 	if (lane == 0)
-		barrier_expect(full + slot, (uint32_t)(n * parts) * bytes);
+		barrier_expect(full + slot, (f.swiglu ? 2 * n : n) * bytes);
 	__syncwarp();
-	for (int p = 0; p < parts; p++)
-		if (lane < n)
-			copy_once(to + (p * c.columns + lane) * c.stride,
-				  from + (p * (int64_t)f.n + lane) * f.k, bytes, full + slot);
+	when += (unsigned)lane * pace;
+#pragma unroll 1
+	while (__any_sync(0xffffffffu, left))
+		if (left && clock_reached(when)) {
+			copy_once(to, from, bytes, full + slot);
+			left = false;
+		}
 }
 
 /* By the first warp, at the start: barriers, and on their way the norm's weight and what the ring
@@ -91,23 +108,27 @@ static __device__ __forceinline__ void start_copies(const struct ring_product &c
 						    const struct range &s, char *ring,
 						    uint64_t *full, uint64_t *empty, uint64_t *norm)
 {
-	const int bytes = c.f.k * 4;
+	unsigned when = clocks_now();
 
 	if (threadIdx.x == 0) {
+#pragma unroll 1
 		for (int i = 0; i < c.slots; i++) {
 			barrier_init(full + i, 1);
 			barrier_init(empty + i, WARPS);
 		}
 		barrier_init(norm, 1);
 		barrier_init_done_alone();
+		if (c.f.norm) {
+			barrier_expect(norm, (uint32_t)c.f.k * 4);
+			copy_bytes(ring + c.slots * c.rows * c.stride, c.f.norm,
+				   (uint32_t)c.f.k * 4, norm);
+		}
 	}
 	__syncwarp();
 #pragma unroll 1
-	for (int i = 0; i < min(c.slots, s.tiles); i++)
-		copy_rows(c, s, ring, full, i, i);
-	if (threadIdx.x == 0 && c.f.norm) {
-		barrier_expect(norm, (uint32_t)bytes);
-		copy_bytes(ring + c.slots * c.rows * c.stride, c.f.norm, (uint32_t)bytes, norm);
+	for (int i = 0; i < min(c.slots, s.tiles); i++) {
+		copy_rows(c, s, ring, full, i, i, when, c.pace);
+		when += (unsigned)c.rows * c.pace;
 	}
 }
 
@@ -126,7 +147,8 @@ static __device__ __forceinline__ void give_back(const struct ring_product &c,
 		barrier_release(empty + at.slot);
 		if (threadIdx.x < 32) {
 			barrier_wait(empty + at.slot, at.phase);
-			copy_rows(c, s, ring, full, at.tile + c.slots, at.slot);
+			copy_rows(c, s, ring, full, at.tile + c.slots, at.slot,
+				  clocks_now(), 0);
 		}
 	}
 	at.tile++;
@@ -159,55 +181,61 @@ static __device__ __forceinline__ int depth_of(int strip)
 	return (strip * WARPS + (int)threadIdx.x / 32) * CHUNK + (int)threadIdx.x % 4 * 8;
 }
 
+/* Whether a place in the depth is inside; EXACT: the strips are the whole depth. */
+template <bool EXACT>
+static __device__ __forceinline__ bool inside(const struct ring_product &c, int depth)
+{
+	return EXACT || depth < c.f.k;
+}
+
+/* Where the warp's part of the input begins: of row lane / 4, or the last one. */
+static __device__ __forceinline__ const bf16 *input_of(const struct ring_product &c, int half)
+{
+	int row = min((int)threadIdx.x % 32 / 4 + half * 8, c.f.m - 1);
+
+	return c.f.x + (int64_t)row * c.f.k + depth_of(0);
+}
+
 /* The warp's part of the input, of rows lane / 4 and, with two HALVES, lane / 4 + 8; zeros beyond
- * the last row and the depth. */
-template <int STRIPS, int HALVES, bool NORM>
-static __device__ __forceinline__ void read_input(const struct ring_product &c, const float *norm,
-						  uint64_t *norm_there,
-						  uint4 (&x)[STRIPS][HALVES],
-						  float *squares)
+ * the depth, and whatever beyond the last row. */
+template <int STRIPS, int HALVES, bool NORM, bool EXACT>
+static __device__ __forceinline__ void
+read_input(const struct ring_product &c, const bf16 *const (&from)[HALVES], const float *norm,
+	   uint64_t *norm_there, uint4 (&x)[STRIPS][HALVES], float *squares)
 {
 	const uint4 none = { 0, 0, 0, 0 };
-	const int g = (int)threadIdx.x % 32 / 4;
 	float square[HALVES] = {};
 
 #pragma unroll
-	for (int i = 0; i < STRIPS; i++) {
-		int at = depth_of(i);
-
+	for (int i = 0; i < STRIPS; i++)
 #pragma unroll
-		for (int j = 0; j < HALVES; j++) {
-			int m = g + j * 8;
-			const bf16 *from = c.f.x + (int64_t)m * c.f.k + at;
-
-			x[i][j] = at < c.f.k && m < c.f.m
-					  ? __ldcg(reinterpret_cast<const uint4 *>(from))
+		for (int j = 0; j < HALVES; j++)
+			x[i][j] = inside<EXACT>(c, depth_of(i))
+					  ? __ldcg(reinterpret_cast<const uint4 *>(
+						    from[j] + i * STRIP))
 					  : none;
-		}
-	}
 	if (!NORM)
 		return;
 	barrier_wait(norm_there, 0);
+	norm += depth_of(0);
 #pragma unroll
-	for (int i = 0; i < STRIPS; i++) {
-		int at = depth_of(i);
-
+	for (int i = 0; i < STRIPS; i++)
 #pragma unroll
 		for (int j = 0; j < HALVES; j++)
-			if (at < c.f.k)
-				x[i][j] = weigh(x[i][j], norm + at, &square[j]);
-	}
+			if (inside<EXACT>(c, depth_of(i)))
+				x[i][j] = weigh(x[i][j], norm + i * STRIP, &square[j]);
 #pragma unroll
 	for (int j = 0; j < HALVES; j++) {
 		square[j] += __shfl_xor_sync(0xffffffffu, square[j], 1);
 		square[j] += __shfl_xor_sync(0xffffffffu, square[j], 2);
 		if (threadIdx.x % 4 == 0)
-			squares[((int)threadIdx.x / 32 * HALVES + j) * 8 + g] = square[j];
+			squares[((int)threadIdx.x / 32 * HALVES + j) * 8 +
+				(int)threadIdx.x % 32 / 4] = square[j];
 	}
 }
 
 /* The warp's sums of a tile, [m][apart], from its slot in the ring. */
-template <int STRIPS, int HALVES>
+template <int STRIPS, int HALVES, bool EXACT>
 static __device__ __forceinline__ void
 sum_tile(const struct ring_product &c, const struct range &s, char *ring, uint64_t *full,
 	 uint64_t *empty, struct walk &at, const uint4 (&x)[STRIPS][HALVES], float *to)
@@ -222,10 +250,10 @@ sum_tile(const struct ring_product &c, const struct range &s, char *ring, uint64
 	barrier_wait(full + at.slot, at.phase);
 #pragma unroll
 	for (int j = 0; j < STRIPS; j++) {
-		int depth = depth_of(j);
-		bool inside = depth < c.f.k;
-		uint4 a = inside ? *reinterpret_cast<const uint4 *>(low + depth * 2) : none;
-		uint4 b = inside ? *reinterpret_cast<const uint4 *>(high + depth * 2) : none;
+		const int depth = depth_of(j);
+		const bool in = inside<EXACT>(c, depth);
+		uint4 a = in ? *reinterpret_cast<const uint4 *>(low + depth * 2) : none;
+		uint4 b = in ? *reinterpret_cast<const uint4 *>(high + depth * 2) : none;
 
 #pragma unroll
 		for (int h = 0; h < HALVES; h++) {
@@ -266,17 +294,17 @@ struct spot {
 	bf16 *out;
 };
 
-/* The i-th place of the tiles from `first`. */
+/* The i-th place of the tiles from `first`, which have so many columns. */
 static __device__ __forceinline__ struct spot spot_in(const struct ring_product &c,
-							const struct range &s, int first, int i)
+						      const struct range &s, int first, int columns,
+						      int i)
 {
-	int from = first * c.columns, columns = min(c.hold * c.columns, s.n - from);
-	int m = i / columns, column = i % columns;
-	bf16 *row = (bf16 *)c.f.out + (int64_t)m * c.f.n;
+	int m = i & ((1 << c.rows_log) - 1), column = i >> c.rows_log;
+	int tile = (int)((unsigned)column * c.per_column >> 16);
 
-	return { m < c.f.m ? m : -1,
-		 (column / c.columns * WARPS * c.f.m + m) * c.apart + column % c.columns,
-		 row + s.first + from + column };
+	return { m < c.f.m && column < columns ? m : -1,
+		 (tile * WARPS * c.f.m + m) * c.apart + column - tile * c.columns,
+		 (bf16 *)c.f.out + (int64_t)m * c.f.n + s.first + first * c.columns + column };
 }
 
 /* The product at a place, from the sums [tile][WARPS][m][apart]. */
@@ -290,19 +318,17 @@ static __device__ __forceinline__ float product_at(const struct ring_product &c,
 
 	sums += p.sums;
 	if (NORM)
-		scale = rsqrtf(add_warps(squares + p.m, 8 * HALVES) / (float)c.f.k + c.f.eps);
+		scale = rsqrtf(add_warps(squares + p.m, 8 * HALVES) * c.per_k + c.f.eps);
 	v = scale * add_warps(sums, apart);
 	if (c.f.swiglu)
-		v = scale * add_warps(sums + c.columns, apart) * v / (1.0f + __expf(-v));
+		v = __fdividef(scale * add_warps(sums + c.columns, apart) * v, 1.0f + __expf(-v));
 	return v;
 }
 
 #endif
 
-/* Registers for as many blocks on a multiprocessor as their rings have room for. */
-template <int STRIPS, int HALVES, bool NORM>
-__global__ void __launch_bounds__(THREADS,
-				  STRIPS * HALVES <= 8 ? 3 : STRIPS * HALVES <= 16 ? 2 : 1)
+template <int STRIPS, int HALVES, bool NORM, bool EXACT>
+__global__ void __launch_bounds__(THREADS, BLOCKS(STRIPS * HALVES))
 	few_ring(const __grid_constant__ struct ring_product c)
 {
 #ifdef HOPPER_CODE
@@ -312,6 +338,7 @@ __global__ void __launch_bounds__(THREADS,
 	const struct range s = range_of(c);
 	const float *norm = reinterpret_cast<const float *>(ring + c.slots * c.rows * c.stride);
 	float *sums = const_cast<float *>(norm) + (NORM ? c.f.k : 0), before = 0.0f;
+	const bf16 *from[HALVES];
 	uint4 x[STRIPS][HALVES];
 	struct walk at = {};
 	struct spot p;
@@ -319,12 +346,15 @@ __global__ void __launch_bounds__(THREADS,
 	let_kernel_behind_start();
 	if (threadIdx.x < 32)
 		start_copies(c, s, ring, full, empty, &norm_there);
-	p = spot_in(c, s, 0, (int)threadIdx.x);
+	p = spot_in(c, s, 0, min(c.hold * c.columns, s.n), (int)threadIdx.x);
+#pragma unroll
+	for (int j = 0; j < HALVES; j++)
+		from[j] = input_of(c, j);
 	__syncthreads();
 	wait_for_kernel_ahead();
 	if (c.f.add && p.m >= 0)
 		before = read_result(p.out);
-	read_input<STRIPS, HALVES, NORM>(c, norm, &norm_there, x, squares);
+	read_input<STRIPS, HALVES, NORM, EXACT>(c, from, norm, &norm_there, x, squares);
 #pragma unroll 1
 	for (int first = 0; first < s.tiles; first += c.hold) {
 		int columns = min(c.hold * c.columns, s.n - first * c.columns);
@@ -332,18 +362,19 @@ __global__ void __launch_bounds__(THREADS,
 
 #pragma unroll 1
 		for (int tile = first; tile < min(first + c.hold, s.tiles); tile++) {
-			sum_tile<STRIPS, HALVES>(c, s, ring, full, empty, at, x, to);
+			sum_tile<STRIPS, HALVES, EXACT>(c, s, ring, full, empty, at, x, to);
 			to += WARPS * c.f.m * c.apart;
 		}
 		__syncthreads();
 #pragma unroll 1
-		for (int i = (int)threadIdx.x; i < columns * c.f.m; i += THREADS) {
+		for (int i = (int)threadIdx.x; i < columns << c.rows_log; i += THREADS) {
 			if (first > 0 || i >= THREADS) {
-				p = spot_in(c, s, first, i);
-				if (c.f.add)
+				p = spot_in(c, s, first, columns, i);
+				if (c.f.add && p.m >= 0)
 					before = read_result(p.out);
 			}
-			put(p.out, product_at<HALVES, NORM>(c, p, sums, squares) + before);
+			if (p.m >= 0)
+				put(p.out, product_at<HALVES, NORM>(c, p, sums, squares) + before);
 		}
 		if (first + c.hold < s.tiles)
 			__syncthreads();
@@ -390,15 +421,25 @@ static unsigned divide(const struct cuda_state *s, struct ring_product *c)
 	room = BLOCK_BYTES - read_bytes(c);
 	c->hold = (room < sum_bytes(c) ? SUMS_BYTES : room) / sum_bytes(c);
 	c->hold = c->hold < tiles ? c->hold : tiles;
+	c->share = f->n / blocks;
+	c->rest = f->n % blocks;
+	c->tiles[0] = (int)div_up(c->share, c->columns);
+	c->tiles[1] = (int)div_up(c->share + 1, c->columns);
+	while (1 << c->rows_log < f->m)
+		c->rows_log++;
+	c->per_column = (unsigned)div_up(65536, c->columns);
+	c->per_k = 1.0f / (float)f->k;
+	if (f->gently)
+		c->pace = FILL_CLOCKS(f->m) / (unsigned)(c->rows * c->slots);
 	return (unsigned)blocks;
 }
 
-template <int STRIPS, int HALVES, bool NORM>
+template <int STRIPS, int HALVES, bool NORM, bool EXACT>
 static void launch(struct cuda_state *s, const struct ring_product *c, unsigned blocks, bool early)
 {
 	cudaLaunchAttribute room;
 	cudaLaunchConfig_t shape = launch_shape(s, dim3(blocks), THREADS, early, &room);
-	auto kernel = few_ring<STRIPS, HALVES, NORM>;
+	auto kernel = few_ring<STRIPS, HALVES, NORM, EXACT>;
 
 	shape.dynamicSmemBytes = (size_t)bytes_of(c);
 	CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -409,25 +450,27 @@ static void launch(struct cuda_state *s, const struct ring_product *c, unsigned 
 	LAUNCHED();
 }
 
-template <int STRIPS, int HALVES>
+template <int STRIPS, int HALVES, bool EXACT>
 static void run(struct cuda_state *s, const struct ring_product *c, unsigned blocks, bool early)
 {
 	if constexpr (STRIPS <= NORM_STRIPS) {
 		if (c->f.norm) {
-			launch<STRIPS, HALVES, true>(s, c, blocks, early);
+			constexpr bool FITS = STRIPS * HALVES <= 12; /* else registers spill */
+
+			launch<STRIPS, HALVES, true, EXACT && FITS>(s, c, blocks, early);
 			return;
 		}
 	}
-	launch<STRIPS, HALVES, false>(s, c, blocks, early);
+	launch<STRIPS, HALVES, false, EXACT>(s, c, blocks, early);
 }
 
-template <int STRIPS>
+template <int STRIPS, bool EXACT>
 static void run(struct cuda_state *s, const struct ring_product *c, unsigned blocks, bool early)
 {
 	if (c->f.m > 8)
-		run<STRIPS, 2>(s, c, blocks, early);
+		run<STRIPS, 2, EXACT>(s, c, blocks, early);
 	else
-		run<STRIPS, 1>(s, c, blocks, early);
+		run<STRIPS, 1, EXACT>(s, c, blocks, early);
 }
 
 void few_run(struct cuda_state *s, const struct few *f, bool early)
@@ -443,12 +486,18 @@ void few_run(struct cuda_state *s, const struct few *f, bool early)
 	    (size_t)bytes_of(&c) > s->shared_most ||
 	    (!early && (int64_t)f->n * f->k < HEAD_LEAST))
 		few_run_anywhere(s, f, early);
-	else if (strips <= 6)
-		run<6>(s, &c, blocks, early);
+	else if (f->k == 6 * STRIP)
+		run<6, true>(s, &c, blocks, early);
+	else if (f->k == 8 * STRIP)
+		run<8, true>(s, &c, blocks, early);
+	else if (f->k == 16 * STRIP)
+		run<16, true>(s, &c, blocks, early);
+	else if (f->k == 22 * STRIP)
+		run<22, true>(s, &c, blocks, early);
 	else if (strips <= 8)
-		run<8>(s, &c, blocks, early);
+		run<8, false>(s, &c, blocks, early);
 	else if (strips <= 16)
-		run<16>(s, &c, blocks, early);
+		run<16, false>(s, &c, blocks, early);
 	else
-		run<STRIPS_MOST>(s, &c, blocks, early);
+		run<STRIPS_MOST, false>(s, &c, blocks, early);
 }

@@ -39,6 +39,8 @@ static void products_of(const struct cached_layers *c, int layer, struct few f[P
 	f[GATE_UP] = product_of(&c->swiglu, &c->x, &l->gate_up, &l->ff_norm, c->eps);
 	f[GATE_UP].swiglu = true;
 	f[DOWN] = product_of(&c->x, &c->swiglu, &l->down, NULL, 0);
+	f[ATTENTION_OUT].gently = f[GATE_UP].gently = f[DOWN].gently = true;
+	f[QKV].gently = f[QKV].m > 4; /* else down, ahead of it, is over too soon */
 }
 
 /* The logits, of the layers' output before its norm. */

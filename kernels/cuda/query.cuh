@@ -17,6 +17,7 @@ struct query {
 	float *part;        /* partial softmaxes; this and the rest are for the two files to fill */
 	unsigned *arrived;                      /* [S, heads], zero before and after */
 	int chunks;                             /* of the capacity */
+	unsigned pace;      /* clocks between a block's first units */
 };
 
 /* hd 32, 64 or 128; at most ARRIVALS heads of all sequences; pointers aligned to 16. Starts while

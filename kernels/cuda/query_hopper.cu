@@ -23,7 +23,8 @@
 /* Of the ring, with what aligns it; leaves room for the block of the kernel behind. */
 #define SHARED_BYTES(HD) ((size_t)WARPS(HD) * UNIT(HD) * 4 + 1024)
 #define NEAR_UNITS 128 /* of a head whose parts lie behind the ring: there is room for as many */
-#define FEW_BYTES ((int64_t)480 << 10) /* of the cache, for a multiprocessor */
+#define FILL_CLOCKS 5600 /* for the ring's first units, so that the kernel ahead reads, too */
+#define FEW_BYTES ((int64_t)512 << 10) /* of the cache, for a multiprocessor */
 
 #ifdef HOPPER_CODE
 
@@ -126,10 +127,18 @@ static __device__ __forceinline__ void
 copy(const struct query &a, const struct plan &p, struct query_shared<HD> &m, bf16 *ring,
      const CUtensorMap *keys, const CUtensorMap *values)
 {
+	const unsigned first = min(p.end, p.first + WARPS(HD));
 	struct copying c = { first_head(p), {}, p.first };
+	unsigned when = clocks_now();
 
 	start_barriers<HD, NEAR>(m, c.head);
-	copy_units<HD>(a, p, m, ring, keys, values, c, min(p.end, p.first + WARPS(HD)));
+#pragma unroll 1
+	for (; c.unit < first; when += a.pace) {
+		while (!clock_reached(when))
+			;
+		__syncwarp();
+		copy_units<HD>(a, p, m, ring, keys, values, c, c.unit + 1);
+	}
 	if constexpr (NEAR)
 		barrier_init_done();
 	start<HD, NEAR>();
@@ -143,6 +152,7 @@ template <int HD>
 struct row_turn {
 	float cosine[HD / 64], sine[HD / 64];
 	int place; /* in the cache; -1: nowhere */
+	const bf16 *from; /* the row: its query */
 };
 
 template <int HD>
@@ -152,6 +162,7 @@ read_turn(const struct query &a, const struct plan &p, const struct head &h)
 	int64_t at = __shfl_sync(0xffffffffu, p.position, h.sequence);
 	struct row_turn<HD> t;
 
+	t.from = a.qkv + (int64_t)h.sequence * 3 * a.heads * HD + h.head * HD + threadIdx.x % 32;
 	at = at * (HD / 2) + threadIdx.x % 32;
 	t.place = __shfl_sync(0xffffffffu, p.place, h.sequence);
 	if (t.place >= a.capacity)
@@ -171,47 +182,62 @@ static __device__ __forceinline__ int query_place(int i)
 	return i % 8 / 2 * (HD / 4) + i / 8 * 2 + i % 2;
 }
 
+/* A head's query, new key and new value: the lane's pairs. */
+template <int HD>
+struct new_row {
+	float x[HD / 64][3][2];
+};
+
+template <int HD>
+static __device__ __forceinline__ struct new_row<HD> read_row(const struct query &a,
+							      const struct row_turn<HD> &t)
+{
+	const int64_t width = (int64_t)a.heads * HD, half = HD / 2;
+	struct new_row<HD> r;
+
+#pragma unroll
+	for (int i = 0; i < HD / 64; i++) {
+#pragma unroll
+		for (int j = 0; j < 3; j++) {
+			r.x[i][j][0] = read_result(t.from + j * width + 32 * i);
+			r.x[i][j][1] = read_result(t.from + j * width + 32 * i + half);
+		}
+	}
+	return r;
+}
+
 /* The head's new row, turned: to shared memory, and to the cache where the head's last unit is the
  * block's. */
 template <int HD>
 static __device__ __forceinline__ void take_row(const struct query &a, const struct head &h,
 						const struct row_turn<HD> &t,
+						const struct new_row<HD> &r,
 						struct query_shared<HD> &m, int slot)
 {
 	bf16 (*row)[HD] = m.row[slot];
 	const int64_t width = (int64_t)a.heads * HD, half = HD / 2;
-	const bf16 *from = a.qkv + h.sequence * 3 * width + h.head * HD + threadIdx.x % 32;
 	const bool keep = t.place >= 0 && has_last(h);
 	int64_t to = ((int64_t)h.sequence * a.capacity + t.place) * width + h.head * HD;
-	float x[HD / 64][3][2];
 
 	m.place[slot] = t.place;
-#pragma unroll
-	for (int i = 0; i < HD / 64; i++) {
-#pragma unroll
-		for (int j = 0; j < 3; j++) {
-			x[i][j][0] = read_result(from + j * width + 32 * i);
-			x[i][j][1] = read_result(from + j * width + 32 * i + half);
-		}
-	}
 #pragma unroll
 	for (int i = 0; i < HD / 64; i++) {
 		int at = (int)threadIdx.x % 32 + 32 * i;
 
 #pragma unroll
 		for (int j = 0; j < 3; j++) {
-			float low = x[i][j][0], high = x[i][j][1];
+			float low = r.x[i][j][0], high = r.x[i][j][1];
 			float cosine = j < 2 ? t.cosine[i] : 1.0f, sine = j < 2 ? t.sine[i] : 0.0f;
-			bf16 l = __float2bfloat16_rn(j < 2 ? low * cosine - high * sine : low);
-			bf16 r = __float2bfloat16_rn(j < 2 ? high * cosine + low * sine : high);
+			bf16 below = __float2bfloat16_rn(j < 2 ? low * cosine - high * sine : low);
+			bf16 above = __float2bfloat16_rn(j < 2 ? high * cosine + low * sine : high);
 
-			row[j][j ? at : query_place<HD>(at)] = l;
-			row[j][j ? at + half : query_place<HD>(at + HD / 2)] = r;
+			row[j][j ? at : query_place<HD>(at)] = below;
+			row[j][j ? at + half : query_place<HD>(at + HD / 2)] = above;
 			if (j && keep) {
 				bf16 *cache = (j == 1 ? a.keys : a.values) + to + at;
 
-				cache[0] = l;
-				cache[half] = r;
+				cache[0] = below;
+				cache[half] = above;
 			}
 		}
 	}
@@ -329,17 +355,20 @@ static __device__ __forceinline__ void compute(const struct query &a, const stru
 	struct head h = first_head(p), mine = own_head(a, p, h);
 	struct computing c = { p.first + (unsigned)warp };
 	struct row_turn<HD> turn = {};
+	struct new_row<HD> row = {};
 
 	if (has_units(p, mine))
 		turn = read_turn<HD>(a, p, mine);
 	start<HD, NEAR>();
 	wait_for_kernel_ahead();
+	if (has_units(p, mine))
+		row = read_row<HD>(a, turn);
 	if (p.awake != ~0u >> (32 - a.sequences))
 		clear_idle<HD>(a, p);
 #pragma unroll 1
 	for (;;) {
 		if (has_units(p, mine))
-			take_row<HD>(a, mine, turn, m, warp);
+			take_row<HD>(a, mine, turn, row, m, warp);
 		meet(ROWS, WARPS(HD));
 #pragma unroll 1
 		for (int i = 0; i < WARPS(HD) && has_units(p, h); i++) {
@@ -350,8 +379,10 @@ static __device__ __forceinline__ void compute(const struct query &a, const stru
 		if (!has_units(p, h))
 			break;
 		mine = own_head(a, p, h);
-		if (has_units(p, mine))
+		if (has_units(p, mine)) {
 			turn = read_turn<HD>(a, p, mine);
+			row = read_row<HD>(a, turn);
+		}
 		meet(ROUND, WARPS(HD) + 1);
 	}
 }
@@ -505,6 +536,7 @@ static void run(struct cuda_state *s, const struct query *a)
 		shape.dynamicSmemBytes += (size_t)units_of_head(a) * PART_BYTES(HD);
 		launch<HD, true>(s, &shape, &q);
 	} else {
+		q.pace = FILL_CLOCKS / WARPS(HD);
 		q.part = (float *)cuda_parts(s, (size_t)units_most(a) * PART_BYTES(HD));
 		launch<HD, false>(s, &shape, &q);
 	}

@@ -639,6 +639,13 @@ const struct op_case op_cases[] = {
 	    { 6, 1, 11, 32, 1100, 1060 },
 	    { 9, 1, 24, 64, 40, 30 } },
 	  { { 0 } }, 1 << 2 },
+	/* GPU: products whose depth is that of a kernel of its own: 1536 and 4096, 2048, 5632 */
+	{ "cached_layers", do_cached_layers, true, 5,
+	  { { 5, 1, 24, 64, 70, 63 },
+	    { 6, 1, 16, 128, 70, 66, 300 },
+	    { 3, 1, 33, 64, 70, 60 },
+	    { 11, 1, 33, 64, 70, 60 } },
+	  { { 0 } }, 1 << 2 },
 	/* GPU: heads of attention have clusters of four or five blocks, of two, of five to seven as
 	 * these fit there, and none, as there are too many keys; then of two, as there is much to
 	 * read */
