@@ -40,14 +40,13 @@ struct cpu_conv {
 
 static const struct conv_loops *choose_loops(void)
 {
+	switch (cpu_level()) {
 #ifdef HAVE_X86_LEVELS
-	if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-	    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-		return &conv_loops_v4;
-	if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-		return &conv_loops_v3;
+	case CPU_V4: return &conv_loops_v4;
+	case CPU_V3: return &conv_loops_v3;
 #endif
-	return &conv_loops_base;
+	default: return &conv_loops_base;
+	}
 }
 
 static struct cpu_state *state_of(struct kernels *k)

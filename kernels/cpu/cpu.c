@@ -69,21 +69,27 @@ static void install_dnnl(struct kernel_ops *ops)
 #undef INSTALL
 }
 
-/* The loops of the widest instruction set this processor has. */
-static void install_loops(struct kernel_ops *ops)
+enum cpu_level cpu_level(void)
 {
 #ifdef HAVE_X86_LEVELS
 	if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-	    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-		loop_install_v4(ops);
-		return;
-	}
-	if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-		loop_install_v3(ops);
-		return;
-	}
+	    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+		return CPU_V4;
+	if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+		return CPU_V3;
 #endif
-	loop_install_base(ops);
+	return CPU_BASE;
+}
+
+static void install_loops(struct kernel_ops *ops)
+{
+	switch (cpu_level()) {
+#ifdef HAVE_X86_LEVELS
+	case CPU_V4: loop_install_v4(ops); break;
+	case CPU_V3: loop_install_v3(ops); break;
+#endif
+	default: loop_install_base(ops);
+	}
 }
 
 /* CPUs this process may run on. */

@@ -54,6 +54,12 @@ struct onednn {
 };
 extern struct onednn onednn;
 
+/* Instruction sets that loops are compiled for (loops/, conv_loops.c): x86-64's levels. */
+enum cpu_level { CPU_BASE, CPU_V3, CPU_V4 };
+
+/* The widest of them that this processor has. */
+enum cpu_level cpu_level(void);
+
 #define CPU_PRODUCTS_MAX 512   /* different matrix products kept ready */
 
 /* A matrix product built once for its shape and types. */
