@@ -3,11 +3,13 @@
  * it ended and not why: a peer that left and one that was cut off for a frame over the limit look
  * the same. So a second descriptor of each connection is kept: when its peer has not closed it and
  * bytes are left in it, it was ended here, for what it sent. That keeps the connection open until
- * the news is read, which is to be often.
+ * the news is read, which is to be often. Of a long frame no more may have come than was read: the
+ * rest is waited for, a moment and not often, as from a peer that fell silent nothing comes.
  *
  * ZeroMQ's descriptor is closed, and its number used anew, when the news of the end is read: a
  * number is only looked at while no such news is in what was read (`gone`). */
 #include "config.h"
+#include "lib/clock.h"
 #include "lib/mem.h"
 #include "proto/watch.h"
 #include "proto/wire.h"
@@ -16,6 +18,7 @@
 #include <fcntl.h>
 #include <arpa/inet.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -24,6 +27,8 @@
 #define ROUTER_EVENTS                                                                              \
 	(ZMQ_EVENT_ACCEPTED | ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL)
 #define DESCRIPTORS_MAX 65536 /* a higher one has no copy */
+#define REST_MS 50            /* for the rest of a frame */
+#define REST_EVERY_MS 1000    /* at most so often */
 
 /* By the number of ZeroMQ's descriptor. */
 struct peer {
@@ -45,6 +50,7 @@ struct wire_peers {
 	uint64_t read;     /* in all */
 	bool broke;        /* it was told why the next that goes does */
 	bool going;        /* one was ended here: that it went comes next */
+	int64_t waited_ms; /* when a rest was waited for */
 	char from[64], text[96];
 };
 
@@ -141,15 +147,36 @@ static void address_of(int fd, char *out, size_t room)
 			 (unsigned long)who.pid);
 }
 
-/* Whether it was ended here, with something left that was not read. */
+/* Whether something is left that was not read; *open: or more may come. */
+static bool has_unread(int fd, bool *open)
+{
+	char byte;
+	ssize_t n = recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+
+	*open = n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK);
+	return n > 0;
+}
+
+static bool rest_comes(struct wire_peers *p, int fd)
+{
+	struct pollfd item = { fd, POLLIN, 0 };
+	int64_t now = clock_mono_ms();
+	bool open;
+
+	if (p->waited_ms && now - p->waited_ms < REST_EVERY_MS)
+		return false;
+	p->waited_ms = now;
+	return poll(&item, 1, REST_MS) > 0 && has_unread(fd, &open);
+}
+
+/* Whether it was ended here, for what it sent. */
 static bool was_cut(struct wire_peers *p, uint32_t fd)
 {
 	struct peer *of = peer_of(p, fd);
-	bool cut = false;
-	char byte;
+	bool cut = false, open;
 
 	if (of && of->copy >= 0 && !p->broke) {
-		cut = recv(of->copy, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
+		cut = has_unread(of->copy, &open) || (open && rest_comes(p, of->copy));
 		address_of(of->copy, p->from, sizeof p->from);
 	}
 	drop_copy(of);

@@ -346,7 +346,7 @@ static void headers_alone(void **state)
 /* ---------------------------------------------------------------- on the way */
 
 /* Somebody between client and daemon, who sees frames (ZMTP: flags, length, body) but no keys. */
-enum mischief { PASS, REPLAY, SWAP, FORGE, ANNOUNCE };
+enum mischief { PASS, REPLAY, SWAP, FORGE, EXCEED, ANNOUNCE };
 
 static struct proxy {
 	int listener;
@@ -388,6 +388,10 @@ static void pass_message(struct stream *s, int to, size_t len)
 		break;
 	case ANNOUNCE: /* the longest frame; this one and all that follow are but its beginning */
 		send_head(to, 2, LIMIT_FRAME_BYTES);
+		break;
+	case EXCEED: /* a longer one; what came of it was read when the connection is closed */
+		send_head(to, 2, LIMIT_FRAME_BYTES + 1);
+		clock_sleep_ms(2);
 		break;
 	case SWAP:
 		if (s->held_len == 0) {
@@ -528,17 +532,32 @@ static void ping_twice(struct connection *c)
 	}
 }
 
+/* Another's pings, so that the daemon looks at its connections all the time. */
+static void *keep_busy(void *arg)
+{
+	struct connection *c = arg;
+	Tf__Request r = harness_empty(TF__REQUEST__BODY_PING);
+	struct err failed = ERR_INIT;
+
+	while (!atomic_load(&proxy.leave) && harness_call(c, &r, NULL, &failed) == 0)
+		;
+	return NULL;
+}
+
 /* The daemon closes the connection and says so; the client comes again and gets its answers. */
 static void frames_are_looked_at(void **state)
 {
 	static const char *const says[] = { [REPLAY] = "a frame was sent again or out of order",
 					    [SWAP] = "a frame was sent again or out of order",
-					    [FORGE] = "a frame was forged or damaged" };
-	struct connection *c = start_proxy();
+					    [FORGE] = "a frame was forged or damaged",
+					    [EXCEED] = "over 5242880 bytes" };
+	struct connection *c = start_proxy(), *other = harness_line(&h, &member);
+	pthread_t busy;
 	int said = 0;
 
 	(void)state;
-	for (int k = REPLAY; k <= FORGE; k++) {
+	assert_int_equal(pthread_create(&busy, NULL, keep_busy, other), 0);
+	for (int k = REPLAY; k <= EXCEED; k++) {
 		uint64_t before = connection_reconnects(c);
 
 		said = harness_said(&h, says[k]);
@@ -551,6 +570,8 @@ static void frames_are_looked_at(void **state)
 		assert_int_equal(harness_said(&h, says[k]), said + 1);
 	}
 	stop_proxy(c);
+	pthread_join(busy, NULL);
+	connection_close(other);
 }
 
 /* It waits for the rest of a frame no longer than for any sign of life. */
