@@ -50,7 +50,7 @@ struct wire_peers {
 	uint64_t read;     /* in all */
 	bool broke;        /* it was told why the next that goes does */
 	bool going;        /* one was ended here: that it went comes next */
-	int64_t waited_ms; /* when a rest was waited for */
+	int64_t wait_from_ms; /* no rest of a frame is waited for before */
 	char from[64], text[96];
 };
 
@@ -147,36 +147,35 @@ static void address_of(int fd, char *out, size_t room)
 			 (unsigned long)who.pid);
 }
 
-/* Whether something is left that was not read; *open: or more may come. */
-static bool has_unread(int fd, bool *open)
+/* More than 0: something is left that was not read; EAGAIN: nothing, but more may come. */
+static ssize_t look(int fd)
 {
 	char byte;
-	ssize_t n = recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
 
-	*open = n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK);
-	return n > 0;
+	return recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
 }
 
 static bool rest_comes(struct wire_peers *p, int fd)
 {
 	struct pollfd item = { fd, POLLIN, 0 };
 	int64_t now = clock_mono_ms();
-	bool open;
 
-	if (p->waited_ms && now - p->waited_ms < REST_EVERY_MS)
+	if (now < p->wait_from_ms)
 		return false;
-	p->waited_ms = now;
-	return poll(&item, 1, REST_MS) > 0 && has_unread(fd, &open);
+	p->wait_from_ms = now + REST_EVERY_MS;
+	return poll(&item, 1, REST_MS) > 0 && look(fd) > 0;
 }
 
 /* Whether it was ended here, for what it sent. */
 static bool was_cut(struct wire_peers *p, uint32_t fd)
 {
 	struct peer *of = peer_of(p, fd);
-	bool cut = false, open;
+	bool cut = false;
 
 	if (of && of->copy >= 0 && !p->broke) {
-		cut = has_unread(of->copy, &open) || (open && rest_comes(p, of->copy));
+		ssize_t left = look(of->copy);
+
+		cut = left > 0 || (left < 0 && errno == EAGAIN && rest_comes(p, of->copy));
 		address_of(of->copy, p->from, sizeof p->from);
 	}
 	drop_copy(of);

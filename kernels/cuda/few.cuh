@@ -5,7 +5,7 @@
 #ifndef KERNELS_CUDA_FEW_CUH
 #define KERNELS_CUDA_FEW_CUH
 
-#include "kernels/cuda/common.cuh"
+#include "kernels/cuda/early.cuh"
 
 #define FEW_ROWS 16
 #define TILE 16 /* rows of the weights a block takes */
@@ -30,29 +30,6 @@ void few_run(struct cuda_state *s, const struct few *f, bool early);
 /* The same with nothing of Hopper's: what few_run comes to where its own form has no use. */
 void few_run_anywhere(struct cuda_state *s, const struct few *f, bool early);
 
-/* Whether the device lets a kernel start while the one ahead ends (compute capability 9.0). */
-static inline bool starts_early(const struct cuda_state *s)
-{
-	return s->capability >= 90;
-}
-
-/* A launch on the stream; early: before the kernel ahead has finished. The kernel must call
- * wait_for_kernel_ahead before it touches anything that an earlier kernel writes or reads. */
-static inline cudaLaunchConfig_t launch_shape(struct cuda_state *s, dim3 grid, unsigned threads,
-					      bool early, cudaLaunchAttribute *room)
-{
-	cudaLaunchConfig_t c = {};
-
-	c.gridDim = grid;
-	c.blockDim = dim3(threads);
-	c.stream = s->stream;
-	room->id = cudaLaunchAttributeProgrammaticStreamSerialization;
-	room->val.programmaticStreamSerializationAllowed = 1;
-	c.attrs = room;
-	c.numAttrs = early && starts_early(s) ? 1 : 0;
-	return c;
-}
-
 /* Row r of the block's tile in the weights; beyond the last one, the last. */
 static __device__ __forceinline__ const bf16 *tile_row(const struct few &f, int r)
 {
@@ -73,39 +50,6 @@ static __device__ __forceinline__ void multiply(float c[4], uint32_t a0, uint32_
 	    "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
 	    : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
 	    : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-/* From the second cache: kernels ahead wrote it after this block started. */
-static __device__ __forceinline__ float read_result(const bf16 *p)
-{
-	return __uint_as_float((uint32_t)__ldcg(reinterpret_cast<const unsigned short *>(p)) << 16);
-}
-
-static __device__ __forceinline__ unsigned clocks_now(void)
-{
-	return (unsigned)clock();
-}
-
-/* Whether the multiprocessor's clock has come to `when`, which is less than 2^31 clocks away. */
-static __device__ __forceinline__ bool clock_reached(unsigned when)
-{
-	return (int)(clocks_now() - when) >= 0;
-}
-
-/* The kernel behind may start now: what it reads early is not written by this one. */
-static __device__ __forceinline__ void let_kernel_behind_start(void)
-{
-#if __CUDA_ARCH__ >= 900
-	asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
-/* Everything that earlier kernels wrote is there afterwards. */
-static __device__ __forceinline__ void wait_for_kernel_ahead(void)
-{
-#if __CUDA_ARCH__ >= 900
-	asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
 }
 
 #endif

@@ -2,7 +2,7 @@
  * Rows picked by index (embedding, gather, scatter), vectors added to the rows of an image, and
  * sums over rows. The embedding's gradient sorts the rows by token, so that each table row is
  * written by one block that adds in the order of the rows: no atomics on floats. */
-#include "kernels/cuda/few.cuh"
+#include "kernels/cuda/early.cuh"
 
 /* to[c] (+)= from[c] for the eights of a row; rows are picked by the functor. */
 enum row_write { ROW_SET, ROW_ADD };
@@ -13,7 +13,7 @@ __global__ void move_rows(T *out, const T *in, const int32_t *row, int64_t rows,
 {
 	int64_t eights = (d + 7) / 8;
 
-	let_kernel_behind_start();
+	let_kernel_behind_start(); /* a token's first product reads its weights meanwhile */
 	EACH (i, rows * eights) {
 		int64_t m = i / eights, c = i % eights * 8;
 		int64_t r = row[m];

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * What lets sampling run on without the host: rows taken by a counter, tokens drawn, and drawn
  * tokens fed back. */
-#include "kernels/cuda/few.cuh"
+#include "kernels/cuda/early.cuh"
 #include "kernels/cuda/philox.cuh"
 
 __global__ void take_row(float *out, const float *table, int32_t *counter, int64_t rows,
