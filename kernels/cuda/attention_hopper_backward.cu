@@ -5,6 +5,8 @@
  * probabilities and their gradients stay in registers: each accumulator is the next product's A
  * operand.
  *
+ * The pass over queries also makes delta and hands the other one what it needs of each query.
+ *
  * With P = exp(scale q k - lse), dP = dout v, dS = P (dP - delta), delta = dout . out:
  * dq = scale dS k, dk = scale dS^T q, dv = P^T dout. */
 #include "kernels/cuda/hopper.cuh"
@@ -12,71 +14,42 @@
 #define GROUPS 2	    /* warpgroups with 64 rows each */
 #define OWNED (GROUPS * 64) /* rows a block owns */
 #define PASSING 64	    /* queries of a tile passing by in the keys' pass */
-#define OWN_STAGES 2	    /* the next own tile comes while this one is worked on */
 #define LOG2_E 1.44269504088896f
 #define STATS 4 /* of a query: lse * log2(e), delta, start, limit */
 
 struct backward_work {
 	struct work_list list;
 	int queries, keys, stat_tiles;
-	const float *stats; /* [batch, heads, stat_tiles, STATS, PASSING] */
+	const float *lse;
+	const int32_t *start, *limit;
+	float *stats; /* [batch, heads, stat_tiles, STATS, PASSING], which the first pass writes */
 	bf16 *dq, *dk, *dv;
 	int64_t q_row, q_sequence, kv_row, kv_sequence;
 	float scale_log2, scale;
 	struct turn_tables turned;
 };
 
-/* Statistics of each query, padded to whole tiles with queries that see nothing. HD/8 lanes a row.
- */
-template <int HD>
-__global__ void query_stats(float *stats, const bf16 *out, const bf16 *dout, const float *lse,
-			    const int32_t *start, const int32_t *limit, int batch, int queries,
-			    int heads, int tiles)
-{
-	const int lanes = HD / 8;
-	int64_t i = thread_index() / lanes, head = i % heads, row = i / heads % (tiles * PASSING);
-	int64_t b = i / heads / (tiles * PASSING), at = b * queries + row;
-	bool there = row < queries && b < batch;
-	float x[8] = {}, y[8] = {}, sum = 0.0f, *to;
-
-	if (there) {
-		load8(out + (at * heads + head) * HD + threadIdx.x % lanes * 8, x);
-		load8(dout + (at * heads + head) * HD + threadIdx.x % lanes * 8, y);
-	}
-#pragma unroll
-	for (int j = 0; j < 8; j++)
-		sum += x[j] * y[j];
-#pragma unroll
-	for (int j = lanes / 2; j > 0; j >>= 1)
-		sum += __shfl_xor_sync(0xffffffffu, sum, j);
-	if (b >= batch || threadIdx.x % lanes)
-		return;
-	to = stats + ((b * heads + head) * tiles + row / PASSING) * STATS * PASSING + row % PASSING;
-	float l = there ? lse[(b * heads + head) * queries + row] : -INFINITY;
-
-	to[0] = l == -INFINITY ? INFINITY : l * LOG2_E;
-	to[PASSING] = sum;
-	to[2 * PASSING] = __int_as_float(there ? start[at] : INT_MAX);
-	to[3 * PASSING] = __int_as_float(there ? limit[at] : -1);
-}
-
+/* The next own tile comes while this one is worked on: into memory of its own, unless this one's
+ * rows are held in registers. */
 template <int HD, int KEYS>
 struct queries_shared {
-	static constexpr int stages = HD == 64 ? 4 : 3; /* of the tiles passing by */
-	bf16 q[OWN_STAGES][OWNED * HD], g[OWN_STAGES][OWNED * HD]; /* g: dout */
-	bf16 k[stages][KEYS * HD], v[stages][KEYS * HD];
-	struct work_item item[OWN_STAGES];
-	uint64_t own_full[OWN_STAGES], own_empty[OWN_STAGES], full[stages], empty[stages];
+	static constexpr bool held = HD == 128;
+	static constexpr int own_stages = held ? 1 : 2, stages = 4; /* stages: passing tiles */
+	bf16 q[own_stages][OWNED * HD], g[own_stages][OWNED * HD], o[own_stages][OWNED * HD];
+	bf16 k[stages][KEYS * HD], v[stages][KEYS * HD]; /* g: dout, o: out */
+	struct work_item item[own_stages];
+	uint64_t own_full[own_stages], own_empty[own_stages], full[stages], empty[stages];
 };
 
 template <int HD>
 struct keys_shared {
-	static constexpr int stages = HD == 64 ? 6 : 2;
-	bf16 k[OWN_STAGES][OWNED * HD], v[OWN_STAGES][OWNED * HD];
+	static constexpr bool held = HD == 64;
+	static constexpr int own_stages = held ? 1 : 2, stages = HD == 64 ? 6 : 2;
+	bf16 k[own_stages][OWNED * HD], v[own_stages][OWNED * HD];
 	bf16 q[stages][PASSING * HD], g[stages][PASSING * HD];
 	float stats[stages][STATS][PASSING];
-	struct work_item item[OWN_STAGES];
-	uint64_t own_full[OWN_STAGES], own_empty[OWN_STAGES], full[stages], empty[stages];
+	struct work_item item[own_stages];
+	uint64_t own_full[own_stages], own_empty[own_stages], full[stages], empty[stages];
 };
 
 #ifdef HOPPER_CODE
@@ -87,7 +60,7 @@ template <typename SHARED>
 static __device__ __forceinline__ void barriers_begin(SHARED &m)
 {
 	if (threadIdx.x == 0) {
-		for (int i = 0; i < OWN_STAGES; i++) {
+		for (int i = 0; i < SHARED::own_stages; i++) {
 			barrier_init(&m.own_full[i], 1);
 			barrier_init(&m.own_empty[i], GROUPS * 4);
 		}
@@ -102,25 +75,29 @@ static __device__ __forceinline__ void barriers_begin(SHARED &m)
 
 /* ---- the pass over tiles of queries */
 template <int HD, int KEYS>
+using own_queries = own_operand<HD, OWNED, queries_shared<HD, KEYS>::held>;
+
+template <int HD, int KEYS>
 static __device__ void queries_producer(struct queries_shared<HD, KEYS> &m,
 					const struct backward_work &w, const CUtensorMap *items,
 					const CUtensorMap *mq, const CUtensorMap *mg,
-					const CUtensorMap *mk, const CUtensorMap *mv)
+					const CUtensorMap *mo, const CUtensorMap *mk,
+					const CUtensorMap *mv)
 {
 	struct ring r = { 0, 0 }, own = { 0, 0 };
 	struct errand p;
 	int at = atomicAdd(w.list.next, 1);
 
-	while (announce_work(m, w.list, items, own, at, p, sizeof m.q[0] + sizeof m.g[0])) {
-		int head = p.head;
+	while (announce_work(m, w.list, items, own, at, p, 3 * sizeof m.q[0])) {
+		uint64_t *own_full = &m.own_full[own.stage];
+		int head = p.head, row = p.tile * OWNED;
 
 		if (p.first <= p.last) {
-			copy_head<HD, OWNED>(m.q[own.stage], mq, &m.own_full[own.stage], head,
-					     p.tile * OWNED, p.sequence);
-			copy_head<HD, OWNED>(m.g[own.stage], mg, &m.own_full[own.stage], head,
-					     p.tile * OWNED, p.sequence);
+			copy_head<HD, OWNED>(m.q[own.stage], mq, own_full, head, row, p.sequence);
+			copy_head<HD, OWNED>(m.g[own.stage], mg, own_full, head, row, p.sequence);
+			copy_head<HD, OWNED>(m.o[own.stage], mo, own_full, head, row, p.sequence);
 		}
-		ring_next<OWN_STAGES>(own);
+		ring_next<queries_shared<HD, KEYS>::own_stages>(own);
 		for (int key = p.first; key <= p.last; key += KEYS) {
 			barrier_wait(&m.empty[r.stage], r.phase ^ 1);
 			barrier_expect(&m.full[r.stage], sizeof m.k[0] + sizeof m.v[0]);
@@ -136,9 +113,15 @@ static __device__ void queries_producer(struct queries_shared<HD, KEYS> &m,
 /* Two rows of a thread: what their queries see and their statistics. */
 struct own_rows {
 	int from[2], to[2];
-	float lse2[2], delta[2];
+	float lse[2], delta[2]; /* lse: -INFINITY where nothing is seen */
 };
 
+static __device__ __forceinline__ float lse_log2(float lse)
+{
+	return lse == -INFINITY ? INFINITY : lse * LOG2_E;
+}
+
+/* All but delta, as it lies in memory: it is not waited for before it is used. */
 static __device__ __forceinline__ void get_own_rows(struct own_rows &r,
 						    const struct backward_work &w,
 						    const struct share &t, int row0)
@@ -146,39 +129,88 @@ static __device__ __forceinline__ void get_own_rows(struct own_rows &r,
 #pragma unroll
 	for (int half = 0; half < 2; half++) {
 		int row = min(row0 + 8 * half, w.queries - 1);
-		const float *at = w.stats +
-				  (((int64_t)t.sequence * w.list.heads + t.head) *
-					   w.stat_tiles +
-				   row / PASSING) *
-					  STATS * PASSING +
-				  row % PASSING;
+		int64_t at = (int64_t)t.sequence * w.queries + row;
+		int64_t of_head = ((int64_t)t.sequence * w.list.heads + t.head) * w.queries + row;
 
-		r.lse2[half] = at[0];
-		r.delta[half] = at[PASSING];
-		r.from[half] = __float_as_int(at[2 * PASSING]);
-		r.to[half] = __float_as_int(at[3 * PASSING]);
+		r.lse[half] = w.lse[of_head];
+		r.from[half] = w.start[at];
+		r.to[half] = w.limit[at];
+	}
+}
+
+/* delta of both rows from the warpgroup's rows of dout and out, a quarter by each lane of a
+ * quad. */
+template <int HD>
+static __device__ __forceinline__ void get_delta(struct own_rows &r, const bf16 *dout,
+						 const bf16 *out)
+{
+	uint32_t x[HD / 4], y[HD / 4];
+
+	load_operand<HD, OWNED>(x, dout);
+	load_operand<HD, OWNED>(y, out);
+	r.delta[0] = r.delta[1] = 0.0f;
+#pragma unroll
+	for (int i = 0; i < HD / 4; i++) {
+		float2 a = unpack_bf16(x[i]), b = unpack_bf16(y[i]);
+
+		r.delta[i % 2] = fmaf(a.y, b.y, fmaf(a.x, b.x, r.delta[i % 2]));
+	}
+#pragma unroll
+	for (int half = 0; half < 2; half++) {
+		r.delta[half] += __shfl_xor_sync(0xffffffffu, r.delta[half], 1);
+		r.delta[half] += __shfl_xor_sync(0xffffffffu, r.delta[half], 2);
+	}
+}
+
+/* Statistics for the pass over keys, one of them by each lane of a quad; up to whole tiles they are
+ * those of queries that see nothing. */
+static __device__ __forceinline__ void put_stats(const struct backward_work &w,
+						 const struct share &t, int row0,
+						 const struct own_rows &r)
+{
+	int which = (int)threadIdx.x % 4;
+	int64_t tile = ((int64_t)t.sequence * w.list.heads + t.head) * w.stat_tiles;
+
+#pragma unroll
+	for (int half = 0; half < 2; half++) {
+		int row = row0 + 8 * half;
+		bool there = row < w.queries, sees = there && r.lse[half] != -INFINITY;
+		float lse2 = sees ? r.lse[half] * LOG2_E : INFINITY;
+		float delta = sees ? r.delta[half] : 0.0f;
+		int span = which == 2 ? (there ? r.from[half] : INT_MAX)
+				      : (there ? r.to[half] : -1);
+
+		if (row < w.stat_tiles * PASSING)
+			w.stats[((tile + row / PASSING) * STATS + which) * PASSING +
+				row % PASSING] = which == 0   ? lse2
+						 : which == 1 ? delta
+							      : __int_as_float(span);
 	}
 }
 
 /* Scores of 64 own queries become probabilities. */
 template <int N>
 static __device__ __forceinline__ void own_probabilities(float (&s)[N], const struct own_rows &r,
-							 float scale_log2, bool masked,
-							 int first_key)
+							 const struct share &t, float scale_log2,
+							 int key)
 {
-	int column = first_key + 2 * ((int)threadIdx.x % 4);
+	int column = key + 2 * ((int)threadIdx.x % 4);
+	float lse2[2] = { lse_log2(r.lse[0]), lse_log2(r.lse[1]) };
 
 #pragma unroll
 	for (int i = 0; i < N; i++)
-		s[i] = exp2_fast(fmaf(s[i], scale_log2, -r.lse2[i / 2 % 2]));
-	if (!masked)
-		return;
+		s[i] = exp2_fast(fmaf(s[i], scale_log2, -lse2[i / 2 % 2]));
+	if (share_before(&t, key)) {
 #pragma unroll
-	for (int i = 0; i < N; i++) {
-		int half = i / 2 % 2, key = column + i / 4 * 8 + i % 2;
-
-		if (key < r.from[half] || key > r.to[half])
-			s[i] = 0.0f;
+		for (int i = 0; i < N; i++)
+			if (i / 4 * 8 + i % 2 < r.from[i / 2 % 2] - column)
+				s[i] = 0.0f;
+	}
+	if (share_beyond(&t, key, 2 * N)) {
+#pragma unroll
+		for (int i = 0; i < N; i++)
+			if (i / 4 * 8 + i % 2 > r.to[i / 2 % 2] - column)
+				s[i] = 0.0f;
 	}
 }
 
@@ -195,32 +227,28 @@ static __device__ __forceinline__ void let_pass(SHARED &m, struct ring &r, int f
 
 /* The warpgroup's own tiles of keys, low to high: at least one. */
 template <int HD, int KEYS>
-static __device__ __forceinline__ void queries_tile(struct queries_shared<HD, KEYS> &m,
-						    const struct backward_work &w,
-						    const struct share &t, int group,
-						    struct ring &r, int own_stage,
-						    const struct own_rows &own, float (&dq)[HD / 2])
+static __device__ __forceinline__ void
+queries_tile(struct queries_shared<HD, KEYS> &m, const struct backward_work &w,
+	     const struct share &t, own_queries<HD, KEYS> &q, own_queries<HD, KEYS> &g,
+	     struct ring &r, const struct own_rows &own, float (&dq)[HD / 2])
 {
 	float s[KEYS / 2], ds[KEYS / 2];
 	uint32_t operand[KEYS / 4];
 	int before = -1;
 
 	for (int j = t.low; j <= t.high; j++) {
-		int key = t.base + j * KEYS;
-		bool masked = share_edge(&t, key, KEYS);
-
 		barrier_wait(&m.full[r.stage], r.phase);
 		products_begin();
-		product_scores<HD, KEYS, OWNED>(s, m.q[own_stage] + group * 64 * 64, m.k[r.stage]);
+		q.template scores<KEYS>(s, m.k[r.stage]);
 		products_commit();
-		product_scores<HD, KEYS, OWNED>(ds, m.g[own_stage] + group * 64 * 64, m.v[r.stage]);
+		g.template scores<KEYS>(ds, m.v[r.stage]);
 		products_commit();
 		products_wait<1>();
 		pin(s);
 		pin(dq);
 		if (before >= 0)
 			barrier_release(&m.empty[before]);
-		own_probabilities(s, own, w.scale_log2, masked, key);
+		own_probabilities(s, own, t, w.scale_log2, t.base + j * KEYS);
 		products_wait<0>();
 		pin(ds);
 #pragma unroll
@@ -264,28 +292,39 @@ static __device__ void queries_consumer(struct queries_shared<HD, KEYS> &m,
 	struct share t;
 
 	while (receive_work<KEYS, 1>(m, own, group, t)) {
-		int row0 = t.tile * OWNED + in_tile;
+		int row0 = t.tile * OWNED + in_tile, at = group * 64 * 64;
 		float dq[HD / 2];
 		struct own_rows rows;
+		own_queries<HD, KEYS> q, g;
 
 		get_own_rows(rows, w, t, row0);
+		get_delta<HD>(rows, m.g[own.stage] + at, m.o[own.stage] + at);
+		q.take(m.q[own.stage] + at);
+		g.take(m.g[own.stage] + at);
+		if (m.held)
+			barrier_release(&m.own_empty[own.stage]);
 #pragma unroll
 		for (int i = 0; i < HD / 2; i++)
 			dq[i] = 0.0f;
 		if (t.high >= t.low) {
 			let_pass(m, r, 0, t.low - 1);
-			queries_tile<HD, KEYS>(m, w, t, group, r, own.stage, rows, dq);
+			queries_tile<HD, KEYS>(m, w, t, q, g, r, rows, dq);
 			let_pass(m, r, t.high + 1, t.top);
 		} else {
 			let_pass(m, r, 0, t.top);
 		}
-		barrier_release(&m.own_empty[own.stage]);
-		ring_next<OWN_STAGES>(own);
+		if (!m.held)
+			barrier_release(&m.own_empty[own.stage]);
+		ring_next<queries_shared<HD, KEYS>::own_stages>(own);
+		put_stats(w, t, row0, rows);
 		queries_finish<HD>(w, t, row0, dq);
 	}
 }
 
 /* ---- the pass over tiles of keys */
+template <int HD>
+using own_keys = own_operand<HD, OWNED, keys_shared<HD>::held>;
+
 template <int HD>
 static __device__ void keys_producer(struct keys_shared<HD> &m, const struct backward_work &w,
 				     const CUtensorMap *items, const CUtensorMap *stats,
@@ -305,7 +344,7 @@ static __device__ void keys_producer(struct keys_shared<HD> &m, const struct bac
 			copy_head<HD, OWNED>(m.v[own.stage], mv, &m.own_full[own.stage], head,
 					     p.tile * OWNED, p.sequence);
 		}
-		ring_next<OWN_STAGES>(own);
+		ring_next<keys_shared<HD>::own_stages>(own);
 		for (int i = p.first / PASSING; p.first <= p.last && i <= p.last / PASSING; i++) {
 			uint64_t *full = &m.full[r.stage];
 			int stat = (p.sequence * w.list.heads + head) * w.stat_tiles + i;
@@ -322,6 +361,22 @@ static __device__ void keys_producer(struct keys_shared<HD> &m, const struct bac
 	}
 }
 
+/* Zero where side * key < side * edge[query]: edge is a thread's first column of starts (side 1) or
+ * limits (side -1). */
+static __device__ __forceinline__ void mask_passing(float (&s)[PASSING / 2], const int *edge,
+						    int row_key, int side)
+{
+#pragma unroll
+	for (int c = 0; c < PASSING / 8; c++) {
+		int2 e = *(const int2 *)&edge[8 * c];
+
+#pragma unroll
+		for (int i = 0; i < 4; i++)
+			if (side * (row_key + i / 2 * 8) < side * (i % 2 ? e.y : e.x))
+				s[4 * c + i] = 0.0f;
+	}
+}
+
 /* Scores of 64 own keys (rows) and the passing queries (columns) become probabilities. */
 static __device__ __forceinline__ void passing_probabilities(float (&s)[PASSING / 2],
 							     const float (&stats)[STATS][PASSING],
@@ -329,7 +384,6 @@ static __device__ __forceinline__ void passing_probabilities(float (&s)[PASSING 
 							     int row_key)
 {
 	const int *start = (const int *)stats[2], *limit = (const int *)stats[3];
-	bool masked = first_key < start[PASSING - 1] || first_key + PART - 1 > limit[0];
 	int column = 2 * ((int)threadIdx.x % 4);
 
 #pragma unroll
@@ -341,21 +395,10 @@ static __device__ __forceinline__ void passing_probabilities(float (&s)[PASSING 
 			s[4 * c + i] = exp2_fast(
 				fmaf(s[4 * c + i], scale_log2, i % 2 ? -lse2.y : -lse2.x));
 	}
-	if (!masked)
-		return;
-#pragma unroll
-	for (int c = 0; c < PASSING / 8; c++) {
-		int2 from = *(const int2 *)&start[8 * c + column],
-		     to = *(const int2 *)&limit[8 * c + column];
-
-#pragma unroll
-		for (int i = 0; i < 4; i++) {
-			int key = row_key + i / 2 * 8;
-
-			if (key < (i % 2 ? from.y : from.x) || key > (i % 2 ? to.y : to.x))
-				s[4 * c + i] = 0.0f;
-		}
-	}
+	if (first_key < start[PASSING - 1])
+		mask_passing(s, start + column, row_key, 1);
+	if (first_key + PART - 1 > limit[0])
+		mask_passing(s, limit + column, row_key, -1);
 }
 
 /* s = P becomes dS; dp is dP. */
@@ -377,13 +420,11 @@ static __device__ __forceinline__ void passing_gradients(float (&s)[PASSING / 2]
 
 /* The warpgroup's own tiles of queries, low to high: at least one. */
 template <int HD>
-static __device__ __forceinline__ void keys_tile(struct keys_shared<HD> &m,
-						 const struct backward_work &w,
-						 const struct share &t, int group, int own_stage,
-						 int row_key, struct ring &r, float (&dk)[HD / 2],
-						 float (&dv)[HD / 2])
+static __device__ __forceinline__ void
+keys_tile(struct keys_shared<HD> &m, const struct backward_work &w, const struct share &t,
+	  own_keys<HD> &k, own_keys<HD> &v, int group, int row_key, struct ring &r,
+	  float (&dk)[HD / 2], float (&dv)[HD / 2])
 {
-	const bf16 *k = m.k[own_stage] + group * 64 * 64, *v = m.v[own_stage] + group * 64 * 64;
 	float s[PASSING / 2], dp[PASSING / 2];
 	uint32_t operand[PASSING / 4], gradient[PASSING / 4];
 	int before = -1; /* stage of the tile before, whose last products may still run */
@@ -393,9 +434,9 @@ static __device__ __forceinline__ void keys_tile(struct keys_shared<HD> &m,
 
 		barrier_wait(&m.full[r.stage], r.phase);
 		products_begin();
-		product_scores<HD, PASSING, OWNED>(s, k, m.q[r.stage]);
+		k.template scores<PASSING>(s, m.q[r.stage]);
 		products_commit();
-		product_scores<HD, PASSING, OWNED>(dp, v, m.g[r.stage]);
+		v.template scores<PASSING>(dp, m.g[r.stage]);
 		products_commit();
 		products_wait<1>();
 		pin(s);
@@ -416,6 +457,8 @@ static __device__ __forceinline__ void keys_tile(struct keys_shared<HD> &m,
 		products_begin();
 		product_values<HD, PASSING>(dk, gradient, m.q[r.stage], 1);
 		products_commit();
+		k.keep(w.queries < 0);
+		v.keep(w.queries < 0);
 		before = r.stage;
 		ring_next<keys_shared<HD>::stages>(r);
 	}
@@ -450,21 +493,27 @@ static __device__ void keys_consumer(struct keys_shared<HD> &m, const struct bac
 	struct share t;
 
 	while (receive_work<PASSING, PASSING>(m, own, group, t)) {
-		int key0 = t.tile * OWNED + in_tile;
+		int key0 = t.tile * OWNED + in_tile, at = group * 64 * 64;
 		float dk[HD / 2], dv[HD / 2];
+		own_keys<HD> k, v;
 
+		k.take(m.k[own.stage] + at);
+		v.take(m.v[own.stage] + at);
+		if (m.held)
+			barrier_release(&m.own_empty[own.stage]);
 #pragma unroll
 		for (int i = 0; i < HD / 2; i++)
 			dk[i] = dv[i] = 0.0f;
 		if (t.high >= t.low) {
 			let_pass(m, r, 0, t.low - 1);
-			keys_tile<HD>(m, w, t, group, own.stage, key0, r, dk, dv);
+			keys_tile<HD>(m, w, t, k, v, group, key0, r, dk, dv);
 			let_pass(m, r, t.high + 1, t.top);
 		} else {
 			let_pass(m, r, 0, t.top);
 		}
-		barrier_release(&m.own_empty[own.stage]);
-		ring_next<OWN_STAGES>(own);
+		if (!m.held)
+			barrier_release(&m.own_empty[own.stage]);
+		ring_next<keys_shared<HD>::own_stages>(own);
 		keys_finish<HD>(w, t, key0, dk, dv);
 	}
 }
@@ -484,6 +533,7 @@ __global__ void __launch_bounds__((GROUPS + 1) * 128, 1)
 	queries_blocks(const __grid_constant__ CUtensorMap items,
 		       const __grid_constant__ CUtensorMap mq,
 		       const __grid_constant__ CUtensorMap mg,
+		       const __grid_constant__ CUtensorMap mo,
 		       const __grid_constant__ CUtensorMap mk,
 		       const __grid_constant__ CUtensorMap mv,
 		       const __grid_constant__ struct backward_work w)
@@ -496,7 +546,7 @@ __global__ void __launch_bounds__((GROUPS + 1) * 128, 1)
 	if (threadIdx.x < 128) {
 		registers::produce();
 		if (threadIdx.x == 0)
-			queries_producer<HD, KEYS>(m, w, &items, &mq, &mg, &mk, &mv);
+			queries_producer<HD, KEYS>(m, w, &items, &mq, &mg, &mo, &mk, &mv);
 	} else {
 		registers::consume();
 		queries_consumer<HD, KEYS>(m, w);
@@ -534,8 +584,8 @@ static unsigned grid_of(const struct cuda_state *s, const struct work_list *l)
 							      : s->processors);
 }
 
-/* Maps of q, dout, k, v for boxes of query_rows and key_rows. */
-static void make_maps(struct cuda_state *s, const struct attend_backward *b, CUtensorMap map[4],
+/* Maps of q, dout, out, k, v for boxes of query_rows and key_rows. */
+static void make_maps(struct cuda_state *s, const struct attend_backward *b, CUtensorMap map[5],
 		      int query_rows, int key_rows)
 {
 	const struct attend *a = &b->f;
@@ -543,8 +593,9 @@ static void make_maps(struct cuda_state *s, const struct attend_backward *b, CUt
 
 	map[0] = hopper_query_map(s, a, a->q, a->q_row, a->q_sequence, query_rows);
 	map[1] = hopper_query_map(s, a, b->dout, width, width * a->queries, query_rows);
-	map[2] = hopper_key_map(s, a, a->k, key_rows);
-	map[3] = hopper_key_map(s, a, a->v, key_rows);
+	map[2] = hopper_query_map(s, a, a->out, width, width * a->queries, query_rows);
+	map[3] = hopper_key_map(s, a, a->k, key_rows);
+	map[4] = hopper_key_map(s, a, a->v, key_rows);
 }
 
 template <int HD, int KEYS>
@@ -566,6 +617,9 @@ static void run_backward(struct cuda_state *s, const struct attend_backward *b)
 				   a->queries,
 				   a->keys,
 				   stat_tiles,
+				   a->lse,
+				   a->start,
+				   a->limit,
 				   stats,
 				   (bf16 *)b->dq,
 				   (bf16 *)b->dk,
@@ -579,12 +633,8 @@ static void run_backward(struct cuda_state *s, const struct attend_backward *b)
 				   { b->cosine, b->sine, b->position } };
 	size_t queries_bytes = sizeof(struct queries_shared<HD, KEYS>) + 1024;
 	size_t keys_bytes = sizeof(struct keys_shared<HD>) + 1024;
-	CUtensorMap map[4], stat_map;
+	CUtensorMap map[5], stat_map;
 
-	query_stats<HD><<<(unsigned)div_up(rows * (HD / 8), 256), 256, 0, s->stream>>>(
-		stats, (const bf16 *)a->out, (const bf16 *)b->dout, a->lse, a->start, a->limit,
-		a->batch, a->queries, a->heads, stat_tiles);
-	LAUNCHED();
 	CUDA(cudaFuncSetAttribute(queries_blocks<HD, KEYS>,
 				  cudaFuncAttributeMaxDynamicSharedMemorySize, (int)queries_bytes));
 	CUDA(cudaFuncSetAttribute(keys_blocks<HD>, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -592,20 +642,21 @@ static void run_backward(struct cuda_state *s, const struct attend_backward *b)
 	make_maps(s, b, map, OWNED, KEYS);
 	queries_blocks<HD, KEYS>
 		<<<grid_of(s, &w.list), (GROUPS + 1) * 128, queries_bytes, s->stream>>>(
-			hopper_item_map(s, &w.list), map[0], map[1], map[2], map[3], w);
+			hopper_item_map(s, &w.list), map[0], map[1], map[2], map[3], map[4],
+			w);
 	LAUNCHED();
 	make_maps(s, b, map, PASSING, OWNED);
 	w.list = hopper_work(s, a, false, OWNED, by_key, work);
 	stat_map = hopper_word_map(s, stats, rows * STATS, STATS * PASSING);
 	keys_blocks<HD><<<grid_of(s, &w.list), (GROUPS + 1) * 128, keys_bytes, s->stream>>>(
-		hopper_item_map(s, &w.list), stat_map, map[0], map[1], map[2], map[3], w);
+		hopper_item_map(s, &w.list), stat_map, map[0], map[1], map[3], map[4], w);
 	LAUNCHED();
 }
 
 void attention_hopper_backward(struct cuda_state *s, const struct attend_backward *b)
 {
-	CHECK(b->f.start && aligned16(b->dout) && aligned16(b->dq) && aligned16(b->dk) &&
-	      aligned16(b->dv));
+	CHECK(b->f.start && aligned16(b->f.out) && aligned16(b->dout) && aligned16(b->dq) &&
+	      aligned16(b->dk) && aligned16(b->dv));
 	if (b->f.hd == 64)
 		run_backward<64, 128>(s, b);
 	else

@@ -11,6 +11,7 @@
 #define STAGES(HD) ((HD) == 64 ? 4 : 2) /* tiles of K and V: as many as there is room for */
 #define OWN_STAGES 2 /* tiles of Q: the next one comes while this one is worked on */
 #define LOG2_E 1.44269504088896f
+#define RISE 8.0f /* of scores, in powers of two, that probabilities may have above 1 */
 
 #define CACHE_BYTES \
 	(24 << 20) /* keys and values that stay in the second-level cache beside the rest */
@@ -46,16 +47,24 @@ struct work_list hopper_work(struct cuda_state *s, const struct attend *a, bool 
 bool attention_hopper_fits(const struct cuda_state *s, const struct attend *a)
 {
 	return s->hopper && a->type == DT_BF16 && (a->hd == 64 || a->hd == 128) &&
-	       aligned16(a->q) && aligned16(a->k) && aligned16(a->v) && a->q_row % 8 == 0 &&
-	       a->kv_row % 8 == 0;
+	       aligned16(a->q) && aligned16(a->k) && aligned16(a->v) && aligned16(a->start) &&
+	       aligned16(a->limit) && a->q_row % 8 == 0 && a->kv_row % 8 == 0;
 }
 
 struct forward_work {
 	struct work_list list;
 	int queries, keys;
-	const int32_t *start, *limit;
+	bool starts; /* queries have one; else it is 0 */
 	bf16 *out;
 	float *lse, scale_log2, scale;
+};
+
+/* Starts and limits of a tile of queries. Copies begin at 16 bytes: up to three words before it. */
+template <int WGS>
+struct own_spans {
+	static constexpr int words = WGS * 64 + 4;
+	__align__(128) int32_t start[words];
+	__align__(128) int32_t limit[words];
 };
 
 template <int HD, int WGS>
@@ -63,6 +72,7 @@ struct forward_shared {
 	bf16 q[OWN_STAGES][WGS * 64 * HD];
 	bf16 k[STAGES(HD)][KEYS * HD];
 	bf16 v[STAGES(HD)][KEYS * HD];
+	struct own_spans<WGS> span[OWN_STAGES];
 	struct work_item item[OWN_STAGES];
 	uint64_t own_full[OWN_STAGES], own_empty[OWN_STAGES];
 	uint64_t k_full[STAGES(HD)], k_empty[STAGES(HD)], v_full[STAGES(HD)], v_empty[STAGES(HD)];
@@ -70,20 +80,35 @@ struct forward_shared {
 
 #ifdef HOPPER_CODE
 
+/* At 64 registers are short, and at 128 more of a tile's time goes to its sums. */
+#define LAZY(HD) ((HD) == 128)
+
+template <int HD, int WGS>
+using own_queries = own_operand<HD, WGS * 64, HD == 128>;
+
 template <int HD, int WGS>
 static __device__ void forward_producer(struct forward_shared<HD, WGS> &m,
 					const struct forward_work &w, const CUtensorMap *items,
+					const CUtensorMap *starts, const CUtensorMap *limits,
 					const CUtensorMap *mq, const CUtensorMap *mk,
 					const CUtensorMap *mv)
 {
+	uint32_t bytes = sizeof m.q[0] + (w.starts ? 2 : 1) * sizeof m.span[0].limit;
 	struct ring r = { 0, 0 }, own = { 0, 0 };
 	struct errand e;
 	int at = atomicAdd(w.list.next, 1);
 
-	while (announce_work(m, w.list, items, own, at, e, sizeof m.q[0])) {
-		if (e.first <= e.last)
-			copy_head<HD, WGS * 64>(m.q[own.stage], mq, &m.own_full[own.stage], e.head,
-						e.tile * WGS * 64, e.sequence);
+	while (announce_work(m, w.list, items, own, at, e, bytes)) {
+		uint64_t *own_full = &m.own_full[own.stage];
+		int row = e.tile * WGS * 64, word = (e.sequence * w.queries + row) / 4 * 4;
+
+		if (e.first <= e.last) {
+			copy_head<HD, WGS * 64>(m.q[own.stage], mq, own_full, e.head, row,
+						e.sequence);
+			copy_words(m.span[own.stage].limit, limits, own_full, word);
+			if (w.starts)
+				copy_words(m.span[own.stage].start, starts, own_full, word);
+		}
 		ring_next<OWN_STAGES>(own);
 		for (int key = e.first + (e.last - e.first) / KEYS * KEYS; key >= e.first;
 		     key -= KEYS) {
@@ -106,37 +131,49 @@ struct two_rows {
 	float most[2], sum[2];
 };
 
+/* Keys from `key` on; most tiles at an edge are at one of the two. */
 template <int N>
 static __device__ __forceinline__ void mask_scores(float (&s)[N], const struct two_rows &r,
-						   int first_key)
+						   const struct share &t, int key)
 {
-	int column = first_key + 2 * ((int)threadIdx.x % 4);
+	int column = key + 2 * ((int)threadIdx.x % 4);
 
+	if (share_before(&t, key)) {
 #pragma unroll
-	for (int i = 0; i < N; i++) {
-		int key = column + i / 4 * 8 + i % 2, half = i / 2 % 2;
-
-		if (key < r.from[half] || key > r.to[half])
-			s[i] = -INFINITY;
+		for (int i = 0; i < N; i++)
+			if (i / 4 * 8 + i % 2 < r.from[i / 2 % 2] - column)
+				s[i] = -INFINITY;
+	}
+	if (share_beyond(&t, key, 2 * N)) {
+#pragma unroll
+		for (int i = 0; i < N; i++)
+			if (i / 4 * 8 + i % 2 > r.to[i / 2 % 2] - column)
+				s[i] = -INFINITY;
 	}
 }
 
-/* Scores become exp2(scale (s - most)), and keep[] what the sums so far are multiplied by. */
-template <int N>
+/* Scores become exp2(scale (s - most)), and keep[] what the sums so far are multiplied by. `most`
+ * is the largest score so far or, if LAZY, one that is at most RISE / scale_log2 below it, so that
+ * it seldom changes; where it does not, keep[] is 1. */
+template <bool LAZY, int N>
 static __device__ __forceinline__ void soften(float (&s)[N], struct two_rows &r,
 					      float scale_log2, float keep[2])
 {
 #pragma unroll
 	for (int half = 0; half < 2; half++) {
 		float most = r.most[half], sum = 0.0f, base;
+		bool stays;
 
 #pragma unroll
 		for (int i = 0; i < N / 4; i++)
 			most = fmaxf(most, fmaxf(s[4 * i + 2 * half], s[4 * i + 2 * half + 1]));
 		most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
 		most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
+		stays = LAZY && (most - r.most[half]) * scale_log2 <= RISE;
+		if (stays)
+			most = r.most[half];
 		base = most == -INFINITY ? 0.0f : most * scale_log2;
-		keep[half] = exp2_fast(r.most[half] * scale_log2 - base);
+		keep[half] = stays ? 1.0f : exp2_fast(r.most[half] * scale_log2 - base);
 #pragma unroll
 		for (int i = 0; i < N / 2; i++) {
 			float &x = s[4 * (i / 2) + 2 * half + i % 2];
@@ -198,7 +235,7 @@ template <int N, int HD, int WGS>
 static __device__ __forceinline__ void forward_first(struct forward_shared<HD, WGS> &m,
 						     const struct forward_work &w,
 						     const struct share &t, int stage,
-						     const bf16 *q,
+						     own_queries<HD, WGS> &q,
 						     uint32_t (&probability)[KEYS / 4],
 						     struct two_rows &rows)
 {
@@ -206,14 +243,13 @@ static __device__ __forceinline__ void forward_first(struct forward_shared<HD, W
 	int key = t.base + t.high * KEYS;
 
 	products_begin();
-	product_scores<HD, N, WGS * 64, KEYS>(s, q, m.k[stage]);
+	q.template scores<N, KEYS>(s, m.k[stage]);
 	products_commit();
 	products_wait<0>();
 	pin(s);
 	barrier_release(&m.k_empty[stage]);
-	if (share_edge(&t, key, N))
-		mask_scores(s, rows, key);
-	soften(s, rows, w.scale_log2, keep);
+	mask_scores(s, rows, t, key);
+	soften<LAZY(HD)>(s, rows, w.scale_log2, keep);
 #pragma unroll
 	for (int i = 0; i < KEYS / 4; i++)
 		probability[i] =
@@ -228,12 +264,13 @@ static __device__ __forceinline__ void forward_tile(struct forward_shared<HD, WG
 						    struct ring &r, int own_stage,
 						    float (&o)[HD / 2], struct two_rows &rows)
 {
-	const bf16 *q = m.q[own_stage] + group * 64 * 64;
+	own_queries<HD, WGS> q;
 	float s[KEYS / 2], keep[2];
 	uint32_t probability[KEYS / 4];
 	struct ring before;
 	int more = 0;
 
+	q.take(m.q[own_stage] + group * 64 * 64);
 	barrier_wait(&m.k_full[r.stage], r.phase);
 	if (t.rest <= KEYS / 2)
 		forward_first<KEYS / 2>(m, w, t, r.stage, q, probability, rows);
@@ -244,7 +281,7 @@ static __device__ __forceinline__ void forward_tile(struct forward_shared<HD, WG
 	for (int j = t.high - 1; j >= t.low; j--) {
 		barrier_wait(&m.k_full[r.stage], r.phase);
 		products_begin();
-		product_scores<HD, KEYS, WGS * 64>(s, q, m.k[r.stage]);
+		q.template scores<KEYS>(s, m.k[r.stage]);
 		products_commit();
 		barrier_wait(&m.v_full[before.stage], before.phase);
 		products_begin();
@@ -252,15 +289,15 @@ static __device__ __forceinline__ void forward_tile(struct forward_shared<HD, WG
 		products_commit();
 		products_wait<1>();
 		pin(s);
-		if (share_edge(&t, t.base + j * KEYS, KEYS))
-			mask_scores(s, rows, t.base + j * KEYS);
-		soften(s, rows, w.scale_log2, keep);
+		mask_scores(s, rows, t, t.base + j * KEYS);
+		soften<LAZY(HD)>(s, rows, w.scale_log2, keep);
 		barrier_release_after(&m.k_empty[r.stage], rows.sum[0] + rows.sum[1]);
 		products_wait<0>();
 		pin(o);
 		barrier_release(&m.v_empty[before.stage]);
 		pack_operand(probability, s);
-		rescale(o, keep);
+		if (!LAZY(HD) || __any_sync(0xffffffffu, keep[0] != 1.0f || keep[1] != 1.0f))
+			rescale(o, keep);
 		more = 1;
 		before = r;
 		ring_next<STAGES(HD)>(r);
@@ -285,15 +322,16 @@ static __device__ void forward_consumer(struct forward_shared<HD, WGS> &m,
 
 	while (receive_work<KEYS, 1>(m, own, group, t)) {
 		int row0 = t.tile * WGS * 64 + in_tile;
+		int word = (t.sequence * w.queries + t.tile * WGS * 64) % 4 + in_tile;
 		float o[HD / 2];
 		struct two_rows rows;
 
 #pragma unroll
 		for (int half = 0; half < 2; half++) {
-			int row = t.sequence * w.queries + min(row0 + 8 * half, w.queries - 1);
+			const struct own_spans<WGS> &span = m.span[own.stage];
 
-			rows.from[half] = w.start ? w.start[row] : 0;
-			rows.to[half] = min(w.limit[row], w.keys - 1);
+			rows.from[half] = w.starts ? span.start[word + 8 * half] : 0;
+			rows.to[half] = min(span.limit[word + 8 * half], w.keys - 1);
 			rows.most[half] = -INFINITY;
 			rows.sum[half] = 0.0f;
 		}
@@ -318,6 +356,8 @@ static __device__ void forward_consumer(struct forward_shared<HD, WGS> &m,
 template <int HD, int WGS>
 __global__ void __launch_bounds__((WGS + 1) * 128, 1)
 	forward_blocks(const __grid_constant__ CUtensorMap items,
+		       const __grid_constant__ CUtensorMap starts,
+		       const __grid_constant__ CUtensorMap limits,
 		       const __grid_constant__ CUtensorMap mq,
 		       const __grid_constant__ CUtensorMap mk,
 		       const __grid_constant__ CUtensorMap mv,
@@ -346,7 +386,7 @@ __global__ void __launch_bounds__((WGS + 1) * 128, 1)
 	if (threadIdx.x < 128) {
 		registers::produce();
 		if (threadIdx.x == 0)
-			forward_producer<HD, WGS>(m, w, &items, &mq, &mk, &mv);
+			forward_producer<HD, WGS>(m, w, &items, &starts, &limits, &mq, &mk, &mv);
 	} else {
 		registers::consume();
 		forward_consumer<HD, WGS>(m, w);
@@ -388,19 +428,22 @@ static void run_forward(struct cuda_state *s, const struct attend *a)
 	struct forward_work w = { forward_list(s, a, WGS * 64),
 				  a->queries,
 				  a->keys,
-				  a->start,
-				  a->limit,
+				  a->start != NULL,
 				  (bf16 *)a->out,
 				  a->lse,
 				  scale * LOG2_E,
 				  scale };
 	size_t bytes = sizeof(struct forward_shared<HD, WGS>) + 1024;
+	int64_t rows = (int64_t)a->batch * a->queries;
+	const int32_t *starts = a->start ? a->start : a->limit; /* there must be a map */
 
 	CUDA(cudaFuncSetAttribute(forward_blocks<HD, WGS>,
 				  cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
 	grid = tiles * a->heads < s->processors ? tiles * a->heads : s->processors;
 	forward_blocks<HD, WGS><<<(unsigned)grid, (WGS + 1) * 128, bytes, s->stream>>>(
 		hopper_item_map(s, &w.list),
+		hopper_word_map(s, starts, rows, own_spans<WGS>::words),
+		hopper_word_map(s, a->limit, rows, own_spans<WGS>::words),
 		hopper_query_map(s, a, a->q, a->q_row, a->q_sequence, WGS * 64),
 		hopper_key_map(s, a, a->k, KEYS), hopper_key_map(s, a, a->v, KEYS), w);
 	LAUNCHED();

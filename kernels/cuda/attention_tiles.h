@@ -76,10 +76,16 @@ TILES void share_tiles(struct share *t, const struct span *all, const struct spa
 	t->limit_min = mine->limit_min;
 }
 
-/* Whether the `size` keys from `key` on need a mask. */
-TILES bool share_edge(const struct share *t, int key, int size)
+/* Whether keys from `key` on need a mask since not all queries see the first one. */
+TILES bool share_before(const struct share *t, int key)
 {
-	return key < t->start_max || key + size - 1 > t->limit_min;
+	return key < t->start_max;
+}
+
+/* The same of `size` keys from `key` on and the last one. */
+TILES bool share_beyond(const struct share *t, int key, int size)
+{
+	return key + size - 1 > t->limit_min;
 }
 
 /* Which tile of which head comes at place `at` of a list of `tiles` a head, in groups of `group`

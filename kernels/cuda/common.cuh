@@ -185,6 +185,11 @@ static __device__ __forceinline__ uint32_t pack_bf16(float lo, float hi)
 	return *reinterpret_cast<uint32_t *>(&v);
 }
 
+static __device__ __forceinline__ float2 unpack_bf16(uint32_t v)
+{
+	return make_float2(__uint_as_float(v << 16), __uint_as_float(v & 0xffff0000u));
+}
+
 static __device__ __forceinline__ void load8(const float *p, float x[8])
 {
 	float4 a = reinterpret_cast<const float4 *>(p)[0],
@@ -206,8 +211,10 @@ static __device__ __forceinline__ void unpack8(uint4 v, float x[8])
 
 #pragma unroll
 	for (int i = 0; i < 4; i++) {
-		x[2 * i] = __uint_as_float(w[i] << 16);
-		x[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
+		float2 pair = unpack_bf16(w[i]);
+
+		x[2 * i] = pair.x;
+		x[2 * i + 1] = pair.y;
 	}
 }
 

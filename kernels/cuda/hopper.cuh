@@ -28,7 +28,7 @@ struct mapped {
 
 /* Host (maps.cu): a map for boxes of box_rows x 64 elements; beyond its end a box has zeros. */
 CUtensorMap hopper_map(struct cuda_state *s, const struct mapped *m, int box_rows);
-/* Of `words` words of 32 bits for copies of `at_once`, which may begin at any. */
+/* Of `words` words of 32 bits for copies of `at_once`, which begin at any multiple of four. */
 CUtensorMap hopper_word_map(struct cuda_state *s, const void *first, int64_t words, int at_once);
 
 /* The tiles of every head, handed out one by one to blocks that stay. Order: groups of sequences
@@ -267,7 +267,8 @@ static __device__ __forceinline__ void copy_bytes(void *to, const void *from, ui
 		     : "memory");
 }
 
-/* Words of hopper_word_map, from number `word` on; `to` is aligned to 128 bytes. */
+/* Words of hopper_word_map, from number `word` on, a multiple of four; `to` is aligned to 128
+ * bytes. */
 static __device__ __forceinline__ void copy_words(void *to, const CUtensorMap *map, uint64_t *b,
 						  int word)
 {
@@ -575,7 +576,7 @@ static __device__ __forceinline__ void product_scores(float (&s)[N / 2], const b
 }
 
 /* The same with A[64 x HD] in registers. */
-template <int HD, int N>
+template <int HD, int N, int BROWS = N>
 static __device__ __forceinline__ void product_scores(float (&s)[N / 2], uint32_t (&a)[HD / 4],
 						      const bf16 *b)
 {
@@ -583,17 +584,98 @@ static __device__ __forceinline__ void product_scores(float (&s)[N / 2], uint32_
 
 #pragma unroll
 	for (int k = 0; k < HD / 16; k++)
-		product16<N>::template rs<0>(s, a[4 * k], a[4 * k + 1], a[4 * k + 2], a[4 * k + 3],
-					     db + (k / 4) * (N * TILE_ROW_BYTES / 16) + k % 4 * 2,
-					     k > 0);
+		product16<N>::template rs<0>(
+			s, a[4 * k], a[4 * k + 1], a[4 * k + 2], a[4 * k + 3],
+			db + (k / 4) * (BROWS * TILE_ROW_BYTES / 16) + k % 4 * 2, k > 0);
 }
 
-/* o[64 x HD] (+)= P[64 x ROWS] V[ROWS x HD]; P in registers, V's rows along the head. */
+/* Four matrices of 8 x 8 from shared memory; lane l has the address of row l % 8 of the l / 8-th
+ * one. */
+static __device__ __forceinline__ void load_matrices(uint32_t (&x)[4], uint32_t from)
+{
+	asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+		     : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+		     : "r"(from)
+		     : "memory");
+}
+
+/* The 64 rows of a warpgroup in a tile of ROWS rows, as A registers. */
 template <int HD, int ROWS>
+static __device__ __forceinline__ void load_operand(uint32_t (&a)[HD / 4], const bf16 *tile)
+{
+	int lane = (int)threadIdx.x % 32;
+	int row = (int)threadIdx.x % 128 / 32 * 16 + lane % 16;
+
+#pragma unroll
+	for (int k = 0; k < HD / 16; k++) {
+		const bf16 *at = tile + k / 4 * ROWS * 64 + row * 64 +
+				 ((k % 4 * 2 + lane / 16) ^ lane % 8) * 8;
+		uint32_t x[4];
+
+		load_matrices(x, shared_address(at));
+#pragma unroll
+		for (int i = 0; i < 4; i++)
+			a[4 * k + i] = x[i];
+	}
+}
+
+/* A warpgroup's 64 own rows in a tile of ROWS rows, as A of scores. Products of few columns are
+ * bound by what they read from shared memory: half of it is A, unless it is held in registers. */
+template <int HD, int ROWS, bool HELD>
+struct own_operand {
+	const bf16 *tile;
+
+	__device__ __forceinline__ void take(const bf16 *from)
+	{
+		tile = from;
+	}
+
+	template <int N, int BROWS = N>
+	__device__ __forceinline__ void scores(float (&s)[N / 2], const bf16 *b)
+	{
+		product_scores<HD, N, ROWS, BROWS>(s, tile, b);
+	}
+
+	__device__ __forceinline__ void keep(bool)
+	{
+	}
+};
+
+template <int HD, int ROWS>
+struct own_operand<HD, ROWS, true> {
+	uint32_t a[HD / 4];
+
+	__device__ __forceinline__ void take(const bf16 *from)
+	{
+		load_operand<HD, ROWS>(a, from);
+		pin(a);
+	}
+
+	template <int N, int BROWS = N>
+	__device__ __forceinline__ void scores(float (&s)[N / 2], const bf16 *b)
+	{
+		product_scores<HD, N, BROWS>(s, a, b);
+	}
+
+	/* For each round of a loop, with a condition that never holds. ptxas (13.0) has been seen
+	 * to give an operand that a loop does not change the registers of another one that it
+	 * fills; what may change keeps its own. */
+	__device__ __forceinline__ void keep(bool never)
+	{
+		if (never) {
+#pragma unroll
+			for (int i = 0; i < HD / 4; i += 4)
+				a[i] ^= 1;
+		}
+	}
+};
+
+/* o[64 x HD] (+)= P[64 x ROWS] V[ROWS x HD]; P in registers, V's rows along the head. */
+template <int HD, int ROWS, int BROWS = ROWS>
 static __device__ __forceinline__ void product_values(float (&o)[HD / 2], uint32_t (&p)[ROWS / 4],
 						      const bf16 *v, int more)
 {
-	uint64_t dv = along_n(v, ROWS * TILE_ROW_BYTES);
+	uint64_t dv = along_n(v, BROWS * TILE_ROW_BYTES);
 
 #pragma unroll
 	for (int k = 0; k < ROWS / 16; k++)

@@ -15,16 +15,7 @@
 
 #ifdef HOPPER_CODE
 
-/* Four matrices of 8 x 8 from shared memory; lane l has the address of row l % 8 of the l / 8-th
- * one. */
-static __device__ __forceinline__ void load_matrices(uint32_t (&x)[4], uint32_t from)
-{
-	asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-		     : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-		     : "r"(from)
-		     : "memory");
-}
-
+/* The same, each of them turned. */
 static __device__ __forceinline__ void load_turned(uint32_t (&x)[4], uint32_t from)
 {
 	asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"

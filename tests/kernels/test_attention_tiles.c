@@ -80,8 +80,10 @@ static void check_share(const struct share *t, bool by_query, int row, int size)
 
 			if (by_query ? allowed(own, other) : allowed(other, own))
 				assert_true(there && other < end);
+			else if (there && by_query && other < mask.start[own])
+				assert_true(share_before(t, t->base + tile * size));
 			else if (there && by_query)
-				assert_true(share_edge(t, t->base + tile * size, size));
+				assert_true(share_beyond(t, t->base + tile * size, size));
 		}
 }
 
