@@ -194,24 +194,12 @@ static __device__ __forceinline__ void own_probabilities(float (&s)[N], const st
 							 const struct share &t, float scale_log2,
 							 int key)
 {
-	int column = key + 2 * ((int)threadIdx.x % 4);
 	float lse2[2] = { lse_log2(r.lse[0]), lse_log2(r.lse[1]) };
 
 #pragma unroll
 	for (int i = 0; i < N; i++)
 		s[i] = exp2_fast(fmaf(s[i], scale_log2, -lse2[i / 2 % 2]));
-	if (share_before(&t, key)) {
-#pragma unroll
-		for (int i = 0; i < N; i++)
-			if (i / 4 * 8 + i % 2 < r.from[i / 2 % 2] - column)
-				s[i] = 0.0f;
-	}
-	if (share_beyond(&t, key, 2 * N)) {
-#pragma unroll
-		for (int i = 0; i < N; i++)
-			if (i / 4 * 8 + i % 2 > r.to[i / 2 % 2] - column)
-				s[i] = 0.0f;
-	}
+	mask_keys(s, r.from, r.to, t, key, 0.0f);
 }
 
 /* Passing tiles from `from` to `to` hold nothing for this warpgroup, which lets them go. */

@@ -131,27 +131,6 @@ struct two_rows {
 	float most[2], sum[2];
 };
 
-/* Keys from `key` on; most tiles at an edge are at one of the two. */
-template <int N>
-static __device__ __forceinline__ void mask_scores(float (&s)[N], const struct two_rows &r,
-						   const struct share &t, int key)
-{
-	int column = key + 2 * ((int)threadIdx.x % 4);
-
-	if (share_before(&t, key)) {
-#pragma unroll
-		for (int i = 0; i < N; i++)
-			if (i / 4 * 8 + i % 2 < r.from[i / 2 % 2] - column)
-				s[i] = -INFINITY;
-	}
-	if (share_beyond(&t, key, 2 * N)) {
-#pragma unroll
-		for (int i = 0; i < N; i++)
-			if (i / 4 * 8 + i % 2 > r.to[i / 2 % 2] - column)
-				s[i] = -INFINITY;
-	}
-}
-
 /* Scores become exp2(scale (s - most)), and keep[] what the sums so far are multiplied by. `most`
  * is the largest score so far or, if LAZY, one that is at most RISE / scale_log2 below it, so that
  * it seldom changes; where it does not, keep[] is 1. */
@@ -248,7 +227,7 @@ static __device__ __forceinline__ void forward_first(struct forward_shared<HD, W
 	products_wait<0>();
 	pin(s);
 	barrier_release(&m.k_empty[stage]);
-	mask_scores(s, rows, t, key);
+	mask_keys(s, rows.from, rows.to, t, key, -INFINITY);
 	soften<LAZY(HD)>(s, rows, w.scale_log2, keep);
 #pragma unroll
 	for (int i = 0; i < KEYS / 4; i++)
@@ -289,7 +268,7 @@ static __device__ __forceinline__ void forward_tile(struct forward_shared<HD, WG
 		products_commit();
 		products_wait<1>();
 		pin(s);
-		mask_scores(s, rows, t, t.base + j * KEYS);
+		mask_keys(s, rows.from, rows.to, t, t.base + j * KEYS, -INFINITY);
 		soften<LAZY(HD)>(s, rows, w.scale_log2, keep);
 		barrier_release_after(&m.k_empty[r.stage], rows.sum[0] + rows.sum[1]);
 		products_wait<0>();

@@ -700,6 +700,29 @@ static __device__ __forceinline__ float exp2_fast(float x)
 	return y;
 }
 
+/* Of 2 N keys from `key` on, those that a thread's two rows (from[] to to[]) do not see become
+ * `none`. Most tiles at an edge are at one of the two. */
+template <int N>
+static __device__ __forceinline__ void mask_keys(float (&s)[N], const int (&from)[2],
+						 const int (&to)[2], const struct share &t, int key,
+						 float none)
+{
+	int column = key + 2 * ((int)threadIdx.x % 4);
+
+	if (share_before(&t, key)) {
+#pragma unroll
+		for (int i = 0; i < N; i++)
+			if (i / 4 * 8 + i % 2 < from[i / 2 % 2] - column)
+				s[i] = none;
+	}
+	if (share_beyond(&t, key, 2 * N)) {
+#pragma unroll
+		for (int i = 0; i < N; i++)
+			if (i / 4 * 8 + i % 2 > to[i / 2 % 2] - column)
+				s[i] = none;
+	}
+}
+
 /* Lane i of a quad gives piece j to lane j, as its piece i. */
 static __device__ __forceinline__ void trade_pieces(uint32_t (&piece)[4])
 {
