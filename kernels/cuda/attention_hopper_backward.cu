@@ -14,7 +14,6 @@
 #define GROUPS 2	    /* warpgroups with 64 rows each */
 #define OWNED (GROUPS * 64) /* rows a block owns */
 #define PASSING 64	    /* queries of a tile passing by in the keys' pass */
-#define LOG2_E 1.44269504088896f
 #define STATS 4 /* of a query: lse * log2(e), delta, start, limit */
 
 struct backward_work {
@@ -156,10 +155,8 @@ static __device__ __forceinline__ void get_delta(struct own_rows &r, const bf16 
 		r.delta[i % 2] = fmaf(a.y, b.y, fmaf(a.x, b.x, r.delta[i % 2]));
 	}
 #pragma unroll
-	for (int half = 0; half < 2; half++) {
-		r.delta[half] += __shfl_xor_sync(0xffffffffu, r.delta[half], 1);
-		r.delta[half] += __shfl_xor_sync(0xffffffffu, r.delta[half], 2);
-	}
+	for (int half = 0; half < 2; half++)
+		r.delta[half] = quad_sum(r.delta[half]);
 }
 
 /* Statistics for the pass over keys, one of them by each lane of a quad; up to whole tiles they are

@@ -10,7 +10,6 @@
 #define KEYS 128 /* keys of a tile */
 #define STAGES(HD) ((HD) == 64 ? 4 : 2) /* tiles of K and V: as many as there is room for */
 #define OWN_STAGES 2 /* tiles of Q: the next one comes while this one is worked on */
-#define LOG2_E 1.44269504088896f
 #define RISE 8.0f /* of scores, in powers of two, that probabilities may have above 1 */
 
 #define CACHE_BYTES \
@@ -182,11 +181,9 @@ static __device__ __forceinline__ void forward_finish(const struct forward_work 
 	for (int half = 0; half < 2; half++) {
 		int row = row0 + 8 * half;
 		int64_t at = (int64_t)t.sequence * w.queries + row;
-		float sum = r.sum[half];
+		float sum = quad_sum(r.sum[half]);
 		bool there = row < w.queries;
 
-		sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-		sum += __shfl_xor_sync(0xffffffffu, sum, 2);
 		write_row<HD>(there ? w.out + (at * w.list.heads + t.head) * HD : NULL, o, half,
 			      sum > 0.0f ? 1.0f / sum : 0.0f);
 		if (there && w.lse && threadIdx.x % 4 == 0)

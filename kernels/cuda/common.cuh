@@ -270,6 +270,13 @@ static __device__ __forceinline__ float warp_sum(float x)
 	return x;
 }
 
+/* Of four lanes that follow one another. */
+static __device__ __forceinline__ float quad_sum(float x)
+{
+	x += __shfl_xor_sync(0xffffffffu, x, 1);
+	return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
 static __device__ __forceinline__ float warp_max(float x)
 {
 #pragma unroll

@@ -167,10 +167,10 @@ static __device__ __forceinline__ uint4 weigh(uint4 v, const float *norm, float 
 	load8(norm, w);
 #pragma unroll
 	for (int i = 0; i < 4; i++) {
-		float lo = __uint_as_float(in[i] << 16), hi = __uint_as_float(in[i] & 0xffff0000u);
+		float2 x = unpack_bf16(in[i]);
 
-		*square += lo * lo + hi * hi;
-		out[i] = pack_bf16(lo * w[2 * i], hi * w[2 * i + 1]);
+		*square += x.x * x.x + x.y * x.y;
+		out[i] = pack_bf16(x.x * w[2 * i], x.y * w[2 * i + 1]);
 	}
 	return make_uint4(out[0], out[1], out[2], out[3]);
 }
@@ -226,8 +226,7 @@ read_input(const struct ring_product &c, const bf16 *const (&from)[HALVES], cons
 				x[i][j] = weigh(x[i][j], norm + i * STRIP, &square[j]);
 #pragma unroll
 	for (int j = 0; j < HALVES; j++) {
-		square[j] += __shfl_xor_sync(0xffffffffu, square[j], 1);
-		square[j] += __shfl_xor_sync(0xffffffffu, square[j], 2);
+		square[j] = quad_sum(square[j]);
 		if (threadIdx.x % 4 == 0)
 			squares[((int)threadIdx.x / 32 * HALVES + j) * 8 +
 				(int)threadIdx.x % 32 / 4] = square[j];

@@ -19,6 +19,7 @@
 #endif
 
 #define TILE_ROW_BYTES 128
+#define LOG2_E 1.44269504088896f
 
 /* bf16 [planes][rows][columns], `row` elements from row to row, `plane` from plane to plane. */
 struct mapped {
@@ -671,11 +672,11 @@ struct own_operand<HD, ROWS, true> {
 };
 
 /* o[64 x HD] (+)= P[64 x ROWS] V[ROWS x HD]; P in registers, V's rows along the head. */
-template <int HD, int ROWS, int BROWS = ROWS>
+template <int HD, int ROWS>
 static __device__ __forceinline__ void product_values(float (&o)[HD / 2], uint32_t (&p)[ROWS / 4],
 						      const bf16 *v, int more)
 {
-	uint64_t dv = along_n(v, BROWS * TILE_ROW_BYTES);
+	uint64_t dv = along_n(v, ROWS * TILE_ROW_BYTES);
 
 #pragma unroll
 	for (int k = 0; k < ROWS / 16; k++)

@@ -74,11 +74,12 @@ static __device__ __forceinline__ void get_four(const float *p, float x[4])
 static __device__ __forceinline__ void get_four(const bf16 *p, float x[4])
 {
 	uint2 w = *(const uint2 *)p;
+	float2 a = unpack_bf16(w.x), b = unpack_bf16(w.y);
 
-	x[0] = __uint_as_float(w.x << 16);
-	x[1] = __uint_as_float(w.x & 0xffff0000u);
-	x[2] = __uint_as_float(w.y << 16);
-	x[3] = __uint_as_float(w.y & 0xffff0000u);
+	x[0] = a.x;
+	x[1] = a.y;
+	x[2] = b.x;
+	x[3] = b.y;
 }
 static __device__ __forceinline__ void put_four(float *p, const float x[4])
 {

@@ -15,7 +15,7 @@
 
 #ifdef HOPPER_CODE
 
-/* The same, each of them turned. */
+/* As load_matrices, each of them turned. */
 static __device__ __forceinline__ void load_turned(uint32_t (&x)[4], uint32_t from)
 {
 	asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
